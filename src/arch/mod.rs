@@ -1,0 +1,96 @@
+//! Instructions: the contract of each, in pseudo code, stated here once.
+//!
+//! # Thread words
+//!
+//! Two words per thread are known to asm: the rseq area (libc's, or ours when libc has
+//! none), found at a fixed offset `area` from the thread pointer, and `striped_cpu`,
+//! the CPU that this thread's `%gs` points at, or [`NOT_STRIPED`].
+//!
+//! # Windows
+//!
+//! A window is an rseq critical section: if the thread is preempted, migrated or
+//! signalled inside it, it goes on at the abort label and nothing has happened. The last
+//! line of each is its commit. Every window answers an [`Outcome`].
+//!
+//! ```text
+//! load_add_store(area, cpu, word, v):          # the classical shape, indexed by CPU
+//!     window {
+//!         if area.cpu_id != cpu: abort
+//!         t = *word
+//!         t = t + v
+//!         *word = t
+//!     }
+//!
+//! gs_load_add_store(area, offset, v):          # the address does not depend on the CPU
+//!     window {
+//!         if area.cpu_id != striped_cpu: abort
+//!         t = %gs:offset
+//!         t = t + v
+//!         %gs:offset = t
+//!     }
+//!
+//! gs_restripe(area, base, stride, cpus):       # point %gs at the stripe of this CPU
+//!     window {
+//!         striped_cpu = NOT_STRIPED
+//!         c = area.cpu_id
+//!         if c >= cpus: abort
+//!         gsbase = base + c * stride
+//!         striped_cpu = c
+//!     }
+//! ```
+//!
+//! `gs_restripe` writes `NOT_STRIPED` as the first line *inside* its window. Written in
+//! front of the window it would be lost: a signal handler between the two may stripe
+//! the thread for CPU 1, the thread migrates, the window sets the base for CPU 2 and is
+//! aborted, and word and base disagree. Inside, an abort always leaves `NOT_STRIPED`,
+//! and a handler that runs after it stripes both anew. (`restripe_model` in the tests
+//! walks every abort point of both forms.)
+//!
+//! A word that windows update is updated by nothing else: a plain read-modify-write
+//! beside an atomic one loses counts.
+//!
+//! # Other primitives
+//!
+//! ```text
+//! gs_base() / set_gs_base(b)    # rdgsbase / wrgsbase; needs FSGSBASE
+//! gs_load_u64(offset)           # %gs:offset, as one load
+//! thread_pointer()              # %fs:0
+//! own_area_offset()             # where our own rseq area is, from the thread pointer
+//! striped_cpu() / set_striped_cpu(c)
+//! cpu_id(area)                  # one load; meaningful only as an argument of a window
+//! containing_u32(byte)          # the aligned 32-bit word around a byte, as one load
+//! ```
+//!
+//! `x86_64` implements this contract; [`portable`] is its twin without asm, which is
+//! what other instruction sets get and what the conformance tests compare with.
+
+pub mod portable;
+#[cfg(target_arch = "x86_64")]
+pub mod x86_64;
+
+#[cfg(not(target_arch = "x86_64"))]
+pub use portable as imp;
+#[cfg(target_arch = "x86_64")]
+pub use x86_64 as imp;
+
+pub use imp::{
+    HAS_WINDOWS, containing_u32, cpu_id, gs_base, gs_load_add_store_u64, gs_load_u64, gs_restripe,
+    load_add_store_u64, own_area_offset, set_gs_base, set_striped_cpu, striped_cpu, thread_pointer,
+};
+
+/// `striped_cpu` of a thread whose `%gs` points at no stripe. It differs from every
+/// CPU id and from both negative values of `rseq.cpu_id`, so the compare of a window
+/// fails on it.
+pub const NOT_STRIPED: u32 = u32::MAX - 2;
+
+/// What became of a window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// The commit was executed, once.
+    Done,
+    /// Nothing happened: another CPU, a preemption or a signal, or a CPU out of range.
+    Aborted,
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests;

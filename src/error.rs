@@ -1,0 +1,179 @@
+//! The one error type of the crate.
+
+use core::fmt;
+use rustix::io::Errno;
+
+/// Result of the crate's operations.
+pub type Result<T> = core::result::Result<T, Error>;
+
+/// What went wrong: the operation, the errno that the interface's proposal (or the
+/// kernel) gives for the case, and a message with the numbers in it.
+///
+/// Callers branch on the predicates or on [`raw_os_error`](Self::raw_os_error);
+/// `Display` is for people.
+///
+/// ```
+/// let error = unmerged::mshare::Region::open("no such region, surely").unwrap_err();
+/// assert!(error.is_not_found());
+/// assert_eq!(error.raw_os_error(), 2); // ENOENT
+/// ```
+pub struct Error {
+    operation: &'static str,
+    errno: Errno,
+    detail: Detail,
+}
+
+/// The part of a message that goes beyond operation and errno. Only the cold
+/// constructors allocate.
+enum Detail {
+    None,
+    Fixed(&'static str),
+    Numbers(Box<str>),
+}
+
+impl Error {
+    /// `operation` failed with `errno`, and there is no more to say.
+    #[inline]
+    pub(crate) const fn new(operation: &'static str, errno: Errno) -> Self {
+        Self { operation, errno, detail: Detail::None }
+    }
+
+    /// The same with a fixed explanation.
+    #[cold]
+    pub(crate) const fn because(
+        operation: &'static str,
+        errno: Errno,
+        reason: &'static str,
+    ) -> Self {
+        Self { operation, errno, detail: Detail::Fixed(reason) }
+    }
+
+    /// The same with an explanation that names the numbers.
+    #[cold]
+    pub(crate) fn with(operation: &'static str, errno: Errno, numbers: fmt::Arguments<'_>) -> Self {
+        Self { operation, errno, detail: Detail::Numbers(numbers.to_string().into_boxed_str()) }
+    }
+
+    /// The errno of the case, for instance 22 for EINVAL.
+    pub const fn raw_os_error(&self) -> i32 {
+        self.errno.raw_os_error()
+    }
+
+    /// The operation that failed, for instance `"mshare::Region::open"`.
+    pub const fn operation(&self) -> &'static str {
+        self.operation
+    }
+
+    /// This machine or kernel cannot do it, now or later (ENOSYS, EOPNOTSUPP).
+    pub fn is_unsupported(&self) -> bool {
+        matches!(self.errno, Errno::NOSYS | Errno::OPNOTSUPP)
+    }
+
+    /// An argument is wrong (EINVAL).
+    pub fn is_invalid(&self) -> bool {
+        self.errno == Errno::INVAL
+    }
+
+    /// A resource is used up (ENOMEM, ENOSPC, EMFILE, ENFILE, EOVERFLOW).
+    pub fn is_exhausted(&self) -> bool {
+        matches!(
+            self.errno,
+            Errno::NOMEM | Errno::NOSPC | Errno::MFILE | Errno::NFILE | Errno::OVERFLOW
+        )
+    }
+
+    /// No such thing (ENOENT, ESRCH).
+    pub fn is_not_found(&self) -> bool {
+        matches!(self.errno, Errno::NOENT | Errno::SRCH)
+    }
+
+    /// It exists, or the address range is taken (EEXIST).
+    pub fn is_exists(&self) -> bool {
+        self.errno == Errno::EXIST
+    }
+
+    /// Not permitted (EPERM, EACCES).
+    pub fn is_permission_denied(&self) -> bool {
+        matches!(self.errno, Errno::PERM | Errno::ACCESS)
+    }
+
+    /// A futex word did not hold the expected value (EAGAIN).
+    pub fn is_would_block(&self) -> bool {
+        self.errno == Errno::AGAIN
+    }
+
+    /// The deadline passed (ETIMEDOUT).
+    pub fn is_timed_out(&self) -> bool {
+        self.errno == Errno::TIMEDOUT
+    }
+
+    /// What the other side wrote is not what the protocol allows (EBADMSG, EPROTO).
+    pub fn is_corrupt(&self) -> bool {
+        matches!(self.errno, Errno::BADMSG | Errno::PROTO)
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: ", self.operation)?;
+        match &self.detail {
+            Detail::None => {}
+            Detail::Fixed(reason) => write!(f, "{reason}: ")?,
+            Detail::Numbers(numbers) => write!(f, "{numbers}: ")?,
+        }
+        // std knows the words for an errno.
+        std::io::Error::from(self.errno).fmt(f)
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Error({self})")
+    }
+}
+
+impl core::error::Error for Error {}
+
+impl From<Error> for std::io::Error {
+    fn from(error: Error) -> Self {
+        let kind = Self::from(error.errno).kind();
+        Self::new(kind, error)
+    }
+}
+
+/// Names the operation on the way up from the floor of system calls.
+pub(crate) trait Context<T> {
+    /// The same result, with a bare errno turned into an [`Error`] of `operation`.
+    fn op(self, operation: &'static str) -> Result<T>;
+}
+
+impl<T> Context<T> for rustix::io::Result<T> {
+    #[inline]
+    fn op(self, operation: &'static str) -> Result<T> {
+        self.map_err(|errno| Error::new(operation, errno))
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn message_names_operation_numbers_and_errno() {
+        let error = Error::with("map", Errno::INVAL, format_args!("offset 5 + length 9 > 12"));
+        assert_eq!(
+            error.to_string(),
+            "map: offset 5 + length 9 > 12: Invalid argument (os error 22)"
+        );
+        assert_eq!(error.raw_os_error(), libc::EINVAL);
+        assert!(error.is_invalid() && !error.is_unsupported());
+        let io = std::io::Error::from(error);
+        assert_eq!(io.kind(), std::io::ErrorKind::InvalidInput);
+    }
+
+    #[test]
+    fn unsupported_is_not_transient() {
+        let error = Error::new("futex_waitv", Errno::NOSYS);
+        assert!(error.is_unsupported() && !error.is_would_block() && !error.is_timed_out());
+    }
+}

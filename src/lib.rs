@@ -1,0 +1,17 @@
+//! Four Linux interfaces that were proposed and never merged, in user space.
+
+#[doc(hidden)]
+pub mod abi;
+#[doc(hidden)]
+pub mod arch;
+mod error;
+pub mod futex2;
+pub mod mshare;
+pub mod percpu;
+mod shm;
+mod sync;
+#[doc(hidden)]
+pub mod sys;
+pub mod task_shared;
+
+pub use error::{Error, Result};

@@ -1,0 +1,11 @@
+//! Typed views of memory that others may write.
+//!
+//! The rule: such memory is reached by atomic or by volatile copy, never by `&T` or
+//! `&[u8]`. A length or an offset found in it is copied out, then checked, then used, and
+//! never read twice.
+
+mod bitmap;
+mod view;
+
+pub(crate) use bitmap::Bitmap;
+pub(crate) use view::{Plain, View};

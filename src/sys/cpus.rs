@@ -1,0 +1,104 @@
+//! Which CPU ids this machine can ever use.
+//!
+//! Stripes are sized by *possible* ids: `available_parallelism`, `nproc` and musl's
+//! `sysconf` follow the affinity mask or the online set, and a thread may run on an id
+//! that neither of them counts. Ids can be sparse, and go up to 8191.
+
+use rustix::thread::{CpuSet, sched_getaffinity};
+
+/// One past the largest CPU id that a Linux kernel can be built for.
+pub const MAX_IDS: u32 = 8192;
+
+/// Where the kernel lists the possible ids.
+const POSSIBLE: &str = "/sys/devices/system/cpu/possible";
+
+/// The possible CPU ids, as ascending ranges.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ids(Vec<core::ops::RangeInclusive<u32>>);
+
+impl Ids {
+    /// Parses the kernel's list format, for instance `0-3,8,10-11`.
+    ///
+    /// `None` for anything else: an empty list, a descending or overlapping range, an id
+    /// over 8191.
+    pub fn parse(list: &str) -> Option<Self> {
+        let mut ranges = Vec::new();
+        let mut least = 0;
+        for part in list.trim().split(',') {
+            let (first, last) = part.split_once('-').unwrap_or((part, part));
+            let first: u32 = first.parse().ok()?;
+            let last: u32 = last.parse().ok()?;
+            if first < least || last < first || last >= MAX_IDS {
+                return None;
+            }
+            least = last + 1;
+            ranges.push(first..=last);
+        }
+        Some(Self(ranges))
+    }
+
+    /// The possible ids of this machine.
+    ///
+    /// Where sysfs is not mounted: all ids up to the last one that `sysconf` or the
+    /// affinity mask tells of.
+    pub fn possible() -> Self {
+        let listed = std::fs::read_to_string(POSSIBLE).ok();
+        listed.as_deref().and_then(Self::parse).unwrap_or_else(Self::without_sysfs)
+    }
+
+    fn without_sysfs() -> Self {
+        // SAFETY: sysconf reads a number.
+        let configured = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_CONF) };
+        let configured = u32::try_from(configured).unwrap_or(1).max(1);
+        let allowed = sched_getaffinity(None).ok().and_then(|set| {
+            (0..CpuSet::MAX_CPU).rev().find(|&id| set.is_set(id)).map(|id| id as u32 + 1)
+        });
+        let end = configured.max(allowed.unwrap_or(1)).min(MAX_IDS);
+        Self(vec![0..=end - 1])
+    }
+
+    /// One past the last id: what an array indexed by id must hold.
+    pub fn end(&self) -> u32 {
+        self.0.last().map_or(1, |range| range.end() + 1)
+    }
+
+    /// Each possible id, ascending.
+    pub fn iter(&self) -> impl Iterator<Item = u32> + '_ {
+        self.0.iter().flat_map(Clone::clone)
+    }
+}
+
+/// The CPU of the calling thread as libc tells it (rseq, vDSO or system call); stale at
+/// once, so good for choosing a stripe that is updated with atomics and nothing else.
+#[inline]
+pub fn current() -> u32 {
+    // SAFETY: sched_getcpu takes nothing and touches no memory of ours.
+    u32::try_from(unsafe { libc::sched_getcpu() }).unwrap_or(0)
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sparse_list() {
+        let ids = Ids::parse("0-3,8,10-11\n").unwrap();
+        assert_eq!(ids.iter().collect::<Vec<_>>(), [0, 1, 2, 3, 8, 10, 11]);
+        assert_eq!(ids.end(), 12);
+        assert_eq!(Ids::parse("8191").unwrap().end(), MAX_IDS);
+    }
+
+    #[test]
+    fn garbage_is_refused() {
+        for list in ["", "\n", "a", "3-1", "0-3,2", "0,,2", "0-", "-1", "8192", "0-99999999999"] {
+            assert_eq!(Ids::parse(list), None, "{list:?}");
+        }
+    }
+
+    #[test]
+    fn this_machine() {
+        let ids = Ids::possible();
+        assert!(ids.iter().any(|id| id == current()), "{ids:?}");
+        assert!(Ids::without_sysfs().end() > current());
+    }
+}

@@ -1,0 +1,230 @@
+//! futex(2), futex_waitv(2) and the futex2 calls. Words are raw pointers: they may lie in
+//! memory that other processes write, under types of other sizes.
+
+use crate::abi::futex2::{
+    FutexWaitv, OP_CLOCK_REALTIME, OP_PRIVATE, OP_WAIT_BITSET, OP_WAKE_BITSET, SYS_FUTEX,
+    SYS_FUTEX_REQUEUE, SYS_FUTEX_WAIT, SYS_FUTEX_WAITV, SYS_FUTEX_WAKE,
+};
+use core::ffi::c_long;
+use core::ptr;
+use rustix::io::{Errno, Result};
+use rustix::time::Timespec;
+
+/// The clock of an absolute deadline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Clock {
+    /// `CLOCK_MONOTONIC`.
+    Monotonic,
+    /// `CLOCK_REALTIME`.
+    Realtime,
+}
+
+impl Clock {
+    const fn id(self) -> c_long {
+        match self {
+            Self::Monotonic => libc::CLOCK_MONOTONIC as c_long,
+            Self::Realtime => libc::CLOCK_REALTIME as c_long,
+        }
+    }
+}
+
+/// `Ok(n)` of a call that answers with a count or an index.
+fn answer(returned: c_long) -> Result<usize> {
+    usize::try_from(returned).map_err(|_| {
+        let errno = std::io::Error::last_os_error().raw_os_error();
+        errno.map_or(Errno::INVAL, Errno::from_raw_os_error)
+    })
+}
+
+fn timespec(deadline: Option<&Timespec>) -> *const Timespec {
+    deadline.map_or(ptr::null(), ptr::from_ref)
+}
+
+/// `futex(word, FUTEX_WAIT_BITSET, expected, deadline, _, mask)` — sleeps while
+/// `*word == expected`, until a wake whose mask meets this one.
+///
+/// # Errors
+///
+/// EAGAIN if the word differs, ETIMEDOUT at the deadline, EINTR after any handled signal
+/// when there is a deadline, EINVAL for a bad timespec, alignment or an empty mask, EFAULT
+/// for an address that is not mapped.
+///
+/// # Safety
+///
+/// `word` must be valid for reads by the kernel, or the call fails with EFAULT.
+#[inline]
+pub unsafe fn wait_bitset(
+    word: *const u32,
+    private: bool,
+    expected: u32,
+    clock: Clock,
+    deadline: Option<&Timespec>,
+    mask: u32,
+) -> Result<()> {
+    let mut op = OP_WAIT_BITSET;
+    if private {
+        op |= OP_PRIVATE;
+    }
+    if clock == Clock::Realtime {
+        op |= OP_CLOCK_REALTIME;
+    }
+    let (deadline, none) = (timespec(deadline), ptr::null::<u32>());
+    // SAFETY: the kernel checks every address; the timespec outlives the call.
+    answer(unsafe { libc::syscall(SYS_FUTEX, word, op, expected, deadline, none, mask) })?;
+    Ok(())
+}
+
+/// `futex(word, FUTEX_WAKE_BITSET, n, _, _, mask)` — wakes up to `n` waiters whose mask
+/// meets this one; answers how many. `n = 0` wakes **one**, as the kernel has it.
+///
+/// # Errors
+///
+/// EFAULT for an address that is not mapped (shared words), EINVAL for bad alignment or an
+/// empty mask.
+#[inline]
+pub fn wake_bitset(word: *const u32, private: bool, n: u32, mask: u32) -> Result<usize> {
+    let op = OP_WAKE_BITSET | if private { OP_PRIVATE } else { 0 };
+    let n = n.min(i32::MAX as u32);
+    let (deadline, none) = (ptr::null::<Timespec>(), ptr::null::<u32>());
+    // SAFETY: a wake reads no memory of ours; the address is a key.
+    answer(unsafe { libc::syscall(SYS_FUTEX, word, op, n, deadline, none, mask) })
+}
+
+/// `futex_waitv(entries, nr, 0, deadline, clock)` — sleeps while every entry holds its
+/// value; answers the index of one that was woken (since Linux 5.16).
+///
+/// Entries are compared and queued in array order.
+///
+/// # Errors
+///
+/// ENOSYS before Linux 5.16, EAGAIN if a word differs, ETIMEDOUT at the deadline, EINTR
+/// after a signal without `SA_RESTART`, EINVAL for 0 or more than 128 entries, flags,
+/// alignment or timespec, EFAULT for an address that is not mapped.
+#[inline]
+pub fn waitv(entries: &[FutexWaitv], clock: Clock, deadline: Option<&Timespec>) -> Result<usize> {
+    let (first, len) = (entries.as_ptr(), entries.len());
+    let (deadline, clock) = (timespec(deadline), clock.id());
+    // SAFETY: the entries outlive the call; the kernel checks the addresses in them.
+    answer(unsafe { libc::syscall(SYS_FUTEX_WAITV, first, len, 0_u32, deadline, clock) })
+}
+
+/// `futex_wait(word, expected, mask, flags, deadline, clock)` (since Linux 6.7).
+///
+/// # Errors
+///
+/// As [`waitv`]; EINVAL also for a size that the kernel does not take.
+#[inline]
+pub fn wait(
+    word: *const u32,
+    expected: u64,
+    mask: u64,
+    flags: u32,
+    clock: Clock,
+    deadline: Option<&Timespec>,
+) -> Result<()> {
+    let (deadline, clock) = (timespec(deadline), clock.id());
+    // SAFETY: the kernel checks the address; the timespec outlives the call.
+    answer(unsafe { libc::syscall(SYS_FUTEX_WAIT, word, expected, mask, flags, deadline, clock) })?;
+    Ok(())
+}
+
+/// `futex_wake(word, mask, n, flags)` (since Linux 6.7) — answers how many; `n = 0` wakes
+/// none.
+///
+/// # Errors
+///
+/// ENOSYS before Linux 6.7, EINVAL for flags, alignment or mask, EFAULT (shared words).
+#[inline]
+pub fn wake(word: *const u32, mask: u64, n: u32, flags: u32) -> Result<usize> {
+    let n = n.min(i32::MAX as u32);
+    // SAFETY: a wake reads no memory of ours; the address is a key.
+    answer(unsafe { libc::syscall(SYS_FUTEX_WAKE, word, mask, n, flags) })
+}
+
+/// `futex_requeue(pair, 0, wake, requeue)` (since Linux 6.7) — if the first word holds its
+/// value, wakes `wake` of its waiters and moves up to `requeue` others to the second;
+/// answers how many of both.
+///
+/// # Errors
+///
+/// ENOSYS before Linux 6.7, EAGAIN if the word differs, EINVAL for flags that differ
+/// between the two, EFAULT for an address that is not mapped.
+#[inline]
+pub fn requeue(pair: &[FutexWaitv; 2], wake: u32, requeue: u32) -> Result<usize> {
+    let (wake, requeue) = (wake.min(i32::MAX as u32), requeue.min(i32::MAX as u32));
+    // SAFETY: the pair outlives the call; the kernel checks the addresses in it.
+    answer(unsafe { libc::syscall(SYS_FUTEX_REQUEUE, pair.as_ptr(), 0_u32, wake, requeue) })
+}
+
+/// Does this kernel have futex_waitv(2)?
+pub fn has_waitv() -> bool {
+    waitv(&[], Clock::Monotonic, None) != Err(Errno::NOSYS)
+}
+
+/// Does this kernel have futex_wake(2), futex_wait(2) and futex_requeue(2)?
+pub fn has_futex2() -> bool {
+    wake(ptr::null(), 0, 0, 0) != Err(Errno::NOSYS)
+}
+
+/// Does this kernel have `FUTEX2_NUMA`? Asked with a wake on a pair of ours, whose node
+/// word is -1.
+pub fn has_numa() -> bool {
+    use crate::abi::futex2::{MATCH_ANY, NUMA, PRIVATE, SIZE_U32};
+    #[repr(align(8))]
+    struct Pair([u32; 2]);
+    let pair = Pair([0, u32::MAX]);
+    wake(pair.0.as_ptr(), u64::from(MATCH_ANY), 1, SIZE_U32 | PRIVATE | NUMA).is_ok()
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::abi::futex2::{MATCH_ANY, PRIVATE, SIZE_U32};
+
+    #[test]
+    fn mismatch_then_expired_deadline() {
+        let word = 7_u32;
+        let past = Timespec { tv_sec: 0, tv_nsec: 1 };
+        let wait = |expected, deadline| {
+            // SAFETY: the word is on this stack.
+            unsafe { wait_bitset(&raw const word, true, expected, Clock::Monotonic, deadline, 1) }
+        };
+        assert_eq!(wait(8, Some(&past)), Err(Errno::AGAIN));
+        assert_eq!(wait(7, Some(&past)), Err(Errno::TIMEDOUT));
+        assert_eq!(wait(7, Some(&Timespec { tv_sec: -1, tv_nsec: 0 })), Err(Errno::INVAL));
+        let nanos = Timespec { tv_sec: 0, tv_nsec: 1_000_000_000 };
+        assert_eq!(wait(7, Some(&nanos)), Err(Errno::INVAL));
+    }
+
+    #[test]
+    fn wake_of_nobody() {
+        let word = 0_u32;
+        assert_eq!(wake_bitset(&raw const word, true, 1, MATCH_ANY), Ok(0));
+        assert_eq!(wake_bitset(&raw const word, false, 1, 0), Err(Errno::INVAL));
+        let odd = (&raw const word).cast::<u8>().wrapping_add(1).cast::<u32>();
+        assert_eq!(wake_bitset(odd, true, 1, MATCH_ANY), Err(Errno::INVAL));
+    }
+
+    #[test]
+    fn vector_and_futex2_calls() {
+        let word = 7_u32;
+        let entry = |val| FutexWaitv {
+            val,
+            uaddr: (&raw const word).expose_provenance() as u64,
+            flags: SIZE_U32 | PRIVATE,
+            reserved: 0,
+        };
+        if has_waitv() {
+            assert_eq!(waitv(&[], Clock::Monotonic, None), Err(Errno::INVAL));
+            assert_eq!(waitv(&[entry(8)], Clock::Monotonic, None), Err(Errno::AGAIN));
+            assert_eq!(waitv(&[entry(7); 129], Clock::Monotonic, None), Err(Errno::INVAL));
+        }
+        if has_futex2() {
+            let (at, flags, any) = (&raw const word, SIZE_U32 | PRIVATE, u64::from(MATCH_ANY));
+            assert_eq!(wait(at, 8, any, flags, Clock::Realtime, None), Err(Errno::AGAIN));
+            assert_eq!(wake(at, any, 0, flags), Ok(0));
+            assert_eq!(requeue(&[entry(8), entry(0)], 1, 1), Err(Errno::AGAIN));
+            assert_eq!(requeue(&[entry(7), entry(0)], 1, 1), Ok(0));
+        }
+    }
+}

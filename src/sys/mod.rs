@@ -1,0 +1,15 @@
+//! One file per kernel facility: typed in, `Result<_, Errno>` out, no policy, no retry.
+//!
+//! Whether a facility is there is the caller's question; [`features`] answers it once per
+//! process.
+
+pub mod cpus;
+pub mod features;
+pub mod futex;
+pub mod gs;
+pub mod map;
+pub mod membarrier;
+pub mod memfd;
+pub mod pidfd;
+pub mod rseq;
+pub mod socket;
