@@ -9,7 +9,7 @@
 
 #[cfg(not(all(test, loom)))]
 mod imp {
-    pub(crate) use core::sync::atomic::{Ordering, compiler_fence, fence};
+    pub(crate) use core::sync::atomic::{Ordering, fence};
 
     pub(crate) type AtomicBool = core::sync::atomic::AtomicBool;
     pub(crate) type AtomicU8 = core::sync::atomic::AtomicU8;
@@ -28,10 +28,10 @@ mod imp {
 }
 
 #[cfg(all(test, loom))]
+#[allow(unreachable_pub, reason = "associated types of public traits name them")]
 mod imp {
     use core::fmt;
     pub(crate) use loom::sync::atomic::fence;
-    pub(crate) use loom::sync::atomic::fence as compiler_fence; // loom has no weaker one
     use std::sync::OnceLock;
     pub(crate) use std::sync::atomic::Ordering;
 
@@ -39,7 +39,7 @@ mod imp {
     /// no `const` constructor; these make theirs at the first use.
     macro_rules! atomic {
         ($name:ident $(<$p:ident>)?, $value:ty, { $($extra:tt)* }) => {
-            pub(crate) struct $name $(<$p>)? {
+            pub struct $name $(<$p>)? {
                 first: $value,
                 word: OnceLock<loom::sync::atomic::$name $(<$p>)?>,
             }
@@ -77,6 +77,10 @@ mod imp {
                 }
                 $($extra)*
             }
+            // SAFETY: the first value is only ever copied; loom's word is the atomic.
+            unsafe impl $(<$p>)? Send for $name $(<$p>)? {}
+            // SAFETY: as above.
+            unsafe impl $(<$p>)? Sync for $name $(<$p>)? {}
             impl $(<$p>)? fmt::Debug for $name $(<$p>)? {
                 fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                     f.write_str(stringify!($name))

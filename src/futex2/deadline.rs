@@ -1,0 +1,98 @@
+//! Absolute deadlines.
+
+use crate::sys::futex::Clock;
+use core::time::Duration;
+use rustix::time::{ClockId, Timespec, clock_gettime};
+
+/// A point on a clock, up to which a wait may last.
+///
+/// It is absolute, so a wait that is begun again keeps it. It is always a valid
+/// `timespec`: the errors of a negative or malformed one cannot happen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Deadline {
+    clock: Clock,
+    at: Duration,
+}
+
+/// The longest time that a `timespec` of the kernel holds.
+const LAST: Duration = Duration::new(i64::MAX as u64, 999_999_999);
+
+impl Deadline {
+    /// `at` on `CLOCK_MONOTONIC`, counted from its zero.
+    pub fn monotonic(at: Duration) -> Self {
+        Self { clock: Clock::Monotonic, at: at.min(LAST) }
+    }
+
+    /// `at` on `CLOCK_REALTIME`, counted from 1970. It moves when the clock is set.
+    pub fn realtime(at: Duration) -> Self {
+        Self { clock: Clock::Realtime, at: at.min(LAST) }
+    }
+
+    /// `span` from now, on `CLOCK_MONOTONIC`.
+    pub fn after(span: Duration) -> Self {
+        Self::monotonic(now(Clock::Monotonic).saturating_add(span))
+    }
+
+    /// The clock.
+    pub fn clock(&self) -> Clock {
+        self.clock
+    }
+
+    /// The point on it, counted from its zero.
+    pub fn at(&self) -> Duration {
+        self.at
+    }
+
+    /// Has it passed?
+    pub fn has_passed(&self) -> bool {
+        now(self.clock) >= self.at
+    }
+
+    /// As the kernel takes it.
+    pub(super) fn timespec(&self) -> Timespec {
+        Timespec {
+            tv_sec: i64::try_from(self.at.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: i64::from(self.at.subsec_nanos()),
+        }
+    }
+
+    /// The earlier of this one and `span` from now; of two clocks, the latter.
+    pub(super) fn or_sooner(deadline: Option<Self>, span: Duration) -> Self {
+        let sooner = Self::after(span);
+        match deadline {
+            Some(deadline) if deadline.clock == Clock::Monotonic && deadline.at < sooner.at => {
+                deadline
+            }
+            _ => sooner,
+        }
+    }
+}
+
+fn now(clock: Clock) -> Duration {
+    let time = clock_gettime(match clock {
+        Clock::Monotonic => ClockId::Monotonic,
+        Clock::Realtime => ClockId::Realtime,
+    });
+    // Before 1970 a real-time clock is negative: then no deadline has passed.
+    Duration::try_from(time).unwrap_or(Duration::ZERO)
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn points_on_clocks() {
+        assert!(Deadline::monotonic(Duration::ZERO).has_passed());
+        assert!(Deadline::realtime(Duration::from_secs(1)).has_passed());
+        let far = Deadline::after(Duration::MAX);
+        assert!(!far.has_passed());
+        assert_eq!(far.timespec().tv_sec, i64::MAX);
+        let soon = Deadline::or_sooner(Some(far), Duration::from_secs(1));
+        assert!(soon.at() < far.at());
+        let past = Deadline::monotonic(Duration::ZERO);
+        assert_eq!(Deadline::or_sooner(Some(past), Duration::from_secs(1)), past);
+        let real = Deadline::realtime(Duration::ZERO);
+        assert_eq!(Deadline::or_sooner(Some(real), Duration::ZERO).clock(), Clock::Monotonic);
+    }
+}

@@ -1,0 +1,428 @@
+//! Per-CPU counters on a live kernel, in each implementation.
+
+mod common;
+
+use common::{child, missing, role, succeed};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::ptr::{self, NonNull};
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+use unmerged::percpu::{Area, Counter, Implementation, implementation};
+
+/// Executes `test` once in each implementation; whether this process is such a child and
+/// should go on.
+fn in_each_implementation(test: &str) -> bool {
+    let Some(wanted) = role() else {
+        for wanted in ["gs", "rseq", "portable"] {
+            let mut command = child(test, wanted);
+            command.env("UNMERGED_PERCPU", wanted);
+            succeed(command);
+        }
+        return false;
+    };
+    if implementation().name() != wanted {
+        let feature = if wanted == "gs" { "fsgsbase" } else { "rseq" };
+        missing(feature, implementation().name());
+    }
+    true
+}
+
+fn pin(cpu: u32) -> bool {
+    let mut set = MaybeUninit::<libc::cpu_set_t>::zeroed();
+    // SAFETY: a zeroed set is a set; the kernel checks the CPU.
+    unsafe {
+        libc::CPU_SET(cpu as usize, &mut *set.as_mut_ptr());
+        libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), set.as_ptr()) == 0
+    }
+}
+
+fn cpus() -> Vec<u32> {
+    Counter::new().per_cpu().map(|(cpu, _)| cpu).collect()
+}
+
+/// A page-aligned mapping of a memory file, shared by whoever has the file.
+fn map(file: &OwnedFd, len: usize) -> NonNull<u8> {
+    // SAFETY: a new mapping at an address of the kernel's choice.
+    let at = unsafe {
+        libc::mmap(
+            ptr::null_mut(),
+            len,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_SHARED,
+            file.as_raw_fd(),
+            0,
+        )
+    };
+    assert_ne!(at, libc::MAP_FAILED);
+    NonNull::new(at.cast()).unwrap()
+}
+
+fn memory_file(len: usize) -> OwnedFd {
+    // SAFETY: a fresh descriptor, owned by nobody else. Children inherit it.
+    let file = unsafe { OwnedFd::from_raw_fd(libc::memfd_create(c"test".as_ptr(), 0)) };
+    // SAFETY: our own file.
+    assert_eq!(unsafe { libc::ftruncate(file.as_raw_fd(), len as i64) }, 0);
+    file
+}
+
+static HITS: Counter = Counter::new();
+
+/// 8 threads that change their CPU again and again lose nothing.
+#[test]
+fn no_increment_is_lost_under_migration() {
+    const TEST: &str = "no_increment_is_lost_under_migration";
+    if !in_each_implementation(TEST) {
+        return;
+    }
+    const THREADS: u64 = 8;
+    const ADDS: u64 = 300_000;
+    let (cpus, start) = (cpus(), Barrier::new(THREADS as usize));
+    std::thread::scope(|scope| {
+        for me in 0..THREADS {
+            let (cpus, start) = (&cpus, &start);
+            scope.spawn(move || {
+                start.wait();
+                for n in 0..ADDS {
+                    HITS.add(1);
+                    if n % 64 == me {
+                        pin(cpus[(n / 64 + me) as usize % cpus.len()]);
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!(HITS.sum(), THREADS * ADDS);
+    assert_eq!(HITS.per_cpu().map(|(_, n)| n).sum::<u64>(), THREADS * ADDS);
+}
+
+/// What is counted on a CPU is counted for that CPU.
+#[test]
+fn each_cpu_has_its_own_word() {
+    if !in_each_implementation("each_cpu_has_its_own_word") {
+        return;
+    }
+    let counter = Counter::new();
+    let mut expected = Vec::new();
+    for (n, cpu) in cpus().into_iter().enumerate() {
+        let n = if pin(cpu) { n as u64 + 1 } else { 0 };
+        for _ in 0..n {
+            counter.add(1);
+        }
+        expected.push((cpu, n));
+    }
+    assert_eq!(counter.per_cpu().collect::<Vec<_>>(), expected);
+}
+
+static IN_HANDLER: AtomicU64 = AtomicU64::new(0);
+
+extern "C" fn on_alarm(_: libc::c_int) {
+    // The word that the interrupted window may be about to commit.
+    HITS.add(1);
+    IN_HANDLER.fetch_add(1, Ordering::Relaxed);
+}
+
+/// A handler adds to the counter that it interrupts.
+#[test]
+fn signal_handlers_count_too() {
+    if !in_each_implementation("signal_handlers_count_too") {
+        return;
+    }
+    HITS.add(1);
+    // SAFETY: the handler uses what is safe in handlers: an atomic, and a counter in use.
+    unsafe {
+        let mut action = MaybeUninit::<libc::sigaction>::zeroed().assume_init();
+        action.sa_sigaction = on_alarm as *const () as usize;
+        action.sa_flags = libc::SA_RESTART;
+        assert_eq!(libc::sigaction(libc::SIGALRM, &raw const action, ptr::null_mut()), 0);
+    }
+    let tick = |us| {
+        let every = libc::timeval { tv_sec: 0, tv_usec: us };
+        let timer = libc::itimerval { it_interval: every, it_value: every };
+        // SAFETY: a timer of this process.
+        unsafe { libc::setitimer(libc::ITIMER_REAL, &raw const timer, ptr::null_mut()) };
+    };
+    tick(20);
+    let mut here = 1;
+    while IN_HANDLER.load(Ordering::Relaxed) < 2000 {
+        HITS.add(1);
+        here += 1;
+    }
+    tick(0);
+    // A last signal may still be on its way.
+    std::thread::sleep(Duration::from_millis(1));
+    assert_eq!(HITS.sum(), here + IN_HANDLER.load(Ordering::Relaxed));
+}
+
+/// The first addition of all, by 16 threads at once.
+#[test]
+fn first_use_by_many_threads() {
+    if !in_each_implementation("first_use_by_many_threads") {
+        return;
+    }
+    for _ in 0..50 {
+        let (counter, start) = (Counter::new(), Barrier::new(16));
+        std::thread::scope(|scope| {
+            for _ in 0..16 {
+                scope.spawn(|| {
+                    start.wait();
+                    counter.add(1);
+                });
+            }
+        });
+        assert_eq!(counter.sum(), 16);
+    }
+}
+
+/// A forked child starts at the parent's value and goes its own way.
+#[test]
+fn fork_copies_a_private_counter() {
+    if !in_each_implementation("fork_copies_a_private_counter") {
+        return;
+    }
+    HITS.add(3);
+    // SAFETY: the child uses the counter and _exit alone.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        HITS.add(4);
+        let code = i32::from(HITS.sum() != 7);
+        // SAFETY: ends the child.
+        unsafe { libc::_exit(code) };
+    }
+    let mut status = 0;
+    // SAFETY: our own child.
+    assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+    assert_eq!((libc::WIFEXITED(status), libc::WEXITSTATUS(status)), (true, 0));
+    HITS.add(1);
+    assert_eq!(HITS.sum(), 4);
+}
+
+const PROCESSES: [&str; 3] = ["gs", "rseq", "portable"];
+const SHARED_ADDS: u64 = 200_000;
+
+/// Processes of all three implementations add to one word of shared memory.
+#[test]
+fn processes_share_an_area() {
+    const TEST: &str = "processes_share_an_area";
+    const FD: &str = "UNMERGED_TEST_FD";
+    if role().is_some() {
+        let fd = std::env::var(FD).unwrap().parse().unwrap();
+        // SAFETY: inherited from the parent for this very use.
+        let file = unsafe { OwnedFd::from_raw_fd(fd) };
+        let memory = map(&file, Area::size());
+        // SAFETY: mapped for good, written by areas alone.
+        let area = unsafe { Area::open(memory, Area::size()) }.unwrap();
+        let (one, two) = (area.counter(0).unwrap(), area.counter(511).unwrap());
+        let cpus = cpus();
+        for n in 0..SHARED_ADDS {
+            one.add(1);
+            two.sub(1);
+            if n % 128 == 0 {
+                pin(cpus[n as usize / 128 % cpus.len()]);
+            }
+        }
+        return;
+    }
+    let file = memory_file(Area::size());
+    let memory = map(&file, Area::size());
+    // SAFETY: mapped for good, written by areas alone.
+    let area = unsafe { Area::create(memory, Area::size()) }.unwrap();
+    let children: Vec<_> = PROCESSES
+        .into_iter()
+        .map(|wanted| {
+            let mut command = child(TEST, wanted);
+            command.env("UNMERGED_PERCPU", wanted).env(FD, file.as_raw_fd().to_string());
+            command.spawn().unwrap()
+        })
+        .collect();
+    for mut child in children {
+        assert!(child.wait().unwrap().success());
+    }
+    let total = SHARED_ADDS * PROCESSES.len() as u64;
+    assert_eq!(area.counter(0).unwrap().sum(), total);
+    assert_eq!(area.counter(511).unwrap().sum(), total.wrapping_neg());
+    // SAFETY: mapped for good, written by areas alone.
+    let again = unsafe { Area::create(memory, Area::size()) }.unwrap_err();
+    assert!(again.is_exists(), "{again}");
+}
+
+#[test]
+fn bad_areas_are_refused_with_the_numbers() {
+    let file = memory_file(Area::size() + 8192);
+    let memory = map(&file, Area::size() + 8192);
+    // SAFETY: mapped for good, in all of what follows.
+    let create = |memory, len| unsafe { Area::create(memory, len) }.map(drop);
+    // SAFETY: as above.
+    let open = |memory, len| unsafe { Area::open(memory, len) }.map(drop);
+    // SAFETY: inside the mapping.
+    let odd = unsafe { memory.add(8) };
+    let size = Area::size();
+    for (at, len) in [(odd, size), (memory, size - 1), (memory, 0)] {
+        for error in [create(at, len).unwrap_err(), open(at, len).unwrap_err()] {
+            assert!(error.is_invalid() && error.to_string().contains(&size.to_string()), "{error}");
+        }
+    }
+    let error = open(memory, size).unwrap_err();
+    assert!(error.is_corrupt() && error.to_string().contains("found magic 0x0"), "{error}");
+    create(memory, size).unwrap();
+    open(memory, size).unwrap();
+    // Another number of CPUs, another version, garbage.
+    for (offset, value) in [(8, 77_u64 | 4096 << 32), (0, 0x3243_5072_6d6e_75), (0, u64::MAX)] {
+        // SAFETY: inside the mapping, aligned; the test plays a peer of another layout.
+        let word = unsafe { memory.byte_add(offset).cast::<AtomicU64>().as_ref() };
+        let before = word.swap(value, Ordering::Relaxed);
+        let error = open(memory, size).unwrap_err();
+        assert!(error.is_corrupt(), "{error}");
+        assert_eq!(error.raw_os_error(), libc::EPROTO);
+        word.store(before, Ordering::Relaxed);
+    }
+    // SAFETY: mapped for good.
+    let area = unsafe { Area::open(memory, size) }.unwrap();
+    let error = area.counter(512).unwrap_err();
+    assert!(error.is_invalid() && error.to_string().contains("512"), "{error}");
+}
+
+/// Somebody else owns %gs when it is first claimed: it is left alone.
+#[test]
+fn a_foreign_gs_base_is_left_alone() {
+    const TEST: &str = "a_foreign_gs_base_is_left_alone";
+    if role().is_none() {
+        return succeed(child(TEST, "owner"));
+    }
+    if unmerged::sys::gs::claim() != unmerged::sys::gs::Claim::Free {
+        return missing("fsgsbase", implementation().name());
+    }
+    let theirs = [0_u64; 8];
+    let base = theirs.as_ptr().expose_provenance();
+    // SAFETY: FSGSBASE works; this thread plays the other owner.
+    unsafe { unmerged::arch::set_gs_base(base) };
+    assert_eq!(implementation(), Implementation::Rseq);
+    for _ in 0..1000 {
+        HITS.add(1);
+    }
+    // SAFETY: as above.
+    assert_eq!((HITS.sum(), unsafe { unmerged::arch::gs_base() }), (1000, base));
+}
+
+/// One thread of a process uses %gs for itself: its updates go another way.
+#[test]
+fn a_thread_with_a_gs_base_of_its_own() {
+    const TEST: &str = "a_thread_with_a_gs_base_of_its_own";
+    if role().is_none() {
+        return succeed(child(TEST, "process"));
+    }
+    if implementation() != Implementation::Gs {
+        return missing("fsgsbase", implementation().name());
+    }
+    HITS.add(1);
+    let theirs = [0_u64; 8];
+    let base = theirs.as_ptr().expose_provenance();
+    std::thread::spawn(move || {
+        // SAFETY: FSGSBASE works; this thread plays the other owner.
+        unsafe { unmerged::arch::set_gs_base(base) };
+        for _ in 0..1000 {
+            HITS.add(1);
+        }
+        // SAFETY: as above.
+        assert_eq!(unsafe { unmerged::arch::gs_base() }, base);
+    })
+    .join()
+    .unwrap();
+    assert_eq!(HITS.sum(), 1001);
+}
+
+/// A thread that is stepped or interrupted without end still gets its additions done: the
+/// fence that aborts windows, without a pause.
+#[test]
+fn storms_of_fences_lose_nothing() {
+    use unmerged::sys::membarrier::{Fence, fence, is_available, register};
+    if !in_each_implementation("storms_of_fences_lose_nothing") {
+        return;
+    }
+    if !is_available(Fence::Rseq) {
+        return missing("membarrier-rseq", "no storm");
+    }
+    register(Fence::Rseq).unwrap();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                fence(Fence::Rseq).unwrap();
+            }
+        });
+        for _ in 0..400_000 {
+            HITS.add(1);
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(HITS.sum(), 400_000);
+}
+
+/// libc without rseq: ours is registered, in every thread.
+#[test]
+fn own_registration() {
+    const TEST: &str = "own_registration";
+    if role().is_none() {
+        let mut command = child(TEST, "own");
+        command.env("GLIBC_TUNABLES", "glibc.pthread.rseq=0");
+        return succeed(command);
+    }
+    use unmerged::sys::rseq::{Owner, owner};
+    if owner() == Owner::Nobody {
+        return missing("rseq", implementation().name());
+    }
+    assert_eq!(owner(), Owner::Own);
+    let threads: Vec<_> = (0..8)
+        .map(|_| {
+            std::thread::spawn(|| {
+                for _ in 0..50_000 {
+                    HITS.add(1);
+                }
+                unmerged::sys::rseq::ensure_registered()
+            })
+        })
+        .collect();
+    assert!(threads.into_iter().all(|thread| thread.join().unwrap()));
+    assert_eq!(HITS.sum(), 400_000);
+}
+
+/// A filter refuses rseq(2), and libc has not registered: atomics take over.
+#[test]
+fn a_refused_registration_is_a_clean_fallback() {
+    const TEST: &str = "a_refused_registration_is_a_clean_fallback";
+    match role().as_deref() {
+        None => succeed(child(TEST, "filter")),
+        Some("filter") => {
+            refuse_rseq();
+            let mut command = child(TEST, "refused");
+            command.env("GLIBC_TUNABLES", "glibc.pthread.rseq=0");
+            succeed(command);
+        }
+        Some(_) => {
+            assert_eq!(implementation(), Implementation::Portable);
+            HITS.add(5);
+            std::thread::spawn(|| HITS.add(6)).join().unwrap();
+            assert_eq!(HITS.sum(), 11);
+        }
+    }
+}
+
+/// From here on rseq(2) answers ENOSYS, in this process and what it executes.
+fn refuse_rseq() {
+    use libc::{BPF_ABS, BPF_JEQ, BPF_JMP, BPF_K, BPF_LD, BPF_RET, BPF_W};
+    let statement = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
+    let mut filter = [
+        statement(BPF_LD | BPF_W | BPF_ABS, 0, 0, 0), // the number of the call
+        statement(BPF_JMP | BPF_JEQ | BPF_K, 0, 1, libc::SYS_rseq as u32),
+        statement(BPF_RET | BPF_K, 0, 0, libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32),
+        statement(BPF_RET | BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+    // SAFETY: the program outlives the call; no privilege is gained by it.
+    unsafe {
+        assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+        let mode = libc::SECCOMP_MODE_FILTER;
+        assert_eq!(libc::prctl(libc::PR_SET_SECCOMP, mode, &raw const program), 0);
+    }
+}
