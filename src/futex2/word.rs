@@ -5,19 +5,39 @@ use super::scope::{Private, Scope};
 use super::wait::Place;
 use crate::error::Result;
 use crate::sync::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering, assert_layout};
+use core::cell::UnsafeCell;
 use core::fmt;
 use core::marker::PhantomData;
 
 /// The sizes of a futex: `u8`, `u16`, `u32`, `u64`.
+///
+/// The operations are those of the atomic of the same size; [`Futex`] has them as methods.
 pub trait Word: sealed::Sealed + Copy + Eq + fmt::Debug + 'static {
     /// The atomic of this size.
     #[doc(hidden)]
-    type Atomic: fmt::Debug + Send + Sync;
-
-    /// Loads it.
+    type Atomic;
     #[doc(hidden)]
     fn load(atomic: &Self::Atomic, order: Ordering) -> Self;
-
+    #[doc(hidden)]
+    fn store(atomic: &Self::Atomic, value: Self, order: Ordering);
+    #[doc(hidden)]
+    fn swap(atomic: &Self::Atomic, value: Self, order: Ordering) -> Self;
+    #[doc(hidden)]
+    fn compare_exchange(
+        atomic: &Self::Atomic,
+        current: Self,
+        new: Self,
+        success: Ordering,
+        failure: Ordering,
+    ) -> core::result::Result<Self, Self>;
+    #[doc(hidden)]
+    fn fetch_add(atomic: &Self::Atomic, n: Self, order: Ordering) -> Self;
+    #[doc(hidden)]
+    fn fetch_sub(atomic: &Self::Atomic, n: Self, order: Ordering) -> Self;
+    #[doc(hidden)]
+    fn fetch_and(atomic: &Self::Atomic, bits: Self, order: Ordering) -> Self;
+    #[doc(hidden)]
+    fn fetch_or(atomic: &Self::Atomic, bits: Self, order: Ordering) -> Self;
     /// Zero-extended.
     #[doc(hidden)]
     fn widen(self) -> u64;
@@ -26,6 +46,64 @@ pub trait Word: sealed::Sealed + Copy + Eq + fmt::Debug + 'static {
 mod sealed {
     pub trait Sealed {}
 }
+
+macro_rules! word {
+    ($value:ty, $atomic:ident) => {
+        impl sealed::Sealed for $value {}
+
+        impl Word for $value {
+            type Atomic = $atomic;
+
+            #[inline]
+            fn load(atomic: &$atomic, order: Ordering) -> Self {
+                atomic.load(order)
+            }
+            #[inline]
+            fn store(atomic: &$atomic, value: Self, order: Ordering) {
+                atomic.store(value, order);
+            }
+            #[inline]
+            fn swap(atomic: &$atomic, value: Self, order: Ordering) -> Self {
+                atomic.swap(value, order)
+            }
+            #[inline]
+            fn compare_exchange(
+                atomic: &$atomic,
+                current: Self,
+                new: Self,
+                success: Ordering,
+                failure: Ordering,
+            ) -> core::result::Result<Self, Self> {
+                atomic.compare_exchange(current, new, success, failure)
+            }
+            #[inline]
+            fn fetch_add(atomic: &$atomic, n: Self, order: Ordering) -> Self {
+                atomic.fetch_add(n, order)
+            }
+            #[inline]
+            fn fetch_sub(atomic: &$atomic, n: Self, order: Ordering) -> Self {
+                atomic.fetch_sub(n, order)
+            }
+            #[inline]
+            fn fetch_and(atomic: &$atomic, bits: Self, order: Ordering) -> Self {
+                atomic.fetch_and(bits, order)
+            }
+            #[inline]
+            fn fetch_or(atomic: &$atomic, bits: Self, order: Ordering) -> Self {
+                atomic.fetch_or(bits, order)
+            }
+            #[inline]
+            fn widen(self) -> u64 {
+                self.into()
+            }
+        }
+    };
+}
+
+word!(u8, AtomicU8);
+word!(u16, AtomicU16);
+word!(u32, AtomicU32);
+word!(u64, AtomicU64);
 
 /// An atomic word that threads, or processes, wait on.
 ///
@@ -46,11 +124,20 @@ mod sealed {
 /// let soon = Deadline::after(Duration::from_millis(1));
 /// assert!(word.wait(1 << 40, Some(soon)).unwrap_err().is_timed_out());
 /// ```
-#[repr(transparent)]
+#[repr(C)]
 pub struct Futex<T: Word, S: Scope = Private> {
-    value: T::Atomic,
+    /// Reached as `T::Atomic` only; it is no such field, so that one `const` constructor
+    /// serves all sizes.
+    value: UnsafeCell<T>,
+    /// The alignment of the atomic.
+    align: [T::Atomic; 0],
     scope: PhantomData<S>,
 }
+
+// SAFETY: the value is reached as an atomic only.
+unsafe impl<T: Word, S: Scope> Send for Futex<T, S> {}
+// SAFETY: as above.
+unsafe impl<T: Word, S: Scope> Sync for Futex<T, S> {}
 
 assert_layout!(
     size_of::<Futex<u8>>() == 1,
@@ -61,15 +148,78 @@ assert_layout!(
 );
 
 impl<T: Word, S: Scope> Futex<T, S> {
+    /// A futex that holds `value`.
+    pub const fn new(value: T) -> Self {
+        Self { value: UnsafeCell::new(value), align: [], scope: PhantomData }
+    }
+
+    fn atomic(&self) -> &T::Atomic {
+        // SAFETY: the atomic has the size of T, and the alignment that `align` gives; the value
+        // is reached through it only.
+        unsafe { &*self.value.get().cast() }
+    }
+
     fn place(&self) -> Place {
-        let address = core::ptr::from_ref(&self.value).cast();
+        let address = self.value.get().cast_const().cast();
         Place { address, bytes: size_of::<T>(), private: S::PRIVATE }
     }
 
     /// Loads the value.
     #[inline]
     pub fn load(&self, order: Ordering) -> T {
-        T::load(&self.value, order)
+        T::load(self.atomic(), order)
+    }
+
+    /// Stores `value`. It wakes nobody.
+    #[inline]
+    pub fn store(&self, value: T, order: Ordering) {
+        T::store(self.atomic(), value, order);
+    }
+
+    /// Stores `value`; answers the one before.
+    #[inline]
+    pub fn swap(&self, value: T, order: Ordering) -> T {
+        T::swap(self.atomic(), value, order)
+    }
+
+    /// Stores `new` if the value is `current`; answers the value before.
+    ///
+    /// # Errors
+    ///
+    /// The value, if it is another one.
+    #[inline]
+    pub fn compare_exchange(
+        &self,
+        current: T,
+        new: T,
+        success: Ordering,
+        failure: Ordering,
+    ) -> core::result::Result<T, T> {
+        T::compare_exchange(self.atomic(), current, new, success, failure)
+    }
+
+    /// Adds `n`, wrapping; answers the value before.
+    #[inline]
+    pub fn fetch_add(&self, n: T, order: Ordering) -> T {
+        T::fetch_add(self.atomic(), n, order)
+    }
+
+    /// Subtracts `n`, wrapping; answers the value before.
+    #[inline]
+    pub fn fetch_sub(&self, n: T, order: Ordering) -> T {
+        T::fetch_sub(self.atomic(), n, order)
+    }
+
+    /// Clears the bits that are not in `bits`; answers the value before.
+    #[inline]
+    pub fn fetch_and(&self, bits: T, order: Ordering) -> T {
+        T::fetch_and(self.atomic(), bits, order)
+    }
+
+    /// Sets `bits`; answers the value before.
+    #[inline]
+    pub fn fetch_or(&self, bits: T, order: Ordering) -> T {
+        T::fetch_or(self.atomic(), bits, order)
     }
 
     /// Sleeps while the value is `expected`, until a wake or the deadline.
@@ -129,92 +279,8 @@ impl<T: Word, S: Scope> fmt::Debug for Futex<T, S> {
     }
 }
 
-macro_rules! word {
-    ($value:ty, $atomic:ident) => {
-        impl sealed::Sealed for $value {}
-
-        impl Word for $value {
-            type Atomic = $atomic;
-
-            #[inline]
-            fn load(atomic: &$atomic, order: Ordering) -> Self {
-                atomic.load(order)
-            }
-
-            #[inline]
-            fn widen(self) -> u64 {
-                self.into()
-            }
-        }
-
-        impl<S: Scope> Futex<$value, S> {
-            /// A futex that holds `value`.
-            pub const fn new(value: $value) -> Self {
-                Self { value: $atomic::new(value), scope: PhantomData }
-            }
-
-            /// Stores `value`. It wakes nobody.
-            #[inline]
-            pub fn store(&self, value: $value, order: Ordering) {
-                self.value.store(value, order);
-            }
-
-            /// Stores `value`; answers the one before.
-            #[inline]
-            pub fn swap(&self, value: $value, order: Ordering) -> $value {
-                self.value.swap(value, order)
-            }
-
-            /// Stores `new` if the value is `current`; answers the value before.
-            ///
-            /// # Errors
-            ///
-            /// The value, if it is another one.
-            #[inline]
-            pub fn compare_exchange(
-                &self,
-                current: $value,
-                new: $value,
-                success: Ordering,
-                failure: Ordering,
-            ) -> core::result::Result<$value, $value> {
-                self.value.compare_exchange(current, new, success, failure)
-            }
-
-            /// Adds `n`, wrapping; answers the value before.
-            #[inline]
-            pub fn fetch_add(&self, n: $value, order: Ordering) -> $value {
-                self.value.fetch_add(n, order)
-            }
-
-            /// Subtracts `n`, wrapping; answers the value before.
-            #[inline]
-            pub fn fetch_sub(&self, n: $value, order: Ordering) -> $value {
-                self.value.fetch_sub(n, order)
-            }
-
-            /// Clears the bits that are not in `bits`; answers the value before.
-            #[inline]
-            pub fn fetch_and(&self, bits: $value, order: Ordering) -> $value {
-                self.value.fetch_and(bits, order)
-            }
-
-            /// Sets `bits`; answers the value before.
-            #[inline]
-            pub fn fetch_or(&self, bits: $value, order: Ordering) -> $value {
-                self.value.fetch_or(bits, order)
-            }
-        }
-
-        impl<S: Scope> Default for Futex<$value, S> {
-            fn default() -> Self {
-                Self::new(0)
-            }
-        }
-    };
+impl<T: Word + Default, S: Scope> Default for Futex<T, S> {
+    fn default() -> Self {
+        Self::new(T::default())
+    }
 }
-
-word!(u8, AtomicU8);
-word!(u16, AtomicU16);
-word!(u32, AtomicU32);
-word!(u64, AtomicU64);
