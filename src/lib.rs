@@ -8,6 +8,7 @@ mod error;
 pub mod futex2;
 pub mod mshare;
 pub mod percpu;
+mod probe;
 mod shm;
 mod sync;
 #[doc(hidden)]
@@ -15,3 +16,4 @@ pub mod sys;
 pub mod task_shared;
 
 pub use error::{Error, Result};
+pub use probe::{Feature, Probe, probe};

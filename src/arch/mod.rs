@@ -43,8 +43,8 @@
 //! front of the window it would be lost: a signal handler between the two may stripe
 //! the thread for CPU 1, the thread migrates, the window sets the base for CPU 2 and is
 //! aborted, and word and base disagree. Inside, an abort always leaves `NOT_STRIPED`,
-//! and a handler that runs after it stripes both anew. (`restripe_model` in the tests
-//! walks every abort point of both forms.)
+//! and a handler that runs after it stripes both anew. (`tests/arch.rs`
+//! walks every interruption of both forms.)
 //!
 //! A word that windows update is updated by nothing else: a plain read-modify-write
 //! beside an atomic one loses counts.
@@ -91,6 +91,3 @@ pub enum Outcome {
     /// Nothing happened: another CPU, a preemption or a signal, or a CPU out of range.
     Aborted,
 }
-
-#[cfg(all(test, not(loom)))]
-mod tests;

@@ -1,10 +1,13 @@
 //! Conformance: the same tests on the native implementation and on the portable twin,
 //! then what only one of them has.
 
-use super::{NOT_STRIPED, Outcome, portable};
-use crate::abi::rseq::SIGNATURE;
-use crate::sys::{features::features, gs, rseq};
-use core::ptr;
+mod common;
+
+use common::missing;
+use std::ptr;
+use unmerged::abi::rseq::{RSEQ_CS, RseqCs, SIGNATURE};
+use unmerged::arch::{self, NOT_STRIPED, Outcome, portable};
+use unmerged::sys::{features::features, gs, rseq};
 
 /// A machine to run the contract on: an implementation, and how to know one's CPU.
 macro_rules! conformance {
@@ -102,7 +105,7 @@ macro_rules! conformance {
 fn native_ready(with_gs: bool) -> bool {
     let ready = rseq::ensure_registered() && (!with_gs || features().gs == gs::Claim::Free);
     if !ready {
-        eprintln!("skip: rseq: the portable twin alone is tested");
+        missing(if with_gs { "fsgsbase" } else { "rseq" }, "the portable twin alone");
     }
     ready
 }
@@ -112,8 +115,8 @@ fn portable_ready(_: bool) -> bool {
     true
 }
 
-conformance!(native, crate::arch, rseq::area(), native_ready);
-conformance!(twin, crate::arch::portable, 0, portable_ready);
+conformance!(native, unmerged::arch, rseq::area(), native_ready);
+conformance!(twin, unmerged::arch::portable, 0, portable_ready);
 
 #[test]
 fn the_twin_moves_when_told() {
@@ -138,7 +141,6 @@ fn the_twin_moves_when_told() {
 #[test]
 #[cfg(target_arch = "x86_64")]
 fn descriptors_of_this_binary() {
-    use crate::abi::rseq::RseqCs;
     // Runs a window once; what the thread's rseq_cs then points at is a descriptor.
     if !native_ready(false) {
         return;
@@ -146,11 +148,9 @@ fn descriptors_of_this_binary() {
     let area = rseq::area();
     let mut word = 0_u64;
     // SAFETY: the area is registered; the word is on this stack.
-    let _ = unsafe {
-        super::load_add_store_u64(area, super::cpu_id(area), ptr::from_mut(&mut word), 1)
-    };
-    let cs =
-        super::thread_pointer().wrapping_add_signed(area).wrapping_add(crate::abi::rseq::RSEQ_CS);
+    let _ =
+        unsafe { arch::load_add_store_u64(area, arch::cpu_id(area), ptr::from_mut(&mut word), 1) };
+    let cs = arch::thread_pointer().wrapping_add_signed(area).wrapping_add(RSEQ_CS);
     let cs = ptr::with_exposed_provenance::<usize>(cs);
     // SAFETY: the area is this thread's; the kernel or asm wrote it.
     let descriptor = unsafe { cs.read_volatile() };

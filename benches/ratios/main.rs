@@ -1,0 +1,23 @@
+//! How fast, as ratios: each row has our arm and those of its peers, interleaved in one
+//! run; the figure of an arm is the median of its rounds.
+//!
+//! `cargo bench --bench ratios [-- [PREFIX] [--json] [--rounds N]]`
+//!
+//! Without `--bench` (as `cargo test --benches` calls it) every arm runs once, briefly, to
+//! see that it works.
+
+mod futex2;
+mod harness;
+mod mshare;
+mod percpu;
+mod task_shared;
+
+use harness::Options;
+
+fn main() {
+    let options = Options::from_args();
+    percpu::rows(&options);
+    task_shared::rows(&options);
+    futex2::rows(&options);
+    mshare::rows(&options);
+}
