@@ -65,17 +65,36 @@ pub(crate) struct Row<'a> {
 
 /// An arm that does `op` once per operation.
 pub(crate) fn each<'a>(op: impl Fn() + 'a) -> Arm<'a> {
-    numbered(move |_| op())
-}
-
-/// An arm that does `op` once per operation, and tells it which one this is.
-pub(crate) fn numbered<'a>(op: impl Fn(usize) + 'a) -> Arm<'a> {
     Box::new(move |n| {
         let start = Instant::now();
-        for i in 0..n as usize {
-            op(i);
+        for _ in 0..n {
+            op();
         }
         start.elapsed().as_nanos() as f64
+    })
+}
+
+/// An arm that does `op` on one item after the other, again and again.
+pub(crate) fn in_turn<'a, T>(items: &'a [T], op: impl Fn(&T) + 'a) -> Arm<'a> {
+    Box::new(move |n| {
+        let passes = (n / items.len() as u64).max(1);
+        let start = Instant::now();
+        for _ in 0..passes {
+            let (eights, rest) = items.as_chunks::<8>();
+            for [a, b, c, d, e, f, g, h] in eights {
+                op(a);
+                op(b);
+                op(c);
+                op(d);
+                op(e);
+                op(f);
+                op(g);
+                op(h);
+            }
+            rest.iter().for_each(&op);
+        }
+        let done = passes * items.len() as u64;
+        start.elapsed().as_nanos() as f64 * n as f64 / done as f64
     })
 }
 

@@ -1,15 +1,17 @@
 //! The percpu rows.
 
-use crate::harness::{Options, Row, Target, each, numbered, pin, pinned};
+use crate::harness::{Options, Row, Target, each, in_turn, pin, pinned};
 use crossbeam_utils::CachePadded;
 use std::arch::asm;
 use std::array;
 use std::hint::black_box;
 use std::sync::Barrier;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 use unmerged::percpu::{Counter, Implementation, STRIDE, implementation};
-use unmerged::sys::{features::features, rseq};
+use unmerged::sys::features::features;
+use unmerged::sys::map::{Access, Mapping};
+use unmerged::sys::rseq;
 
 static HITS: Counter = Counter::new();
 
@@ -21,11 +23,11 @@ pub(crate) fn rows(options: &Options) {
     counter_2t(options);
 }
 
-/// librseq's shape: the CPU from `cpu_id_start`, the address from the CPU, one `add` to
-/// memory from a register.
+/// librseq's shape: a handle per counter, the CPU from `cpu_id_start`, the address from both,
+/// one `add` to memory from a register. As there, handle and area offset are loaded.
 struct Indexed {
-    area: isize,
-    stripes: Vec<CachePadded<[u64; STRIDE / 8]>>,
+    /// Address of each counter's word on stripe 0.
+    handles: [AtomicUsize; 64],
 }
 
 impl Indexed {
@@ -33,58 +35,52 @@ impl Indexed {
         if !rseq::ensure_registered() {
             return None;
         }
-        let stripe = || CachePadded::new([0; STRIDE / 8]);
-        let stripes = (0..features().cpus.end()).map(|_| stripe()).collect();
-        Some(Self { area: rseq::area(), stripes })
+        let len = features().cpus.end() as usize * STRIDE;
+        let base = Mapping::anonymous(len, Access::Write).ok()?.leak().as_ptr();
+        let base = base.expose_provenance();
+        Some(Self { handles: array::from_fn(|cell| AtomicUsize::new(base + cell * 8)) })
     }
 
+    /// The instructions of its inlined `rseq_load_add_store__ptr`, called until it succeeds.
     #[inline(always)]
-    fn add(&self, cell: usize, n: u64) {
-        let base = self.stripes.as_ptr().cast::<u64>();
-        loop {
-            let mut done: u64;
-            // SAFETY: a window as rseq(2) asks for, on words that nothing else writes.
-            unsafe {
-                asm!(
-                    ".pushsection __rseq_cs, \"aw\", @progbits",
-                    ".balign 32",
-                    "9:",
-                    ".long 0, 0",
-                    ".quad 2f, 3f - 2f, 4f",
-                    ".popsection",
-                    "mov {cpu:e}, dword ptr fs:[{area}]",
-                    "mov {word}, {cpu}",
-                    "imul {word}, {word}, {stride}",
-                    "add {word}, {base}",
-                    "lea {done}, [rip + 9b]",
-                    "mov qword ptr fs:[{area} + 8], {done}",
-                    "2:",
-                    "cmp {cpu:e}, dword ptr fs:[{area} + 4]",
-                    "jne 4f",
-                    "add qword ptr [{word}], {n}",
-                    "3:",
-                    "mov {done:e}, 1",
-                    "5:",
-                    ".pushsection __rseq_failure, \"ax\", @progbits",
-                    ".byte 0x0f, 0xb9, 0x3d",
-                    ".long 0x53053053",
-                    "4:",
-                    "xor {done:e}, {done:e}",
-                    "jmp 5b",
-                    ".popsection",
-                    area = in(reg) self.area,
-                    base = in(reg) base.wrapping_add(cell),
-                    stride = const size_of::<CachePadded<[u64; STRIDE / 8]>>(),
-                    n = in(reg) n,
-                    cpu = out(reg) _,
-                    word = out(reg) _,
-                    done = out(reg) done,
-                    options(nostack)
-                );
-            }
-            if done != 0 {
-                return;
-            }
+    fn add(handle: &AtomicUsize, n: u64) {
+        // SAFETY: a window as rseq(2) asks for, on words that nothing else writes.
+        unsafe {
+            asm!(
+                ".pushsection __rseq_cs, \"aw\", @progbits",
+                ".balign 32",
+                "9:",
+                ".long 0, 0",
+                ".quad 2f, 3f - 2f, 4f",
+                ".popsection",
+                "6:",
+                "mov {cpu}, qword ptr fs:[0]",
+                "mov {cpu:e}, dword ptr [{cpu} + {area}]", // cpu_id_start
+                "movsxd {word}, {cpu:e}",
+                "shl {word}, {shift}",
+                "add {word}, {handle}",
+                "lea {s}, [rip + 9b]",
+                "mov qword ptr fs:[{area} + 8], {s}",
+                "2:",
+                "cmp dword ptr fs:[{area} + 4], {cpu:e}",
+                "jne 4f",
+                "add qword ptr [{word}], {n}",
+                "3:",
+                ".pushsection __rseq_failure, \"ax\", @progbits",
+                ".byte 0x0f, 0xb9, 0x3d",
+                ".long 0x53053053",
+                "4:",
+                "jmp 6b",
+                ".popsection",
+                area = in(reg) rseq::area(),
+                handle = in(reg) handle.load(Ordering::Relaxed),
+                shift = const STRIDE.ilog2(),
+                n = in(reg) n,
+                cpu = out(reg) _,
+                word = out(reg) _,
+                s = out(reg) _,
+                options(nostack)
+            );
         }
     }
 }
@@ -109,7 +105,7 @@ fn counter(options: &Options) {
     }
     if let Some(indexed) = Indexed::new() {
         let one = black_box(1); // in a register
-        let arm = each(move || indexed.add(0, one));
+        let arm = each(move || Indexed::add(&indexed.handles[0], one));
         row = row.peer("cpu-indexed", Target::Faster(2.3), arm);
     }
     row.run(options);
@@ -117,11 +113,12 @@ fn counter(options: &Options) {
 
 fn counter_64(options: &Options) {
     static COUNTERS: [Counter; 64] = [const { Counter::new() }; 64];
-    let ours = numbered(|i| COUNTERS[i % 64].add(1));
+    let ours = in_turn(&COUNTERS, |counter| counter.add(1));
     let mut row = Row::new("percpu/counter-64", ours);
-    if let Some(indexed) = Indexed::new() {
+    let indexed = Indexed::new();
+    if let Some(indexed) = &indexed {
         let one = black_box(1);
-        let arm = numbered(move |i| indexed.add(i % 64, one));
+        let arm = in_turn(&indexed.handles, move |handle| Indexed::add(handle, one));
         row = row.peer("cpu-indexed", Target::Faster(1.15), arm);
     }
     row.run(options);

@@ -48,12 +48,9 @@ impl Block {
         Ok(unsafe { header.as_ref() })
     }
 
-    /// The block that `%gs` is relative to, and the address of its stripe 0. Its cell 0 is
-    /// never handed out: an offset of 0 means "not assigned".
+    /// The block that `%gs` is relative to: the address of its stripe 0.
     pub(super) fn first(cpus: u32) -> Result<usize> {
         let block = Self::map(cpus)?;
-        let cell = block.bitmap().take(CELLS);
-        debug_assert_eq!(cell, Some(0));
         block.chain();
         Ok(block.cell(0).expose_provenance())
     }
@@ -107,8 +104,14 @@ pub(super) fn take(stripes: &Stripes) -> Result<*mut u64> {
     Ok(block.cell(index))
 }
 
-/// Gives back a cell that nobody updates any more; its words are zeroed first.
+/// Gives back a cell that nobody updates any more; its words are zeroed first. A cell of no
+/// block (an area's, or none) is left alone.
 pub(super) fn release(stripes: &Stripes, cell: *mut u64) {
+    let address = cell.addr();
+    let index = |block: &Block| address.wrapping_sub(block.cell(0).addr()) / 8;
+    let Some(block) = Block::all().find(|block| index(block) < CELLS) else {
+        return;
+    };
     for stripe in 0..2 * stripes.cpus as usize {
         // SAFETY: the cell has a word on each stripe.
         let word = unsafe { cell.byte_add(stripe * STRIDE) };
@@ -119,13 +122,5 @@ pub(super) fn release(stripes: &Stripes, cell: *mut u64) {
             word.store(0, Ordering::Relaxed);
         }
     }
-    let address = cell.expose_provenance();
-    for block in Block::all() {
-        let offset = address.wrapping_sub(block.cell(0).expose_provenance());
-        if offset < CELLS * 8 {
-            block.bitmap().release(offset / 8);
-            return;
-        }
-    }
-    debug_assert!(false, "cell {cell:p} is of no block");
+    block.bitmap().release(index(block));
 }

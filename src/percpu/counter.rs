@@ -1,10 +1,9 @@
 //! The counter.
 
-use super::STRIDE;
-use super::cell;
 use super::stripes::{Stripes, stripes};
+use super::{Implementation, STRIDE, cell};
 use crate::arch::{self, Outcome};
-use crate::sync::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use crate::sync::{AtomicU64, AtomicUsize, Ordering, assert_layout};
 use crate::sys::rseq;
 use core::fmt;
 use core::marker::PhantomData;
@@ -13,7 +12,8 @@ use core::ptr::{self, NonNull};
 /// A 64-bit counter with a word on every CPU. Arithmetic wraps, so a counter that also
 /// goes down is read as `sum() as i64`.
 ///
-/// An addition costs about as much as three plain instructions: no `lock` prefix, no shared
+/// It is 8 bytes large, wherever it is; its words are elsewhere, 8 bytes on each CPU. An
+/// addition costs about as much as three plain instructions: no `lock` prefix, no shared
 /// cache line. It is a single event: it is counted once, whatever interrupts it, on the CPU
 /// on which it happened or on an overflow stripe.
 ///
@@ -25,28 +25,30 @@ use core::ptr::{self, NonNull};
 /// An addition never waits. If 16 windows in a row are aborted (a debugger that steps, a
 /// timer of a microsecond), it is made with an atomic on an overflow stripe. If the system
 /// has no memory for the counter's words, it is made in the counter itself.
+#[repr(transparent)]
 pub struct Counter<'a> {
-    /// Distance of the cell from the GS base; 0: not assigned, or not the `gs` implementation.
-    offset: AtomicUsize,
-    /// Word of the cell on stripe 0; null: not assigned.
-    cell: AtomicPtr<u64>,
-    /// What was added when there was no memory for a cell.
-    spill: AtomicU64,
-    /// The cell is one of an [`Area`](super::Area): not ours to give back.
-    shared: bool,
+    /// | bits | meaning |
+    /// |---|---|
+    /// | `1` | not assigned yet |
+    /// | `…000` | distance of the cell from the GS base (implementation `gs`) |
+    /// | `…001`, not `1` | address of the cell's word on stripe 0, plus 1 (the others) |
+    /// | `…011` | no memory for a cell: the count itself, above these two bits |
+    ///
+    /// It changes once, from "not assigned"; then only a count in it changes.
+    word: AtomicUsize,
     area: PhantomData<&'a AtomicU64>,
 }
+
+assert_layout!(size_of::<Counter<'_>>() == 8);
+
+const UNASSIGNED: usize = 1;
+const SPILLED: usize = 3;
+const TAG: usize = 3;
 
 impl Counter<'static> {
     /// A counter of this process, at 0.
     pub const fn new() -> Self {
-        Self {
-            offset: AtomicUsize::new(0),
-            cell: AtomicPtr::new(ptr::null_mut()),
-            spill: AtomicU64::new(0),
-            shared: false,
-            area: PhantomData,
-        }
+        Self { word: AtomicUsize::new(UNASSIGNED), area: PhantomData }
     }
 }
 
@@ -56,30 +58,33 @@ impl Default for Counter<'static> {
     }
 }
 
+/// The word of a counter that has `cell`.
+fn assigned(stripes: &Stripes, cell: *mut u64) -> usize {
+    match stripes.implementation {
+        Implementation::Gs => stripes.gs_offset(cell),
+        _ => cell.expose_provenance() + 1,
+    }
+}
+
 impl Counter<'_> {
     /// The counter in a cell of an area.
     pub(super) fn shared(cell: NonNull<u64>) -> Self {
-        Self {
-            offset: AtomicUsize::new(stripes().gs_offset(cell.as_ptr())),
-            cell: AtomicPtr::new(cell.as_ptr()),
-            spill: AtomicU64::new(0),
-            shared: true,
-            area: PhantomData,
-        }
+        let word = AtomicUsize::new(assigned(stripes(), cell.as_ptr()));
+        Self { word, area: PhantomData }
     }
 
     /// Adds `n`.
     #[inline]
     pub fn add(&self, n: u64) {
-        let offset = self.offset.load(Ordering::Acquire);
-        if offset != 0 {
+        let word = self.word.load(Ordering::Acquire);
+        if word & 1 == 0 {
             if cfg!(debug_assertions) {
                 stripes().check_gs();
             }
-            // SAFETY: an offset is there only in the `gs` implementation: the area is known, and
+            // SAFETY: an even word is there only in the `gs` implementation: the area is known, and
             // if the thread is striped, the offset leads to this cell's word of its stripe,
             // which only windows update.
-            if unsafe { arch::gs_load_add_store_u64(rseq::area(), offset, n) } == Outcome::Done {
+            if unsafe { arch::gs_load_add_store_u64(rseq::area(), word, n) } == Outcome::Done {
                 return;
             }
         }
@@ -94,35 +99,30 @@ impl Counter<'_> {
 
     /// The thread is not striped for this CPU, the cell is not assigned, or the
     /// implementation is not `gs`.
+    #[cold]
     #[inline(never)]
     fn add_elsewhere(&self, n: u64) {
         let stripes = stripes();
-        let cell = self.cell.load(Ordering::Acquire);
-        let cell = if cell.is_null() { self.assign(stripes) } else { cell };
+        let mut word = self.word.load(Ordering::Acquire);
+        if word == UNASSIGNED {
+            let take = || cell::take(stripes).ok().map(|cell| assigned(stripes, cell));
+            let give_back = |word| cell::release(stripes, cell_of(stripes, word));
+            word = assign_once(&self.word, take, give_back);
+        }
+        let cell = cell_of(stripes, word);
         if cell.is_null() {
-            self.spill.fetch_add(n, Ordering::Relaxed);
+            self.word.fetch_add((n as usize) << TAG.count_ones(), Ordering::Relaxed);
             return;
         }
         // SAFETY: the cell is this counter's, of the geometry of `stripes`.
         unsafe { stripes.add(cell, n) };
     }
 
-    /// Assigns a cell; null if there is no memory.
-    #[cold]
-    fn assign(&self, stripes: &Stripes) -> *mut u64 {
-        let give_back = |cell| cell::release(stripes, cell);
-        let cell = assign_once(&self.cell, || cell::take(stripes).ok(), give_back);
-        if !cell.is_null() {
-            self.offset.store(stripes.gs_offset(cell), Ordering::Release);
-        }
-        cell
-    }
-
-    /// The words of the cell: `cpus` of windows, then `cpus` of atomics. Empty before the
-    /// first addition.
-    fn words(&self) -> impl Fn(u32) -> u64 {
-        let cell = self.cell.load(Ordering::Acquire);
-        move |stripe: u32| {
+    /// What stripe `n` has, and what is in no stripe.
+    fn words(&self) -> (impl Fn(u32) -> u64, u64) {
+        let word = self.word.load(Ordering::Acquire);
+        let cell = cell_of(stripes(), word);
+        let of = move |stripe: u32| {
             if cell.is_null() {
                 return 0;
             }
@@ -130,7 +130,10 @@ impl Counter<'_> {
             let word = unsafe { cell.byte_add(stripe as usize * STRIDE) };
             // SAFETY: valid and aligned for the life of the area; asm and atomics write it.
             unsafe { &*word.cast::<AtomicU64>() }.load(Ordering::Relaxed)
-        }
+        };
+        let spilled = word & TAG == SPILLED;
+        let rest = if spilled { word.cast_signed() >> TAG.count_ones() } else { 0 };
+        (of, rest as u64)
     }
 
     /// The sum over all CPUs, the offline ones too.
@@ -139,30 +142,28 @@ impl Counter<'_> {
     /// may be and some may not: the sum of a counter that also goes down may be a value that
     /// it never had.
     pub fn sum(&self) -> u64 {
-        let word = self.words();
-        let words = (0..2 * stripes().cpus).map(word);
-        words.fold(self.spill.load(Ordering::Relaxed), u64::wrapping_add)
+        let (word, rest) = self.words();
+        (0..2 * stripes().cpus).map(word).fold(rest, u64::wrapping_add)
     }
 
     /// The possible CPU ids, each with what was counted on it: the parts of
     /// [`sum`](Self::sum). What was added without a window is counted for the CPU on which
     /// that addition began.
     pub fn per_cpu(&self) -> impl Iterator<Item = (u32, u64)> {
-        let (word, cpus) = (self.words(), stripes().cpus);
-        let mut spill = self.spill.load(Ordering::Relaxed);
+        let ((word, mut rest), cpus) = (self.words(), stripes().cpus);
         let possible = crate::sys::features::features().cpus.iter();
         possible.map(move |cpu| {
-            let spilled = core::mem::take(&mut spill);
-            (cpu, word(cpu).wrapping_add(word(cpus + cpu)).wrapping_add(spilled))
+            let rest = core::mem::take(&mut rest);
+            (cpu, word(cpu).wrapping_add(word(cpus + cpu)).wrapping_add(rest))
         })
     }
 }
 
 impl Drop for Counter<'_> {
     fn drop(&mut self) {
-        let cell = self.cell.load(Ordering::Relaxed);
-        if !self.shared && !cell.is_null() {
-            cell::release(stripes(), cell);
+        let word = self.word.load(Ordering::Relaxed);
+        if word != UNASSIGNED {
+            cell::release(stripes(), cell_of(stripes(), word));
         }
     }
 }
@@ -173,23 +174,30 @@ impl fmt::Debug for Counter<'_> {
     }
 }
 
-/// The word gets one value for good, whoever comes first: `take` brings a candidate, and a
-/// loser's is given back.
+/// The cell of a counter whose word this is; null without one.
+fn cell_of(stripes: &Stripes, word: usize) -> *mut u64 {
+    match word & TAG {
+        0 => stripes.cell_at(word),
+        1 if word != UNASSIGNED => ptr::with_exposed_provenance_mut(word - 1),
+        _ => ptr::null_mut(),
+    }
+}
+
+/// Gives `word` its one value for good, whoever comes first: `take` brings a candidate, and
+/// a loser's is given back. Without a candidate the count is kept in the word.
 ///
 /// Release on the exchange and acquire on every load: whoever sees the cell sees its zeroes.
-fn assign_once<T>(
-    word: &AtomicPtr<T>,
-    take: impl FnOnce() -> Option<*mut T>,
-    give_back: impl FnOnce(*mut T),
-) -> *mut T {
-    let Some(candidate) = take() else {
-        return word.load(Ordering::Acquire);
-    };
-    let null = ptr::null_mut();
-    match word.compare_exchange(null, candidate, Ordering::AcqRel, Ordering::Acquire) {
-        Ok(_) => candidate,
+fn assign_once(
+    word: &AtomicUsize,
+    take: impl FnOnce() -> Option<usize>,
+    give_back: impl FnOnce(usize),
+) -> usize {
+    let candidate = take();
+    let value = candidate.unwrap_or(SPILLED);
+    match word.compare_exchange(UNASSIGNED, value, Ordering::AcqRel, Ordering::Acquire) {
+        Ok(_) => value,
         Err(winner) => {
-            give_back(candidate);
+            candidate.map(give_back);
             winner
         }
     }
@@ -229,11 +237,11 @@ mod tests {
     #[test]
     fn without_memory_nothing_is_lost() {
         let counter = Counter::new();
-        let cell = assign_once(&counter.cell, || None, |_| unreachable!());
-        assert!(cell.is_null());
-        counter.spill.fetch_add(3, Ordering::Relaxed);
-        counter.add(4);
-        assert_eq!(counter.sum(), 7);
+        assert_eq!(assign_once(&counter.word, || None, |_| unreachable!()), SPILLED);
+        counter.add(3);
+        counter.sub(5);
+        assert_eq!(counter.sum().cast_signed(), -2);
+        counter.add(9);
         assert_eq!(counter.per_cpu().map(|(_, n)| n).sum::<u64>(), 7);
     }
 }
@@ -245,55 +253,65 @@ mod models {
     use loom::sync::Arc;
     use loom::thread;
 
-    /// A cell whose zeroing is not atomic, and how often it was given back.
+    type Cell = loom::cell::UnsafeCell<u64>;
+
     struct Shared {
-        word: AtomicPtr<loom::cell::UnsafeCell<u64>>,
+        word: AtomicUsize,
+        /// How many candidates were given back.
         returned: AtomicU64,
+    }
+
+    /// A cell that was written without atomics, as a word.
+    fn cell(n: u64) -> usize {
+        let cell = Box::new(Cell::new(0));
+        cell.with_mut(|value| unsafe { *value = n });
+        Box::into_raw(cell).expose_provenance()
+    }
+
+    fn read(word: usize) -> u64 {
+        let cell = ptr::with_exposed_provenance::<Cell>(word);
+        unsafe { &*cell }.with(|value| unsafe { *value })
+    }
+
+    fn free(word: usize) {
+        drop(unsafe { Box::from_raw(ptr::with_exposed_provenance_mut::<Cell>(word)) });
     }
 
     /// Two threads assign at once, a third only looks; all see the same, initialised cell,
     /// and the loser's candidate is given back. Fails when the exchange's release or the
-    /// reader's acquire is relaxed.
+    /// looker's acquire is relaxed.
     #[test]
     fn one_cell_seen_initialised_by_all() {
         model(|| {
             let shared = Arc::new(Shared {
-                word: AtomicPtr::new(ptr::null_mut()).ready(),
+                word: AtomicUsize::new(UNASSIGNED).ready(),
                 returned: AtomicU64::new(0).ready(),
             });
             let assign = |shared: &Shared, n: u64| {
-                let take = || {
-                    let cell = Box::new(loom::cell::UnsafeCell::new(0));
-                    cell.with_mut(|value| unsafe { *value = n });
-                    Some(Box::into_raw(cell))
-                };
-                let give_back = |cell: *mut _| {
+                let give_back = |word| {
                     shared.returned.fetch_add(1, Ordering::Relaxed);
-                    drop(unsafe { Box::from_raw(cell) });
+                    free(word);
                 };
-                assign_once(&shared.word, take, give_back)
-            };
-            let read = |cell: *mut loom::cell::UnsafeCell<u64>| {
-                unsafe { &*cell }.with(|value| unsafe { *value })
+                read(assign_once(&shared.word, || Some(cell(n)), give_back))
             };
             let other = thread::spawn({
                 let shared = shared.clone();
-                move || read(assign(&shared, 1))
+                move || assign(&shared, 1)
             });
             let looker = thread::spawn({
                 let shared = shared.clone();
                 move || {
-                    let cell = shared.word.load(Ordering::Acquire);
-                    (!cell.is_null()).then(|| read(cell))
+                    let word = shared.word.load(Ordering::Acquire);
+                    (word != UNASSIGNED).then(|| read(word))
                 }
             });
-            let here = read(assign(&shared, 2));
+            let here = assign(&shared, 2);
             let there = other.join().unwrap();
             let looked = looker.join().unwrap();
             assert_eq!(here, there);
             assert!(looked.is_none() || looked == Some(here));
             assert_eq!(shared.returned.load(Ordering::Relaxed), 1);
-            drop(unsafe { Box::from_raw(shared.word.load(Ordering::Acquire)) });
+            free(shared.word.load(Ordering::Acquire));
         });
     }
 }

@@ -10,6 +10,7 @@ use super::{Implementation, STRIDE};
 use crate::arch::{self, Outcome, portable};
 use crate::sys::features::features;
 use crate::sys::{cpus, rseq};
+use core::ptr;
 use std::sync::OnceLock;
 
 /// Windows that are tried before an update goes to an overflow stripe. A window is aborted
@@ -47,13 +48,15 @@ pub(super) fn stripes() -> &'static Stripes {
 }
 
 impl Stripes {
-    /// Distance from the GS base to the cell whose word of stripe 0 is at `cell`; 0 unless
-    /// the implementation is `gs`.
+    /// Distance from the GS base to `cell`, given by its word on stripe 0; the same on every
+    /// CPU. A multiple of 8.
     pub(super) fn gs_offset(&self, cell: *mut u64) -> usize {
-        match self.implementation {
-            Implementation::Gs => cell.expose_provenance().wrapping_sub(self.base),
-            _ => 0,
-        }
+        cell.expose_provenance().wrapping_sub(self.base)
+    }
+
+    /// The cell at that distance: its word on stripe 0.
+    pub(super) fn cell_at(&self, gs_offset: usize) -> *mut u64 {
+        ptr::with_exposed_provenance_mut(self.base.wrapping_add(gs_offset))
     }
 
     /// Points `%gs` at the stripe of this CPU, if it is ours to point.

@@ -8,16 +8,19 @@ use core::arch::asm;
 /// One rseq window.
 ///
 /// `before` runs outside, `inside` is the window: it may jump to `4f` to abort, and its
-/// last line is the commit. `area` is the offset of the rseq area. The status register
-/// is 0 after the commit and 1 after an abort; until then it is a scratch register.
+/// last line is the commit. `area` is the offset of the rseq area; `{s}` is a scratch
+/// register. An abort makes the function return [`Outcome::Aborted`], by a jump: a status
+/// register that is tested after the window costs two more instructions, 6 % of an addition
+/// to counters in turn. (A sequence that returns a value needs one all the same: stable Rust
+/// has no `label` beside an output.)
 ///
 /// Rules that the macro keeps, so that no sequence can break them:
 /// - the window starts at the very instruction behind the store of `rseq_cs`: between the
 ///   two the thread would run unprotected;
 /// - the abort label lies outside, in a section of its own, right behind the signature,
 ///   which is the displacement of a trapping `ud1`;
-/// - inputs are never written (`in`), outputs never share a register with them (`out`),
-///   the stack is not used, flags are clobbered: so a retry finds what it needs;
+/// - inputs are never written (`in`), scratch registers are never shared with them (`out`,
+///   not `lateout`), the stack is not used, flags are clobbered: a retry finds what it needs;
 /// - labels are numeric, because a block may be inlined many times. Each copy has its
 ///   own descriptor.
 macro_rules! window {
@@ -27,7 +30,6 @@ macro_rules! window {
         inside: [$($inside:expr),+ $(,)?],
         $($operand:tt)*
     ) => {{
-        let status: u64;
         asm!(
             ".pushsection __rseq_cs, \"aw\", @progbits",
             ".balign 32",
@@ -36,21 +38,19 @@ macro_rules! window {
             ".quad 2f, 3f - 2f, 4f",     // start_ip, post_commit_offset, abort_ip
             ".popsection",
             $($before,)*
-            "lea {status}, [rip + 9b]",  // status = &descriptor
-            "mov qword ptr fs:[{area} + {rseq_cs}], {status}", // area.rseq_cs = &descriptor
+            "lea {s}, [rip + 9b]",  // s = &descriptor
+            "mov qword ptr fs:[{area} + {rseq_cs}], {s}", // area.rseq_cs = &descriptor
             "2:",
             $($inside,)+
             "3:",
-            "xor {status:e}, {status:e}", // status = 0: done
-            "5:",
             ".pushsection __rseq_failure, \"ax\", @progbits",
             ".byte 0x0f, 0xb9, 0x3d",    // ud1 edi, [rip + signature]
             ".long {signature}",
             "4:",
-            "mov {status:e}, 1",         // status = 1: aborted
-            "jmp 5b",
+            "jmp {aborted}",
             ".popsection",
-            status = out(reg) status,
+            s = out(reg) _,
+            aborted = label { return Outcome::Aborted },
             area = in(reg) $area,
             rseq_cs = const RSEQ_CS,
             cpu_id = const CPU_ID,
@@ -58,7 +58,7 @@ macro_rules! window {
             $($operand)*
             options(nostack)
         );
-        if status == 0 { Outcome::Done } else { Outcome::Aborted }
+        Outcome::Done
     }};
 }
 
@@ -94,8 +94,12 @@ pub unsafe fn load_add_store_u64(area: isize, cpu: u32, word: *mut u64, v: u64) 
 
 /// `gs_load_add_store` on 64 bits; see [`crate::arch`].
 ///
-/// The addition is a `lea`: `add t, v` with `v` in a register keeps this core from
-/// renaming the memory operand, and the whole takes 2.7 times as long.
+/// The addition is a `lea`: `add t, v` with `v` in a register keeps this core from renaming
+/// the memory operand, and the whole takes 2.7 times as long. Addresses are `%fs`- and
+/// `%gs`-relative throughout, though the core does two such accesses a cycle and five make
+/// 2.5 cycles: with the thread pointer in a register, counters in turn gain 6 %, but one
+/// counter again and again loses 20 %, because the store of `rseq_cs` then waits for an
+/// address.
 ///
 /// # Safety
 ///
@@ -114,8 +118,8 @@ pub unsafe fn gs_load_add_store_u64(area: isize, offset: usize, v: u64) -> Outco
                 load_block!(), // block = offset of our thread-local block
             ],
             inside: [
-                "mov {status:e}, dword ptr fs:[{area} + {cpu_id}]",      // c = area.cpu_id
-                "cmp {status:e}, dword ptr fs:[{block} + {striped_cpu}]", // c == striped_cpu?
+                "mov {s:e}, dword ptr fs:[{area} + {cpu_id}]",      // c = area.cpu_id
+                "cmp {s:e}, dword ptr fs:[{block} + {striped_cpu}]", // c == striped_cpu?
                 "jne 4f",                                                // no: abort
                 "mov {t}, qword ptr gs:[{offset}]",                      // t = %gs:offset
                 "lea {t}, [{t} + {v}]",                                  // t = t + v
@@ -149,14 +153,14 @@ pub unsafe fn gs_restripe(area: isize, base: usize, stride: usize, cpus: u32) ->
             ],
             inside: [
                 "mov dword ptr fs:[{block} + {striped_cpu}], {not_striped}", // striped_cpu = none
-                "mov {status:e}, dword ptr fs:[{area} + {cpu_id}]", // c = area.cpu_id
-                "cmp {status:e}, {cpus:e}",                         // c >= cpus?
+                "mov {s:e}, dword ptr fs:[{area} + {cpu_id}]", // c = area.cpu_id
+                "cmp {s:e}, {cpus:e}",                         // c >= cpus?
                 "jae 4f",                                           // yes: abort
-                "mov {t}, {status}",                                // t = c
+                "mov {t}, {s}",                                // t = c
                 "imul {t}, {stride}",                               // t = c * stride
                 "add {t}, {base}",                                  // t = base + c * stride
                 "wrgsbase {t}",                                     // gsbase = t
-                "mov dword ptr fs:[{block} + {striped_cpu}], {status:e}", // striped_cpu = c
+                "mov dword ptr fs:[{block} + {striped_cpu}], {s:e}", // striped_cpu = c
             ],
             block = out(reg) _,
             striped_cpu = const STRIPED_CPU,
