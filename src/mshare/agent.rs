@@ -153,7 +153,11 @@ impl Desk {
                 Ok(())
             }
             Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => Ok(()),
-            Err(errno) => Err(errno),
+            Err(errno) => {
+                // Perhaps there was no descriptor left.
+                self.callers.pop_front();
+                Err(errno)
+            }
         }
     }
 }

@@ -40,7 +40,8 @@ impl Builder {
     }
 
     /// Who may attach, as permission bits of a file, taken as they are (no umask). A class
-    /// needs both bits, read and write. Default 0o600: this user, and root.
+    /// needs both bits, read and write, and the owner must have them. Default 0o600: this
+    /// user, and root.
     pub fn mode(mut self, mode: u32) -> Self {
         self.mode = mode;
         self
@@ -67,8 +68,9 @@ impl Builder {
     ///
     /// # Errors
     ///
-    /// - EINVAL: not a name; a size of 0, of no whole pages or over 32 TiB; mode bits other
-    ///   than read and write; a base that is no multiple of 1 GiB or too high.
+    /// - EINVAL: not a name; a size of 0, of no whole pages or over 32 TiB; a mode with
+    ///   other bits than read and write, or without the owner's; a base that is no multiple
+    ///   of 1 GiB or too high.
     /// - EEXIST: a live process serves this name; the base asked for is not free here.
     /// - EPERM: the runtime directory belongs to somebody else or is open to others.
     /// - ETIMEDOUT: another process keeps the lock of the directory.
@@ -100,11 +102,12 @@ impl Builder {
     fn check(&self) -> Result<()> {
         let base = self.base.map_or(window::ALIGN, |base| base as u64);
         window::check(CREATE, Errno::INVAL, base, self.size as u64)?;
-        if self.mode & !0o666 != 0 {
+        // Without its owner's bits, a name could not be told from a stale one.
+        if self.mode & !0o066 != 0o600 {
             return Err(Error::with(
                 CREATE,
                 Errno::INVAL,
-                format_args!("mode {:#o} has bits other than read and write", self.mode),
+                format_args!("mode {:#o} is not 0o600 with read and write bits more", self.mode),
             ));
         }
         Ok(())
