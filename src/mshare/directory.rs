@@ -152,6 +152,10 @@ impl Directory {
             Errno::NOENT => gone("no region of this name"),
             Errno::CONNREFUSED => gone("the process that served this name has ended"),
             Errno::AGAIN => self.timed_out(),
+            Errno::ACCESS => {
+                let reason = "the mode of the region does not let this user attach";
+                Error::because(self.operation, Errno::ACCESS, reason)
+            }
             errno => Error::new(self.operation, errno),
         })?;
         let server = socket::peer(&connection).op(self.operation)?;
