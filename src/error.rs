@@ -13,7 +13,7 @@ pub type Result<T> = core::result::Result<T, Error>;
 /// `Display` is for people.
 ///
 /// ```
-/// let error = unmerged::mshare::Region::open("no such region, surely").unwrap_err();
+/// let error = unmerged::mshare::Region::open("no-such-region-surely").unwrap_err();
 /// assert!(error.is_not_found());
 /// assert_eq!(error.raw_os_error(), 2); // ENOENT
 /// ```

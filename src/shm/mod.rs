@@ -5,7 +5,9 @@
 //! never read twice.
 
 mod bitmap;
+mod resident;
 mod view;
 
 pub(crate) use bitmap::Bitmap;
+pub use resident::Resident;
 pub(crate) use view::{Plain, View};

@@ -12,4 +12,5 @@ pub mod membarrier;
 pub mod memfd;
 pub mod pidfd;
 pub mod rseq;
+pub mod signals;
 pub mod socket;

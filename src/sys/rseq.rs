@@ -16,6 +16,7 @@ use crate::abi::rseq::{
 };
 use crate::arch;
 use crate::sync::{AtomicIsize, AtomicU32, Ordering};
+use crate::sys::signals;
 use core::ffi::CStr;
 use core::mem::{align_of, size_of};
 use rustix::io::{Errno, Result};
@@ -168,7 +169,7 @@ fn is_registered() -> bool {
 fn register() -> Result<()> {
     let length = own_length(auxv(AT_RSEQ_FEATURE_SIZE), auxv(AT_RSEQ_ALIGN)).ok_or(Errno::INVAL)?;
     let area = arch::own_area_offset();
-    let masked = MaskedSignals::new();
+    let masked = signals::Masked::all();
     // SAFETY: our own area exists in every thread.
     let cpu = unsafe { arch::cpu_id(area) };
     let outcome = if cpu == CPU_ID_UNINITIALIZED {
@@ -187,33 +188,6 @@ fn register() -> Result<()> {
 
 fn last_errno() -> Errno {
     std::io::Error::last_os_error().raw_os_error().map_or(Errno::INVAL, Errno::from_raw_os_error)
-}
-
-/// All signals blocked until this is dropped.
-struct MaskedSignals {
-    before: libc::sigset_t,
-}
-
-impl MaskedSignals {
-    fn new() -> Self {
-        let mut all = core::mem::MaybeUninit::<libc::sigset_t>::uninit();
-        let mut before = core::mem::MaybeUninit::<libc::sigset_t>::uninit();
-        // SAFETY: sigfillset initialises the set that it is given.
-        unsafe { libc::sigfillset(all.as_mut_ptr()) };
-        // SAFETY: reads a set that is initialised, fills the other one.
-        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr()) };
-        // SAFETY: filled by the call above, which cannot fail with these arguments.
-        Self { before: unsafe { before.assume_init() } }
-    }
-}
-
-impl Drop for MaskedSignals {
-    fn drop(&mut self) {
-        // SAFETY: restores the mask that was there.
-        unsafe {
-            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.before, core::ptr::null_mut())
-        };
-    }
 }
 
 /// musl unmaps the stack of a detached thread, and with it our area, from the thread

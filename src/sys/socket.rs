@@ -70,13 +70,12 @@ fn set_patience(connection: &OwnedFd, patience: Duration) -> Result<()> {
 /// EPIPE if the other end is gone, EAGAIN after the patience, EINVAL for more than
 /// [`MAX_FDS`] descriptors.
 pub fn send(connection: impl AsFd, message: &[u8], fds: &[BorrowedFd<'_>]) -> Result<()> {
-    // The space may have room for one more than it was made for: alignment.
-    if fds.len() > MAX_FDS {
-        return Err(Errno::INVAL);
-    }
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
+    // The space is rounded up, so that it would sometimes hold one more.
+    if fds.len() > MAX_FDS
+        || (!fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)))
+    {
         return Err(Errno::INVAL);
     }
     let message = [IoSlice::new(message)];
@@ -112,8 +111,8 @@ pub fn receive(connection: impl AsFd, buffer: &mut [u8]) -> Result<(usize, Vec<O
             fds.extend(rights);
         }
     }
-    let truncated = received.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC);
-    if truncated || fds.len() > MAX_FDS {
+    let cut = received.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC);
+    if cut || fds.len() > MAX_FDS {
         return Err(Errno::MSGSIZE);
     }
     if received.bytes == 0 {

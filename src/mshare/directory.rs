@@ -1,0 +1,518 @@
+//! The runtime directory: names of regions, as sockets.
+//!
+//! # Protocol
+//!
+//! A name is a socket file whose owner listens. A creator holds the lock of the directory
+//! (`flock` of the directory itself, so that no lock file is left) while it looks for
+//! a live owner, removes what a dead one left, and publishes: it binds `.new`, sets the
+//! mode, listens, and renames, so that a name appears whole or not at all. A name is removed
+//! under the same lock, and by its creator only while it is still the creator's own.
+//!
+//! A socket file stays when its process is killed. Then nobody listens: ECONNREFUSED. One
+//! case is not seen so: a forked child holds a copy of the listener. There the listener's
+//! process id, from `SO_PEERCRED`, tells that its owner has ended.
+
+use crate::error::{Context, Error, Result};
+use crate::sys::{pidfd, socket};
+use core::time::Duration;
+use rustix::fd::OwnedFd;
+use rustix::fs::{
+    FileType, FlockOperation, Mode, OFlags, Stat, chmod, flock, fstat, lstat, mkdir, open, rename,
+    unlink,
+};
+use rustix::io::Errno;
+use rustix::process::{getegid, geteuid, getgid, getuid};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// How long we wait for another process that does not answer.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a full queue of connections may hold a creator; its owner is alive then.
+const GLANCE: Duration = Duration::from_millis(200);
+/// Longest name in bytes.
+const NAME_MAX: usize = 64;
+
+/// Is this a name?
+///
+/// # Errors
+///
+/// EINVAL with the reason.
+pub(super) fn check_name(operation: &'static str, name: &str) -> Result<()> {
+    let invalid =
+        |numbers: core::fmt::Arguments<'_>| Err(Error::with(operation, Errno::INVAL, numbers));
+    if name.is_empty() || name.len() > NAME_MAX {
+        return invalid(format_args!("name of {} bytes, not 1 to {NAME_MAX}", name.len()));
+    }
+    if name.starts_with('.') {
+        return invalid(format_args!("name \"{name}\" begins with a dot"));
+    }
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    match name.bytes().position(|byte| !allowed(byte)) {
+        Some(at) => invalid(format_args!(
+            "name \"{}\" has a byte at {at} that is none of A-Z a-z 0-9 . _ -",
+            name.escape_debug()
+        )),
+        None => Ok(()),
+    }
+}
+
+/// A directory that only its owner can write.
+#[derive(Debug, Clone)]
+pub(super) struct Directory {
+    path: PathBuf,
+    /// Its owner.
+    uid: u32,
+    operation: &'static str,
+}
+
+impl Directory {
+    /// The given directory, or the user's own, to look names up.
+    ///
+    /// # Errors
+    ///
+    /// ENOENT if it does not exist, ENOTDIR if it is none or a symbolic link, EPERM if
+    /// others than its owner can write it or if it is the user's default one and belongs to
+    /// somebody else.
+    pub(super) fn find(operation: &'static str, given: Option<&Path>) -> Result<Self> {
+        let (path, default) = place(operation, given)?;
+        let found = Self::check(operation, path)?;
+        if default && !found.is_ours() {
+            return Err(found.foreign());
+        }
+        Ok(found)
+    }
+
+    /// The same to remove names: it must be our own.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`find`](Self::find); EPERM if it belongs to somebody else.
+    pub(super) fn own(operation: &'static str, given: Option<&Path>) -> Result<Self> {
+        let found = Self::find(operation, given)?;
+        if found.is_ours() { Ok(found) } else { Err(found.foreign()) }
+    }
+
+    /// The same to create names: it is made if it is not there.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`own`](Self::own) and of mkdir(2).
+    pub(super) fn prepare(operation: &'static str, given: Option<&Path>) -> Result<Self> {
+        let (path, _) = place(operation, given)?;
+        match mkdir(&path, Mode::RWXU) {
+            Ok(()) | Err(Errno::EXIST) => Self::own(operation, given),
+            Err(errno) => {
+                let path = path.display();
+                Err(Error::with(operation, errno, format_args!("cannot make {path}")))
+            }
+        }
+    }
+
+    fn check(operation: &'static str, path: PathBuf) -> Result<Self> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let stat = open(&path, flags, Mode::empty()).and_then(fstat).map_err(|errno| {
+            Error::with(operation, errno, format_args!("runtime directory {}", path.display()))
+        })?;
+        if stat.st_mode & 0o022 != 0 {
+            return Err(Error::with(
+                operation,
+                Errno::PERM,
+                format_args!(
+                    "runtime directory {} has mode {:o}: others could replace names in it",
+                    path.display(),
+                    stat.st_mode & 0o7777
+                ),
+            ));
+        }
+        Ok(Self { path, uid: stat.st_uid, operation })
+    }
+
+    fn is_ours(&self) -> bool {
+        self.uid == geteuid().as_raw()
+    }
+
+    fn foreign(&self) -> Error {
+        Error::with(
+            self.operation,
+            Errno::PERM,
+            format_args!("runtime directory {} belongs to user {}", self.path.display(), self.uid),
+        )
+    }
+
+    /// A connection to whoever serves `name`. The listener is ours, root's or the
+    /// directory's owner's; its process has not ended.
+    ///
+    /// # Errors
+    ///
+    /// ENOENT for an unknown name and for one whose server is gone, EACCES if its mode bits
+    /// forbid it, EPERM if somebody else listens, ETIMEDOUT if the queue stays full.
+    pub(super) fn call(&self, name: &str) -> Result<OwnedFd> {
+        let gone = |reason| Error::because(self.operation, Errno::NOENT, reason);
+        let connection = socket::call(&self.path.join(name), PATIENCE).map_err(|e| match e {
+            Errno::NOENT => gone("no region of this name"),
+            Errno::CONNREFUSED => gone("the process that served this name has ended"),
+            Errno::AGAIN => self.timed_out(),
+            Errno::ACCESS => {
+                let reason = "the mode of the region does not let this user attach";
+                Error::because(self.operation, Errno::ACCESS, reason)
+            }
+            errno => Error::new(self.operation, errno),
+        })?;
+        let server = socket::peer(&connection).op(self.operation)?;
+        if ![0, geteuid().as_raw(), self.uid].contains(&server.uid) {
+            return Err(Error::with(
+                self.operation,
+                Errno::PERM,
+                format_args!("user {} serves this name", server.uid),
+            ));
+        }
+        if has_ended(server.pid) {
+            return Err(gone("the process that served this name has ended"));
+        }
+        Ok(connection)
+    }
+
+    /// The other side gave no answer.
+    pub(super) fn timed_out(&self) -> Error {
+        Error::with(self.operation, Errno::TIMEDOUT, format_args!("no answer in {PATIENCE:?}"))
+    }
+
+    /// Takes the lock, and `name` if it is free.
+    ///
+    /// # Errors
+    ///
+    /// EEXIST if a live process serves the name or if it is no socket, ETIMEDOUT if another
+    /// process keeps the lock.
+    pub(super) fn claim(self, name: &str) -> Result<Claim> {
+        let lock = Lock::take(&self)?;
+        let path = self.path.join(name);
+        match self.occupant(&path)? {
+            Occupant::None => {}
+            Occupant::Stale => remove(&path).op(self.operation)?,
+            Occupant::Live => {
+                return Err(Error::with(
+                    self.operation,
+                    Errno::EXIST,
+                    format_args!("region \"{name}\" exists"),
+                ));
+            }
+        }
+        Ok(Claim { directory: self, path, _lock: lock })
+    }
+
+    /// Removes `name`, whoever of this user serves it.
+    ///
+    /// # Errors
+    ///
+    /// ENOENT for an unknown name, and for one whose server is gone, which is cleaned.
+    pub(super) fn unlink(&self, name: &str) -> Result<()> {
+        let _lock = Lock::take(self)?;
+        let path = self.path.join(name);
+        let occupant = self.occupant(&path)?;
+        if matches!(occupant, Occupant::Live | Occupant::Stale) {
+            remove(&path).op(self.operation)?;
+        }
+        match occupant {
+            Occupant::Live => Ok(()),
+            Occupant::None => Err(Error::new(self.operation, Errno::NOENT)),
+            Occupant::Stale => Err(Error::because(
+                self.operation,
+                Errno::NOENT,
+                "the process that served this name has ended; the name is cleaned",
+            )),
+        }
+    }
+
+    /// Who is behind this path? Under the lock, so that nobody is half way there.
+    fn occupant(&self, path: &Path) -> Result<Occupant> {
+        match lstat(path) {
+            Err(Errno::NOENT) => return Ok(Occupant::None),
+            Err(errno) => return Err(Error::new(self.operation, errno)),
+            Ok(stat) if FileType::from_raw_mode(stat.st_mode) != FileType::Socket => {
+                return Err(Error::with(
+                    self.operation,
+                    Errno::EXIST,
+                    format_args!("{} is no socket", path.display()),
+                ));
+            }
+            Ok(_) => {}
+        }
+        match socket::call(path, GLANCE) {
+            Err(Errno::NOENT) => Ok(Occupant::None),
+            Err(Errno::CONNREFUSED) => Ok(Occupant::Stale),
+            // A full queue, or mode bits without the owner's: somebody is there.
+            Err(Errno::AGAIN | Errno::ACCESS) => Ok(Occupant::Live),
+            Err(errno) => Err(Error::new(self.operation, errno)),
+            Ok(connection) => {
+                let pid = socket::peer(connection).op(self.operation)?.pid;
+                Ok(if has_ended(pid) { Occupant::Stale } else { Occupant::Live })
+            }
+        }
+    }
+}
+
+enum Occupant {
+    None,
+    Stale,
+    Live,
+}
+
+/// Has this process ended? Not that we know, if it cannot be looked at.
+fn has_ended(pid: u32) -> bool {
+    match pidfd::open(pid) {
+        Ok(process) => pidfd::has_ended(process).unwrap_or(false),
+        Err(errno) => errno == Errno::SRCH,
+    }
+}
+
+fn remove(path: &Path) -> rustix::io::Result<()> {
+    match unlink(path) {
+        Err(Errno::NOENT) => Ok(()),
+        done => done,
+    }
+}
+
+/// Where the directory is, and whether that is the user's default.
+fn place(operation: &'static str, given: Option<&Path>) -> Result<(PathBuf, bool)> {
+    // A program with more rights than its caller does not follow the caller's environment.
+    let trusted = getuid() == geteuid() && getgid() == getegid();
+    let variable = |name| {
+        std::env::var_os(name).filter(|value| trusted && !value.is_empty()).map(PathBuf::from)
+    };
+    let given = given.map(Path::to_path_buf).or_else(|| variable("UNMERGED_RUNTIME_DIR"));
+    if let Some(path) = given {
+        if path.is_absolute() {
+            return Ok((path, false));
+        }
+        return Err(Error::with(
+            operation,
+            Errno::INVAL,
+            format_args!("runtime directory {} is not absolute", path.display()),
+        ));
+    }
+    if let Some(path) = variable("XDG_RUNTIME_DIR").filter(|path| path.is_absolute()) {
+        return Ok((path.join("unmerged"), true));
+    }
+    let uid = geteuid().as_raw();
+    let user = PathBuf::from(format!("/run/user/{uid}"));
+    let ours = |stat: Stat| {
+        FileType::from_raw_mode(stat.st_mode) == FileType::Directory && stat.st_uid == uid
+    };
+    if lstat(&user).is_ok_and(ours) {
+        return Ok((user.join("unmerged"), true));
+    }
+    Ok((PathBuf::from(format!("/tmp/unmerged-{uid}")), true))
+}
+
+/// The lock of a directory. A copy of the descriptor in a forked child does not keep it:
+/// it is given back by name, not by the last close.
+#[derive(Debug)]
+struct Lock(OwnedFd);
+
+impl Lock {
+    fn take(directory: &Directory) -> Result<Self> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = open(&directory.path, flags, Mode::empty()).op(directory.operation)?;
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(Self(file)),
+                // A stopped process may hold it for ever, so no blocking wait.
+                Err(Errno::AGAIN) if Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                Err(Errno::AGAIN) => return Err(directory.timed_out()),
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(Error::new(directory.operation, errno)),
+            }
+        }
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        let _ = flock(&self.0, FlockOperation::Unlock);
+    }
+}
+
+/// A name that is free, and stays so while this lives.
+#[derive(Debug)]
+pub(super) struct Claim {
+    directory: Directory,
+    path: PathBuf,
+    _lock: Lock,
+}
+
+impl Claim {
+    /// Begins to listen with `mode` for the socket file; the name is still not there.
+    ///
+    /// # Errors
+    ///
+    /// Those of bind(2), among them EACCES, ENOSPC, ENAMETOOLONG for a path over 107 bytes.
+    pub(super) fn listen(&self, mode: u32) -> Result<OwnedFd> {
+        let operation = self.directory.operation;
+        let new = self.new_path();
+        // Left by a creator that was killed under the lock.
+        remove(&new).op(operation)?;
+        let listener = socket::serve(&new).map_err(|errno| {
+            Error::with(operation, errno, format_args!("cannot bind {}", new.display()))
+        })?;
+        rustix::io::ioctl_fionbio(&listener, true).op(operation)?;
+        chmod(&new, Mode::from_raw_mode(mode)).op(operation)?;
+        Ok(listener)
+    }
+
+    /// Lets the name appear.
+    ///
+    /// # Errors
+    ///
+    /// Those of rename(2).
+    pub(super) fn publish(self) -> Result<Name> {
+        let operation = self.directory.operation;
+        let stat = lstat(self.new_path()).op(operation)?;
+        rename(self.new_path(), &self.path).op(operation)?;
+        let (directory, path) = (self.directory.clone(), self.path.clone());
+        Ok(Name { directory, path, file: (stat.st_dev, stat.st_ino) })
+    }
+
+    fn new_path(&self) -> PathBuf {
+        self.directory.path.join(".new")
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        // There only if something failed before the name was published.
+        let _ = remove(&self.new_path());
+    }
+}
+
+/// A name that this process serves.
+#[derive(Debug)]
+pub(super) struct Name {
+    directory: Directory,
+    path: PathBuf,
+    /// Device and inode of the socket file. The inode cannot be reused while its listener
+    /// is open.
+    file: (u64, u64),
+}
+
+impl Name {
+    /// Removes the name, unless somebody unlinked it, and perhaps another creator has it
+    /// now. To be called before the listener is closed.
+    pub(super) fn remove(&self) {
+        // Without the lock the name is left; it is stale soon, and the next creator's.
+        if let Ok(_lock) = Lock::take(&self.directory)
+            && lstat(&self.path).is_ok_and(|stat| (stat.st_dev, stat.st_ino) == self.file)
+        {
+            let _ = remove(&self.path);
+        }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use rustix::fd::AsFd;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    const TEST: &str = "test";
+
+    #[test]
+    fn names() {
+        for name in ["a", "catalog", "A-1_b.c", &"x".repeat(64)] {
+            check_name(TEST, name).unwrap();
+        }
+        for (name, reason) in [
+            ("", "0 bytes"),
+            (&*"x".repeat(65), "65 bytes"),
+            (".hidden", "dot"),
+            ("..", "dot"),
+            ("a/b", "at 1"),
+            ("a b", "at 1"),
+            ("a\0", "at 1"),
+            ("na\u{ef}ve", "at 2"),
+            ("a\n", "at 1"),
+        ] {
+            let error = check_name(TEST, name).unwrap_err();
+            assert!(error.is_invalid() && error.to_string().contains(reason), "{error}");
+        }
+    }
+
+    #[test]
+    fn directories_that_are_refused() {
+        let temp = tempfile::tempdir().unwrap();
+        let find = |path: &Path| Directory::find(TEST, Some(path)).unwrap_err();
+        assert!(find(&temp.path().join("none")).is_not_found());
+        assert!(find(Path::new("relative")).is_invalid());
+        assert!(find(Path::new("/tmp")).is_permission_denied());
+
+        let (real, link) = (temp.path().join("real"), temp.path().join("link"));
+        Directory::prepare(TEST, Some(&real)).unwrap();
+        assert_eq!(real.metadata().unwrap().permissions().mode() & 0o777, 0o700);
+        symlink(&real, &link).unwrap();
+        assert_eq!(find(&link).raw_os_error(), libc::ENOTDIR);
+        std::fs::set_permissions(&real, PermissionsExt::from_mode(0o770)).unwrap();
+        let error = Directory::prepare(TEST, Some(&real)).unwrap_err();
+        assert!(error.is_permission_denied() && error.to_string().contains("770"), "{error}");
+        if geteuid().as_raw() != 0 {
+            let error = Directory::prepare(TEST, Some(Path::new("/usr"))).unwrap_err();
+            assert!(error.is_permission_denied() && error.to_string().contains("user 0"));
+        }
+    }
+
+    #[test]
+    fn a_name_is_published_whole_and_removed_by_its_own_creator_only() {
+        let temp = tempfile::tempdir().unwrap();
+        let prepare = || Directory::prepare(TEST, Some(temp.path())).unwrap();
+        let claim = prepare().claim("one").unwrap();
+        let listener = claim.listen(0o640).unwrap();
+        assert!(prepare().call("one").unwrap_err().is_not_found());
+        let name = claim.publish().unwrap();
+        let mode = temp.path().join("one").metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o640);
+        prepare().call("one").unwrap();
+        assert!(prepare().claim("one").unwrap_err().is_exists());
+
+        prepare().unlink("one").unwrap();
+        assert!(prepare().unlink("one").unwrap_err().is_not_found());
+        let claim = prepare().claim("one").unwrap();
+        let other = claim.listen(0o600).unwrap();
+        let second = claim.publish().unwrap();
+        name.remove();
+        prepare().call("one").unwrap();
+        drop((listener, other));
+        // Stale now: unknown to an opener, free for a creator.
+        assert!(prepare().call("one").unwrap_err().is_not_found());
+        drop(prepare().claim("one").unwrap());
+        second.remove();
+        assert_eq!(temp.path().read_dir().unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_is_no_socket_is_left_alone() {
+        let temp = tempfile::tempdir().unwrap();
+        let file = temp.path().join("file");
+        std::fs::write(&file, "precious").unwrap();
+        let prepare = || Directory::prepare(TEST, Some(temp.path())).unwrap();
+        assert!(prepare().claim("file").unwrap_err().is_exists());
+        assert!(prepare().unlink("file").unwrap_err().is_exists());
+        assert!(prepare().call("file").unwrap_err().is_not_found());
+        assert_eq!(std::fs::read_to_string(file).unwrap(), "precious");
+    }
+
+    #[test]
+    fn the_lock_is_one_at_a_time_and_given_back_by_name() {
+        let temp = tempfile::tempdir().unwrap();
+        let directory = Directory::prepare(TEST, Some(temp.path())).unwrap();
+        let lock = Lock::take(&directory).unwrap();
+        // What a forked child would hold.
+        let copy = rustix::io::fcntl_dupfd_cloexec(lock.0.as_fd(), 0).unwrap();
+        let waiter = std::thread::spawn(move || Lock::take(&directory).map(drop));
+        std::thread::sleep(Duration::from_millis(20));
+        assert!(!waiter.is_finished());
+        drop(lock);
+        waiter.join().unwrap().unwrap();
+        drop(copy);
+    }
+}

@@ -1,0 +1,273 @@
+//! A region, as a process holds it.
+
+use super::attach::attach;
+use super::attachment::Attachment;
+use super::builder::{Builder, Server};
+use super::directory::{Directory, check_name};
+use super::roots::{Kind, Refusal, key};
+use super::{OPEN, UNLINK};
+use crate::error::{Error, Result};
+use crate::shm::Resident;
+use core::alloc::Layout;
+use core::ptr::NonNull;
+use rustix::io::Errno;
+use std::path::Path;
+
+/// One range of memory at the same address in every process that holds it.
+///
+/// Made by [`builder`](Self::builder), found by [`open`](Self::open). A process that opens
+/// what it holds already gets a second handle on the same mapping. The mapping goes with the
+/// last handle; pointers into it must not outlive that.
+///
+/// Threads share a `&Region`; what they do to the memory behind it is up to atomics of their
+/// own in it.
+#[derive(Debug)]
+pub struct Region {
+    name: String,
+    /// Dropped before the mapping.
+    server: Option<Server>,
+    attachment: Attachment,
+}
+
+impl Region {
+    pub(super) fn new(name: String, attachment: Attachment, server: Option<Server>) -> Self {
+        Self { name, server, attachment }
+    }
+
+    /// Begins to make a region of this name.
+    pub fn builder(name: &str) -> Builder {
+        Builder::new(name)
+    }
+
+    /// Attaches to the region of this name.
+    ///
+    /// # Errors
+    ///
+    /// - EINVAL: not a name.
+    /// - ENOENT: nobody serves it, or whoever did has ended.
+    /// - EACCES: the mode of the region does not let us.
+    /// - EEXIST: something else is at its address in this process; nothing is replaced.
+    /// - EPERM: the runtime directory is somebody else's or open to others; the server is
+    ///   neither of our user, nor root, nor the owner of the directory; its files lack the
+    ///   seals that keep their size.
+    /// - EBADMSG: the server or the control page says what no region says, such as too few
+    ///   descriptors or a size that its file has not. EPROTO: it is of another version.
+    /// - ETIMEDOUT: the server does not answer for 10 s, for instance because it is stopped.
+    /// - ECONNRESET: it cuts off every connection. ENOMEM, EMFILE, ENFILE: a limit of the
+    ///   system.
+    pub fn open(name: &str) -> Result<Self> {
+        Self::find(name, None)
+    }
+
+    /// Attaches to the region of this name in a directory other than the user's runtime
+    /// directory; see [`Builder::directory`]. It may belong to another user, who is then
+    /// trusted to serve.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`open`](Self::open); EINVAL for a path that is not absolute.
+    pub fn open_in(directory: impl AsRef<Path>, name: &str) -> Result<Self> {
+        Self::find(name, Some(directory.as_ref()))
+    }
+
+    fn find(name: &str, directory: Option<&Path>) -> Result<Self> {
+        check_name(OPEN, name)?;
+        let directory = Directory::find(OPEN, directory)?;
+        Ok(Self::new(name.into(), attach(&directory, name)?, None))
+    }
+
+    /// First byte, at the same address in every process.
+    pub fn base(&self) -> NonNull<u8> {
+        self.attachment.base()
+    }
+
+    /// Bytes.
+    pub fn size(&self) -> usize {
+        self.attachment.shape().size as usize
+    }
+
+    /// The name by which this handle was made.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Drawn at random when the region was created: two regions of one name have two.
+    pub fn id(&self) -> [u8; 16] {
+        self.attachment.shape().id
+    }
+
+    /// Does this handle serve the region to others? So does the creator's, but not its copy in a
+    /// forked child.
+    pub fn is_server(&self) -> bool {
+        self.server.as_ref().is_some_and(Server::is_ours)
+    }
+
+    /// Takes memory that nobody had before: zero, until somebody writes it. It is never given
+    /// back; see [`super::Arena`] for many small values.
+    ///
+    /// Lock-free, and safe to be killed in: what a dead process had taken stays taken, and
+    /// that is all. A layout of no bytes takes none.
+    ///
+    /// # Errors
+    ///
+    /// ENOMEM with the numbers if the region is full; smaller layouts may still fit.
+    pub fn alloc(&self, layout: Layout) -> Result<NonNull<u8>> {
+        let size = self.attachment.shape().size;
+        let taken = if layout.align() as u64 > super::window::ALIGN {
+            Err(size) // An offset could be aligned where the address is not.
+        } else {
+            self.attachment.header().bump(size).take(layout)
+        };
+        match taken {
+            // SAFETY: the offset is at most the size, so the pointer is inside or at the end.
+            Ok(offset) => Ok(unsafe { self.base().add(offset as usize) }),
+            Err(taken) => Err(Error::with(
+                "mshare::Region::alloc",
+                Errno::NOMEM,
+                format_args!(
+                    "{} bytes aligned to {} do not fit: {taken} of {size} are taken",
+                    layout.size(),
+                    layout.align()
+                ),
+            )),
+        }
+    }
+
+    /// Do all `size` bytes from `pointer` on lie in the region?
+    pub fn contains<T>(&self, pointer: *const T, size: usize) -> bool {
+        pointer
+            .addr()
+            .checked_sub(self.base().addr().get())
+            .and_then(|offset| offset.checked_add(size))
+            .is_some_and(|end| end <= self.size())
+    }
+
+    /// The same address as a pointer into this process's mapping, if a `T` there is inside
+    /// and aligned. Whether there is a `T` is not looked at.
+    ///
+    /// # Errors
+    ///
+    /// EINVAL with the numbers.
+    pub fn resolve<T: Resident>(&self, pointer: *const T) -> Result<NonNull<T>> {
+        self.check(pointer, Errno::INVAL)
+    }
+
+    fn check<T>(&self, pointer: *const T, errno: Errno) -> Result<NonNull<T>> {
+        let (address, base) = (pointer.addr(), self.base());
+        if !self.contains(pointer, size_of::<T>()) || !address.is_multiple_of(align_of::<T>()) {
+            return Err(Error::with(
+                "mshare::Region::resolve",
+                errno,
+                format_args!(
+                    "{} bytes aligned to {} at {address:#x}, in a region of {} bytes at {base:p}",
+                    size_of::<T>(),
+                    align_of::<T>(),
+                    self.size(),
+                ),
+            ));
+        }
+        // SAFETY: inside the mapping, so the offset is no larger than it, and from its start.
+        let pointer = unsafe { base.add(address - base.addr().get()) };
+        Ok(pointer.cast())
+    }
+
+    /// A reference to the `T` at this address, checked as by [`resolve`](Self::resolve).
+    ///
+    /// # Errors
+    ///
+    /// EINVAL with the numbers.
+    ///
+    /// # Safety
+    ///
+    /// - A `T` was written there, and its writing happened before this call: its address
+    ///   came from [`root`](Self::root), or by some other release and acquire.
+    /// - As long as the reference lives, no process writes it other than by atomics.
+    pub unsafe fn get<T: Resident>(&self, pointer: *const T) -> Result<&T> {
+        let pointer = self.resolve(pointer)?;
+        // SAFETY: inside, aligned, mapped as long as the region is borrowed; the rest is
+        // the caller's word.
+        Ok(unsafe { pointer.as_ref() })
+    }
+
+    /// Publishes `value`, and all that was written before, as the root of this name, instead
+    /// of what was there. There are 16 roots; the first who sets a name takes one for good,
+    /// and with it size and alignment of the type.
+    ///
+    /// # Errors
+    ///
+    /// EINVAL with the numbers if the value is not inside and aligned, or if the root was set
+    /// with a type of other size or alignment. ENOSPC if all roots have other names.
+    pub fn set_root<T: Resident>(&self, name: &str, value: NonNull<T>) -> Result<()> {
+        let value = self.resolve(value.as_ptr())?;
+        let kind = Kind::of::<T>();
+        let address = value.as_ptr().expose_provenance() as u64;
+        let roots = self.attachment.header().roots();
+        roots.set(key(name), kind, address).map_err(|refusal| refused(name, kind, refusal))
+    }
+
+    /// The root of this name: what was published last, with all that was written before.
+    /// `None` if nothing was.
+    ///
+    /// # Errors
+    ///
+    /// EINVAL with the numbers if it was set with a type of other size or alignment, EBADMSG
+    /// if the address found is not inside and aligned: a participant wrote it by force.
+    pub fn root<T: Resident>(&self, name: &str) -> Result<Option<NonNull<T>>> {
+        let kind = Kind::of::<T>();
+        let roots = self.attachment.header().roots();
+        match roots.get(key(name), kind).map_err(|refusal| refused(name, kind, refusal))? {
+            0 => Ok(None),
+            address => {
+                let pointer = core::ptr::without_provenance(address as usize);
+                self.check(pointer, Errno::BADMSG).map(Some)
+            }
+        }
+    }
+}
+
+#[cold]
+fn refused(name: &str, kind: Kind, refusal: Refusal) -> Error {
+    let operation = "mshare::Region::root";
+    match refusal {
+        Refusal::Full => Error::with(
+            operation,
+            Errno::NOSPC,
+            format_args!("all {} roots have other names than \"{name}\"", super::roots::ROOTS),
+        ),
+        Refusal::Kind(other) => Error::with(
+            operation,
+            Errno::INVAL,
+            format_args!(
+                "root \"{name}\" is {} bytes aligned to 2^{}, not {} aligned to 2^{}",
+                other.size(),
+                other.align_log2(),
+                kind.size(),
+                kind.align_log2()
+            ),
+        ),
+    }
+}
+
+/// Removes the name of a region, and nothing else: whoever holds the region keeps it, and
+/// the name is free for another.
+///
+/// # Errors
+///
+/// EINVAL: not a name. ENOENT: nobody serves it; what a dead process left of it is removed.
+/// EEXIST: something of this name is no region. EPERM: the runtime directory is not ours.
+/// ETIMEDOUT: another process keeps its lock.
+pub fn unlink(name: &str) -> Result<()> {
+    check_name(UNLINK, name)?;
+    Directory::own(UNLINK, None)?.unlink(name)
+}
+
+/// [`unlink`] in a directory other than the user's runtime directory; see
+/// [`Builder::directory`].
+///
+/// # Errors
+///
+/// Those of [`unlink`]; EINVAL for a path that is not absolute.
+pub fn unlink_in(directory: impl AsRef<Path>, name: &str) -> Result<()> {
+    check_name(UNLINK, name)?;
+    Directory::own(UNLINK, Some(directory.as_ref()))?.unlink(name)
+}

@@ -1,0 +1,789 @@
+//! Regions between processes that were executed, killed, forked, and that lie.
+//!
+//! A child is this test binary again, told what to do by the variable `ROLE`. Each test has a
+//! runtime directory of its own.
+
+use core::mem::MaybeUninit;
+use core::ptr::{NonNull, null};
+use core::time::Duration;
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
+};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use tempfile::TempDir;
+use unmerged::mshare::{Arena, Region, Resident, unlink, unlink_in};
+
+#[repr(C)]
+struct Node {
+    next: *const Node,
+    value: u64,
+}
+
+// SAFETY: `next` is null or a Node of the same region; repr(C); nothing to drop; not
+// written after it is published.
+unsafe impl Resident for Node {}
+
+const KIB: usize = 1 << 10;
+
+fn dir() -> TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+fn create(dir: &TempDir, name: &str, size: usize) -> unmerged::Result<Region> {
+    Region::builder(name).size(size).directory(dir.path()).create()
+}
+
+fn open(dir: &TempDir, name: &str) -> unmerged::Result<Region> {
+    Region::open_in(dir.path(), name)
+}
+
+fn names(dir: &TempDir) -> Vec<String> {
+    let entries = dir.path().read_dir().unwrap();
+    entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+/// Publishes a list of these values as root "list".
+fn build(region: &Region, values: impl IntoIterator<Item = u64>) {
+    let arena = Arena::new(region, 256).unwrap();
+    let mut list = null();
+    for value in values {
+        list = arena.alloc_value(Node { next: list, value }).unwrap().as_ptr().cast_const();
+    }
+    region.set_root("list", NonNull::new(list.cast_mut()).unwrap()).unwrap();
+}
+
+/// The values of the list at this root.
+fn walk(region: &Region, root: &str) -> Vec<u64> {
+    let first = region.root::<Node>(root).unwrap().unwrap();
+    let mut next = first.as_ptr().cast_const();
+    let mut values = Vec::new();
+    while !next.is_null() {
+        // SAFETY: a Node that was published by set_root and is not written since.
+        let node = unsafe { region.get(next) }.unwrap();
+        values.push(node.value);
+        next = node.next;
+    }
+    values
+}
+
+/// A child that does `role` in this runtime directory.
+struct Player {
+    child: Child,
+    says: BufReader<ChildStdout>,
+    hears: Option<ChildStdin>,
+}
+
+impl Player {
+    fn new(dir: &TempDir, role: &str) -> Self {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "child", "--nocapture", "--test-threads=1"])
+            .env("ROLE", role)
+            .env("UNMERGED_RUNTIME_DIR", dir.path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let says = BufReader::new(child.stdout.take().unwrap());
+        let hears = child.stdin.take();
+        Self { child, says, hears }
+    }
+
+    /// The next line that it says; libtest's own are left out.
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        loop {
+            line.clear();
+            assert_ne!(self.says.read_line(&mut line).unwrap(), 0, "the child says no more");
+            if let Some((_, said)) = line.split_once("> ") {
+                return said.trim().to_string();
+            }
+        }
+    }
+
+    fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Lets it go on to its end.
+    fn end(mut self) {
+        drop(self.hears.take());
+        let mut rest = String::new();
+        self.says.read_to_string(&mut rest).unwrap();
+        assert!(self.child.wait().unwrap().success(), "{rest}");
+    }
+}
+
+fn say(what: impl core::fmt::Display) {
+    println!("> {what}");
+    std::io::stdout().flush().unwrap();
+}
+
+/// Until the parent lets go.
+fn listen() {
+    let _ = std::io::stdin().read_to_end(&mut Vec::new());
+}
+
+fn fork() -> i32 {
+    // SAFETY: the child of this does nothing but what each test says, and leaves by _exit.
+    unsafe { libc::fork() }
+}
+
+/// What a child does; nothing in an ordinary run.
+#[test]
+fn child() {
+    let Ok(role) = std::env::var("ROLE") else { return };
+    let create = |name: &str| Region::builder(name).size(64 * KIB).create();
+    match role.as_str() {
+        "address" => say(format!("{:p}", Region::open("region").unwrap().base())),
+        "walk and build" => {
+            let region = Region::open("region").unwrap();
+            say(format!("{:?}", walk(&region, "list")));
+            build(&region, [7, 8, 9]);
+        }
+        "create and wait" => {
+            let region = create("region").unwrap();
+            build(&region, 1..=3);
+            say("ready");
+            listen();
+        }
+        "create with few descriptors" => {
+            let region = create("region").unwrap();
+            let used = std::fs::read_dir("/proc/self/fd").unwrap().count() as u64;
+            let limit = libc::rlimit { rlim_cur: used + 8, rlim_max: used + 8 };
+            // SAFETY: a limit of this process, which is the child's own.
+            assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) }, 0);
+            say("ready");
+            listen();
+            drop(region);
+        }
+        "race" => {
+            let region = create("region");
+            match &region {
+                Ok(_) => say("won"),
+                Err(error) => say(error.raw_os_error()),
+            }
+            listen();
+        }
+        "clash" => {
+            let base: usize = std::env::var("BASE").unwrap().parse().unwrap();
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+            let hint = core::ptr::without_provenance_mut(base);
+            // SAFETY: a new page that replaces none.
+            let page = unsafe { libc::mmap(hint, 4096, libc::PROT_READ | 2, flags, -1, 0) };
+            assert_eq!(page.addr(), base);
+            let word = page.cast::<u64>();
+            // SAFETY: our page.
+            unsafe { word.write(0x1234) };
+            let error = Region::open("region").unwrap_err();
+            // SAFETY: our page, written above.
+            assert_eq!(unsafe { word.read() }, 0x1234);
+            say(error);
+        }
+        "fork" => {
+            let region = create("region").unwrap();
+            build(&region, 1..=3);
+            let pid = fork();
+            if pid == 0 {
+                let serves = region.is_server();
+                let same = Region::open("region").unwrap();
+                let fine =
+                    !serves && same.base() == region.base() && walk(&same, "list") == [3, 2, 1];
+                build(&region, 4..=6);
+                drop((region, same));
+                // SAFETY: ends the forked child at once.
+                unsafe { libc::_exit(if fine { 0 } else { 1 }) };
+            }
+            let mut status = 0;
+            // SAFETY: our own child.
+            assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
+            assert_eq!(status, 0);
+            // The child's end took neither name nor mapping, and its writing is here.
+            assert!(region.is_server());
+            assert_eq!(walk(&Region::open("region").unwrap(), "list"), [6, 5, 4]);
+            drop(region);
+            assert!(Region::open("region").unwrap_err().is_not_found());
+        }
+        "fork a holder of the listener" => {
+            let _region = create("region").unwrap();
+            let pid = fork();
+            if pid == 0 {
+                loop {
+                    // SAFETY: sleeps until it is killed.
+                    unsafe { libc::pause() };
+                }
+            }
+            say(pid);
+            listen();
+        }
+        other => panic!("no such role: {other}"),
+    }
+}
+
+#[test]
+fn pointers_of_one_process_are_walked_in_another() {
+    let dir = dir();
+    let region = create(&dir, "region", 1 << 30).unwrap();
+    build(&region, 1..=5);
+    let mut other = Player::new(&dir, "walk and build");
+    assert_eq!(other.line(), "[5, 4, 3, 2, 1]");
+    other.end();
+    assert_eq!(walk(&region, "list"), [9, 8, 7]);
+    assert_eq!(names(&dir), ["region"]);
+    drop(region);
+    assert_eq!(names(&dir), [""; 0]);
+}
+
+#[test]
+fn a_hundred_programs_have_it_at_one_address() {
+    let dir = dir();
+    let region = create(&dir, "region", 1 << 40).unwrap();
+    let here = format!("{:p}", region.base());
+    for _ in 0..100 {
+        let mut other = Player::new(&dir, "address");
+        assert_eq!(other.line(), here);
+        other.end();
+    }
+}
+
+#[test]
+fn existing_and_unknown_names() {
+    let dir = dir();
+    let region = create(&dir, "region", 4096).unwrap();
+    let error = create(&dir, "region", 4096).unwrap_err();
+    assert!(error.is_exists() && error.to_string().contains("\"region\""), "{error}");
+    assert!(open(&dir, "other").unwrap_err().is_not_found());
+    assert!(unlink_in(dir.path(), "other").unwrap_err().is_not_found());
+    assert!(Region::open("unmerged-test-no-such-region").unwrap_err().is_not_found());
+    assert!(unlink("unmerged-test-no-such-region").unwrap_err().is_not_found());
+
+    // unlink removes the name only; the next one of that name is another region.
+    unlink_in(dir.path(), "region").unwrap();
+    assert!(open(&dir, "region").unwrap_err().is_not_found());
+    let second = create(&dir, "region", 4096).unwrap();
+    assert_ne!(second.id(), region.id());
+    drop(region);
+    assert_eq!(open(&dir, "region").unwrap().id(), second.id());
+}
+
+#[test]
+fn bad_arguments() {
+    let dir = dir();
+    for name in ["", ".", "..", "a/b", "a b", "a\0b", &"x".repeat(65)] {
+        assert!(create(&dir, name, 4096).unwrap_err().is_invalid(), "{name:?}");
+        assert!(open(&dir, name).unwrap_err().is_invalid(), "{name:?}");
+        assert!(unlink_in(dir.path(), name).unwrap_err().is_invalid(), "{name:?}");
+    }
+    for size in [0, 1, 4095, 4097, (32 << 40) + 4096, usize::MAX, usize::MAX - 4095] {
+        let error = create(&dir, "region", size).unwrap_err();
+        assert!(error.is_invalid() && error.to_string().contains(&size.to_string()), "{error}");
+    }
+    let builder = || Region::builder("region").size(4096).directory(dir.path());
+    for base in [0, 4096, 1 << 47, usize::MAX] {
+        assert!(builder().base(base).create().unwrap_err().is_invalid(), "{base:#x}");
+    }
+    for mode in [0o777, 0o1600, 0o100, 0o066, 0o400, u32::MAX] {
+        assert!(builder().mode(mode).create().unwrap_err().is_invalid(), "{mode:o}");
+    }
+    assert!(Region::open_in("relative", "region").unwrap_err().is_invalid());
+    assert_eq!(names(&dir), [""; 0]);
+}
+
+#[test]
+fn a_second_opening_is_a_second_handle() {
+    let dir = dir();
+    let region = create(&dir, "region", 64 * KIB).unwrap();
+    let second = open(&dir, "region").unwrap();
+    let third = open(&dir, "region").unwrap();
+    assert_eq!((second.base(), second.id()), (region.base(), region.id()));
+    assert!(region.is_server() && !second.is_server());
+    build(&region, 1..=3);
+    drop(region);
+    // The name went with its creator, the mapping stays with its last handle.
+    assert!(open(&dir, "region").unwrap_err().is_not_found());
+    drop(second);
+    assert_eq!(walk(&third, "list"), [3, 2, 1]);
+    let (base, id) = (third.base().addr().get(), third.id());
+    drop(third);
+    let again = Region::builder("region").size(4096).base(base).directory(dir.path());
+    let again = again.create().unwrap();
+    assert_eq!(again.base().addr().get(), base);
+    assert_ne!(again.id(), id);
+}
+
+/// The region is another process's, so that it is mapped and unmapped here again and again.
+#[test]
+fn threads_open_and_close_at_once() {
+    let dir = dir();
+    let mut creator = Player::new(&dir, "create and wait");
+    assert_eq!(creator.line(), "ready");
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..50 {
+                    let region = open(&dir, "region").unwrap();
+                    assert_eq!(walk(&region, "list"), [3, 2, 1]);
+                }
+            });
+        }
+    });
+    creator.end();
+    assert!(open(&dir, "region").unwrap_err().is_not_found());
+}
+
+#[test]
+fn a_clash_of_addresses_is_an_error() {
+    let dir = dir();
+    // 0x5100_0000_0000 is in no other test's way.
+    let base = 0x5100_0000_0000_usize;
+    let build = |name| Region::builder(name).size(1 << 20).base(base).directory(dir.path());
+    let region = build("region").create().unwrap();
+    let error = build("other").create().unwrap_err();
+    assert!(error.is_exists() && error.to_string().contains("0x510000"), "{error}");
+    assert_eq!(names(&dir), ["region"]);
+
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "child", "--nocapture"])
+        .env("ROLE", "clash")
+        .env("BASE", base.to_string())
+        .env("UNMERGED_RUNTIME_DIR", dir.path())
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("not free in this process") && said.contains("os error 17"), "{said}");
+    drop(region);
+}
+
+#[test]
+fn a_full_region_says_so_and_goes_on() {
+    use core::alloc::Layout;
+    let dir = dir();
+    let region = create(&dir, "region", 8 * KIB).unwrap();
+    let layout = |size, align| Layout::from_size_align(size, align).unwrap();
+    let first = region.alloc(layout(6000, 8)).unwrap();
+    assert_eq!(first, region.base());
+    // SAFETY: fresh memory of ours.
+    assert!(unsafe { core::slice::from_raw_parts(first.as_ptr(), 6000) }.iter().all(|&b| b == 0));
+    for (size, align) in [(3000, 8), (isize::MAX as usize - 7, 8), (1, 1 << 40), (0, 1 << 62)] {
+        let error = region.alloc(layout(size, align)).unwrap_err();
+        assert_eq!(error.raw_os_error(), libc::ENOMEM);
+        assert!(error.to_string().contains(&size.to_string()), "{error}");
+        assert!(error.to_string().contains("of 8192"), "{error}");
+    }
+    let rest = region.alloc(layout(2000, 16)).unwrap();
+    assert!(rest.addr().get().is_multiple_of(16) && region.contains(rest.as_ptr(), 2000));
+    assert!(region.alloc(layout(2000, 16)).unwrap_err().is_exhausted());
+    region.alloc(layout(192, 1)).unwrap();
+    assert!(region.alloc(layout(1, 1)).unwrap_err().is_exhausted());
+}
+
+#[test]
+fn pointers_are_checked() {
+    let dir = dir();
+    let region = create(&dir, "region", 4096).unwrap();
+    let base = region.base().as_ptr();
+    assert!(region.contains(base, 4096) && region.contains(base.wrapping_add(4096), 0));
+    assert!(!region.contains(base, 4097) && !region.contains(base, usize::MAX));
+    assert!(!region.contains(base.wrapping_sub(1), 1) && !region.contains(null::<u8>(), 1));
+    region.resolve(base.wrapping_add(4088).cast::<u64>()).unwrap();
+    for bad in [4089, 4096, 4, usize::MAX] {
+        let error = region.resolve(base.wrapping_add(bad).cast::<u64>()).unwrap_err();
+        assert!(error.is_invalid() && error.to_string().contains("4096 bytes at"), "{error}");
+    }
+    let local = Box::new(5_u64);
+    assert!(region.set_root("local", NonNull::from(&*local)).unwrap_err().is_invalid());
+    assert_eq!(region.root::<u64>("local").unwrap(), None);
+
+    region.set_root("root", region.base().cast::<u64>()).unwrap();
+    let error = region.root::<u32>("root").unwrap_err();
+    assert!(error.is_invalid() && error.to_string().contains("8 bytes"), "{error}");
+    for n in 1..16 {
+        region.set_root(&format!("root {n}"), region.base()).unwrap();
+    }
+    let error = region.set_root("one more", region.base()).unwrap_err();
+    assert!(error.is_exhausted() && error.to_string().contains("16 roots"), "{error}");
+}
+
+#[test]
+fn a_killed_creator_leaves_the_memory_and_no_name() {
+    let dir = dir();
+    let mut creator = Player::new(&dir, "create and wait");
+    assert_eq!(creator.line(), "ready");
+    let region = open(&dir, "region").unwrap();
+    creator.kill();
+    assert_eq!(walk(&region, "list"), [3, 2, 1]);
+    assert_eq!(names(&dir), ["region"]);
+    assert!(open(&dir, "region").unwrap_err().is_not_found());
+    let second = create(&dir, "region", 4096).unwrap();
+    assert_ne!(second.base(), region.base());
+    assert_eq!(open(&dir, "region").unwrap().id(), second.id());
+    drop(second);
+    assert_eq!(walk(&region, "list"), [3, 2, 1]);
+    assert_eq!(names(&dir), [""; 0]);
+
+    let mut creator = Player::new(&dir, "create and wait");
+    assert_eq!(creator.line(), "ready");
+    creator.kill();
+    assert!(unlink_in(dir.path(), "region").unwrap_err().is_not_found());
+    assert_eq!(names(&dir), [""; 0]);
+}
+
+#[test]
+fn one_creator_of_many_wins() {
+    let dir = dir();
+    for round in 0..4 {
+        let mut racers: Vec<_> = (0..4).map(|_| Player::new(&dir, "race")).collect();
+        let mut said: Vec<_> = racers.iter_mut().map(Player::line).collect();
+        said.sort();
+        let exists = libc::EEXIST.to_string();
+        assert_eq!(said, [&*exists, &*exists, &*exists, "won"]);
+        // Odd rounds leave a stale name for the next to clean.
+        for racer in racers {
+            if round % 2 == 0 { racer.kill() } else { racer.end() }
+        }
+    }
+}
+
+#[test]
+fn fork_shares_memory_and_not_the_name() {
+    let dir = dir();
+    Player::new(&dir, "fork").end();
+    assert_eq!(names(&dir), [""; 0]);
+}
+
+#[test]
+fn a_forked_copy_of_the_listener_is_no_server() {
+    let dir = dir();
+    let mut creator = Player::new(&dir, "fork a holder of the listener");
+    let holder: i32 = creator.line().parse().unwrap();
+    open(&dir, "region").unwrap();
+    creator.kill();
+    let error = open(&dir, "region").unwrap_err();
+    assert!(error.is_not_found(), "{error}");
+    create(&dir, "region", 4096).unwrap();
+    // SAFETY: the child's child, which waits to be killed.
+    unsafe { libc::kill(holder, libc::SIGKILL) };
+}
+
+fn socket() -> OwnedFd {
+    let (unix, packets) = (AddressFamily::UNIX, SocketType::SEQPACKET);
+    rustix::net::socket_with(unix, packets, SocketFlags::CLOEXEC, None).unwrap()
+}
+
+/// A client by hand.
+fn call(dir: &TempDir, name: &str) -> OwnedFd {
+    let connection = socket();
+    let address = SocketAddrUnix::new(dir.path().join(name)).unwrap();
+    rustix::net::connect(&connection, &address).unwrap();
+    connection
+}
+
+fn send(connection: impl AsFd, bytes: &[u8], fds: &[OwnedFd]) {
+    let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    assert!(fds.is_empty() || control.push(SendAncillaryMessage::ScmRights(&fds)));
+    let bytes = [rustix::io::IoSlice::new(bytes)];
+    rustix::net::sendmsg(connection, &bytes, &mut control, SendFlags::NOSIGNAL).unwrap();
+}
+
+fn receive(connection: impl AsFd) -> (Vec<u8>, Vec<OwnedFd>) {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut bytes = [0; 256];
+    let mut slices = [rustix::io::IoSliceMut::new(&mut bytes)];
+    let flags = RecvFlags::CMSG_CLOEXEC;
+    let len = rustix::net::recvmsg(connection, &mut slices, &mut control, flags).unwrap().bytes;
+    let fds = control.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(fds) => Some(fds),
+        _ => None,
+    });
+    let fds = fds.flatten().collect();
+    (bytes[..len].to_vec(), fds)
+}
+
+/// The request of version 1, byte by byte: a change of it is a change of version.
+const REQUEST: [u8; 16] = *b"umshareQ\x01\0\0\0\x01\0\0\0";
+
+fn errno(reply: &[u8]) -> i32 {
+    assert_eq!((reply.len(), &reply[..12]), (48, &b"umshareR\x01\0\0\0"[..]));
+    i32::from_le_bytes(reply[12..16].try_into().unwrap())
+}
+
+#[test]
+fn files_cannot_be_cut_grown_or_sealed_by_others() {
+    let dir = dir();
+    let region = create(&dir, "region", 64 * KIB).unwrap();
+    let client = call(&dir, "region");
+    send(&client, &REQUEST, &[]);
+    let (reply, fds) = receive(&client);
+    assert_eq!((errno(&reply), fds.len()), (0, 2));
+    assert_eq!(reply[16..24], (64 * KIB as u64).to_le_bytes());
+    assert_eq!(reply[24..32], (region.base().addr().get() as u64).to_le_bytes());
+    assert_eq!(reply[32..], region.id());
+    for (file, size) in fds.iter().zip([4096, 64 * KIB as u64]) {
+        let stat = rustix::fs::fstat(file).unwrap();
+        assert_eq!((stat.st_mode & 0o777, stat.st_size as u64), (0o600, size));
+        assert_eq!(ftruncate(file, 0), Err(Errno::PERM));
+        assert_eq!(ftruncate(file, size + 4096), Err(Errno::PERM));
+        assert_eq!(fcntl_add_seals(file, SealFlags::FUTURE_WRITE), Err(Errno::PERM));
+    }
+}
+
+#[test]
+fn bad_clients_do_not_hurt() {
+    let dir = dir();
+    let region = create(&dir, "region", 64 * KIB).unwrap();
+    let version_9 = *b"umshareQ\x09\0\0\0\x01\0\0\0";
+    let operation_7 = *b"umshareQ\x01\0\0\0\x07\0\0\0";
+    for (bytes, expected) in [
+        (&b"x"[..], libc::EBADMSG),
+        (&REQUEST[..15], libc::EBADMSG),
+        (&[0xff; 16], libc::EBADMSG),
+        (&[0; 200], libc::EBADMSG),
+        (&operation_7, libc::EBADMSG),
+        (&version_9, libc::EPROTO),
+    ] {
+        let client = call(&dir, "region");
+        send(&client, bytes, &[]);
+        let (reply, fds) = receive(&client);
+        assert_eq!((errno(&reply), fds.len()), (expected, 0), "{bytes:?}");
+        // One reply, and the line is cut.
+        assert_eq!(receive(&client).0, b"");
+    }
+
+    // Descriptors that nobody asked for, a few and too many.
+    for (count, expected) in [(2, 0), (8, libc::EBADMSG)] {
+        let client = call(&dir, "region");
+        let fds: Vec<_> = (0..count).map(|_| socket()).collect();
+        send(&client, &REQUEST, &fds);
+        assert_eq!(errno(&receive(&client).0), expected);
+    }
+
+    // Silent ones, each of whom would hold a server that hears one after the other, and more of
+    // them than it hears at a time; and some who are gone before or after they spoke.
+    let mut silent: Vec<_> = (0..50).map(|_| call(&dir, "region")).collect();
+    assert_eq!(open(&dir, "region").unwrap().base(), region.base());
+    silent.extend((0..100).map(|_| call(&dir, "region")));
+    for _ in 0..100 {
+        drop(call(&dir, "region"));
+        send(call(&dir, "region"), &REQUEST, &[]);
+    }
+    assert_eq!(open(&dir, "region").unwrap().base(), region.base());
+    drop(silent);
+    drop(region);
+    assert_eq!(names(&dir), [""; 0]);
+}
+
+#[test]
+fn silent_callers_are_cut_off() {
+    let dir = dir();
+    let _region = create(&dir, "region", 4096).unwrap();
+    let silent = call(&dir, "region");
+    // Returns when the server hangs up.
+    assert_eq!(receive(&silent).0, b"");
+}
+
+/// A memory file with these seals.
+fn file(size: u64, seals: SealFlags) -> OwnedFd {
+    let file = memfd_create("test", MemfdFlags::ALLOW_SEALING | MemfdFlags::CLOEXEC).unwrap();
+    ftruncate(&file, size).unwrap();
+    fcntl_add_seals(&file, seals).unwrap();
+    file
+}
+
+/// A reply of version 1, byte by byte.
+fn reply(size: u64, base: u64) -> Vec<u8> {
+    let mut bytes = b"umshareR\x01\0\0\0\0\0\0\0".to_vec();
+    bytes.extend(size.to_le_bytes());
+    bytes.extend(base.to_le_bytes());
+    bytes.extend([7; 16]);
+    bytes
+}
+
+/// What an opener says when the server answers so.
+fn lied_to(bytes: &[u8], fds: Vec<OwnedFd>) -> unmerged::Error {
+    let dir = dir();
+    let listener = socket();
+    let path = dir.path().join("region");
+    rustix::net::bind(&listener, &SocketAddrUnix::new(&path).unwrap()).unwrap();
+    rustix::net::listen(&listener, 8).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let connection = rustix::net::accept(&listener).unwrap();
+            assert_eq!(receive(&connection).0, REQUEST);
+            send(&connection, bytes, &fds);
+        });
+        open(&dir, "region").unwrap_err()
+    })
+}
+
+#[test]
+fn a_server_that_lies_is_not_believed() {
+    const SIZE: u64 = 64 * KIB as u64;
+    const BASE: u64 = 0x5200_0000_0000;
+    const BOTH: SealFlags = SealFlags::GROW.union(SealFlags::SHRINK);
+    let good = reply(SIZE, BASE);
+    let pair = || vec![file(4096, BOTH), file(SIZE, BOTH)];
+    let check = |bytes: &[u8], fds, errno, message: &str| {
+        let error = lied_to(bytes, fds);
+        assert_eq!(error.raw_os_error(), errno, "{error}");
+        assert!(error.to_string().contains(message), "{error}");
+    };
+    let (bad, proto, perm) = (libc::EBADMSG, libc::EPROTO, libc::EPERM);
+
+    check(b"hello", pair(), bad, "5 bytes instead of 48");
+    check(&good[..47], pair(), bad, "47 bytes instead of 48");
+    check(&[0xff; 48], pair(), bad, "begins with");
+    check(&[0; 100], pair(), bad, "more than 48 bytes");
+    let mut other = good.clone();
+    other[8] = 2;
+    check(&other, pair(), proto, "version 2");
+    other = good.clone();
+    other[12] = libc::EACCES as u8;
+    check(&other, vec![], libc::EACCES, "refused");
+
+    check(&good, vec![], bad, "0 descriptors");
+    check(&good, vec![file(4096, BOTH)], bad, "1 descriptors");
+    let three = [pair(), vec![socket()]].into_iter().flatten().collect();
+    check(&good, three, bad, "3 descriptors");
+    let eight = (0..8).map(|_| socket()).collect();
+    check(&good, eight, bad, "2 descriptors");
+
+    let empty = SealFlags::empty();
+    check(&good, vec![file(4096, empty), file(SIZE, BOTH)], perm, "control file without");
+    check(&good, vec![file(4096, BOTH), file(SIZE, SealFlags::GROW)], perm, "data file without");
+    check(&good, vec![socket(), socket()], perm, "control file without");
+    let plain: OwnedFd = std::fs::File::open("/proc/self/exe").unwrap().into();
+    check(&good, vec![file(4096, BOTH), plain], perm, "data file without");
+
+    check(&good, vec![file(8192, BOTH), file(SIZE, BOTH)], bad, "of 8192 bytes instead of 4096");
+    check(&good, vec![file(4096, BOTH), file(4096, BOTH)], bad, "of 4096 bytes instead of 65536");
+    check(&reply(SIZE + 4096, BASE), pair(), bad, "instead of 69632");
+
+    for size in [0, 1, 4097, u64::MAX, 1 << 62] {
+        let fds = vec![file(4096, BOTH), file(size.min(4097), BOTH)];
+        let error = lied_to(&reply(size, BASE), fds);
+        assert!(error.is_corrupt(), "{error}");
+    }
+    for base in [0, 4096, BASE + 4096, 1 << 47, u64::MAX, u64::MAX << 30] {
+        check(&reply(SIZE, base), pair(), bad, &format!("{base:#x}"));
+    }
+    // All fits but the control page, which is empty.
+    check(&good, pair(), bad, "magic 0x0");
+}
+
+#[test]
+fn a_control_page_that_lies_is_not_believed() {
+    let dir = dir();
+    let region = create(&dir, "region", 4096).unwrap();
+    let value = region.base().cast::<u64>();
+    region.set_root("root", value).unwrap();
+    // Participants can write it: it lies in front of the data. Words as in header.rs.
+    let words = region.base().cast::<u64>().as_ptr().wrapping_sub(512);
+    let root = |lie: u64| {
+        // SAFETY: mapped, as are all of its words, and used by nobody else now: the pointer
+        // of root 0, at byte 128 + 16.
+        unsafe { words.wrapping_add(18).write_volatile(lie) };
+        region.root::<u64>("root")
+    };
+    assert_eq!(root(value.addr().get() as u64).unwrap(), Some(value));
+    for lie in
+        [8, 0xdead, u64::MAX, value.addr().get() as u64 + 1, value.addr().get() as u64 + 4096]
+    {
+        assert_eq!(root(lie).unwrap_err().raw_os_error(), libc::EBADMSG);
+    }
+    // The allocator's word, at byte 64.
+    for lie in [4097, u64::MAX] {
+        // SAFETY: as above.
+        unsafe { words.wrapping_add(8).write_volatile(lie) };
+        let error = region.alloc(core::alloc::Layout::new::<u64>()).unwrap_err();
+        assert_eq!(error.raw_os_error(), libc::ENOMEM);
+    }
+    // Size and base, which were copied at the creation.
+    for word in [2, 3] {
+        // SAFETY: as above.
+        unsafe { words.wrapping_add(word).write_volatile(u64::MAX) };
+    }
+    assert_eq!((region.size(), region.base()), (4096, value.cast()));
+}
+
+#[test]
+fn a_server_that_hangs_up_or_belongs_to_nobody() {
+    let dir = dir();
+    let path = dir.path().join("region");
+    let listener = socket();
+    rustix::net::bind(&listener, &SocketAddrUnix::new(&path).unwrap()).unwrap();
+    assert!(open(&dir, "region").unwrap_err().is_not_found());
+    rustix::net::listen(&listener, 8).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for _ in 0..8 {
+                drop(rustix::net::accept(&listener).unwrap());
+            }
+        });
+        let error = open(&dir, "region").unwrap_err();
+        assert_eq!(error.raw_os_error(), libc::ECONNRESET, "{error}");
+    });
+    // Somebody lives behind the name, though no region of ours.
+    assert!(create(&dir, "region", 4096).unwrap_err().is_exists());
+    drop(listener);
+    create(&dir, "region", 4096).unwrap();
+}
+
+#[test]
+fn the_mode_is_that_of_the_socket_whatever_the_umask() {
+    let dir = dir();
+    for mode in [0o600, 0o640, 0o660, 0o666] {
+        let build = Region::builder("region").size(4096).mode(mode).directory(dir.path());
+        let region = build.create().unwrap();
+        let socket = dir.path().join("region").metadata().unwrap();
+        assert_eq!(socket.permissions().mode() & 0o777, mode);
+        assert_eq!(open(&dir, "region").unwrap().id(), region.id());
+    }
+}
+
+/// More callers than it may have descriptors: it neither spins nor stops to serve.
+#[test]
+fn a_server_without_descriptors_waits() {
+    let dir = dir();
+    let mut creator = Player::new(&dir, "create with few descriptors");
+    assert_eq!(creator.line(), "ready");
+    let silent: Vec<_> = (0..40).map(|_| call(&dir, "region")).collect();
+    // The CPU time of the server, in clock ticks of 10 ms.
+    let ticks = || -> u64 {
+        let stat = format!("/proc/{}/stat", creator.child.id());
+        let stat = std::fs::read_to_string(stat).unwrap();
+        let fields = stat.rsplit(')').next().unwrap().split_whitespace();
+        fields.skip(11).take(2).map(|ticks| ticks.parse::<u64>().unwrap()).sum()
+    };
+    let before = ticks();
+    std::thread::sleep(Duration::from_secs(1));
+    let spent = ticks() - before;
+    assert!(spent < 50, "{spent} of 100 ticks");
+    open(&dir, "region").unwrap();
+    drop(silent);
+    creator.end();
+}
+
+#[test]
+fn directories_of_others_are_refused() {
+    let dir = dir();
+    std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o770)).unwrap();
+    assert!(create(&dir, "region", 4096).unwrap_err().is_permission_denied());
+    assert!(open(&dir, "region").unwrap_err().is_permission_denied());
+    let deep = dir.path().join("no/such/parent");
+    let error = Region::builder("a").size(4096).directory(&deep).create().unwrap_err();
+    assert!(error.is_not_found(), "{error}");
+    let long = dir.path().join("x".repeat(120));
+    std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o700)).unwrap();
+    let error = Region::builder("a").size(4096).directory(&long).create().unwrap_err();
+    assert_eq!(error.raw_os_error(), libc::ENAMETOOLONG, "{error}");
+}
