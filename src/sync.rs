@@ -102,6 +102,10 @@ mod imp {
     }
     atomic!(AtomicBool, bool, {});
     atomic!(AtomicPtr<T>, *mut T, {});
+    // SAFETY: a pointer is only a value here, as in core's type, which is Send and Sync too.
+    unsafe impl<T> Send for AtomicPtr<T> {}
+    // SAFETY: as above.
+    unsafe impl<T> Sync for AtomicPtr<T> {}
     atomic!(integer AtomicU8, u8);
     atomic!(integer AtomicU16, u16);
     atomic!(integer AtomicU32, u32);

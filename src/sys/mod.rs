@@ -13,3 +13,4 @@ pub mod memfd;
 pub mod pidfd;
 pub mod rseq;
 pub mod socket;
+pub mod thread;
