@@ -21,17 +21,34 @@ const TMPFS: u64 = 0x0102_1994;
 /// What a reader relies on: no cut, and no writer but the process itself.
 const SEALS: SealFlags = SealFlags::FUTURE_WRITE.union(SealFlags::SHRINK);
 
-/// The table's file of the process `pid`, its header, and its size.
+/// What a reader has of a process.
+#[derive(Debug)]
+pub(super) struct Found {
+    /// The table's file.
+    pub(super) file: OwnedFd,
+    /// Its header, checked.
+    pub(super) header: Header,
+    /// Its size in bytes, which does not shrink.
+    pub(super) size: u64,
+    /// The process's list of mappings. It belongs to the program that the process ran when it
+    /// was opened: it reads as empty once that is gone, by exit or by execve(2).
+    pub(super) maps: OwnedFd,
+}
+
+/// Finds the table of the process `pid`.
 ///
 /// # Errors
 ///
 /// ESRCH, EACCES or EPERM, ENOENT without slots, EPERM for missing seals, EPROTO for another
 /// layout, EBADMSG for what is no table.
-pub(super) fn find(pid: u32) -> Result<(OwnedFd, Header, u64)> {
+pub(super) fn find(pid: u32) -> Result<Found> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let process = open(format!("/proc/{pid}"), flags | OFlags::PATH, Mode::empty());
     let process = process.map_err(|errno| about(pid, errno))?;
     let own_pid = own_pid(pid, process.as_fd())?;
+    // Before the table: if the program is another one by then, this says that it is gone.
+    let maps = openat(&process, "maps", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+    let maps = maps.map_err(|errno| about(pid, errno))?;
     let folder = openat(&process, "fd", flags, Mode::empty());
     let folder = folder.map_err(|errno| about(pid, errno))?;
     // What was wrong with the last candidate, if one has the name.
@@ -42,7 +59,7 @@ pub(super) fn find(pid: u32) -> Result<(OwnedFd, Header, u64)> {
             continue;
         }
         match check(folder.as_fd(), entry.file_name(), own_pid) {
-            Ok(Some(found)) => return Ok(found),
+            Ok(Some((file, header, size))) => return Ok(Found { file, header, size, maps }),
             Ok(None) => {}
             Err(error) => wrong = Some(error),
         }
@@ -158,7 +175,7 @@ mod tests {
     #[test]
     fn this_process_is_found() {
         crate::task_shared::current().unwrap();
-        let (_, header, size) = find(std::process::id()).unwrap();
+        let Found { header, size, .. } = find(std::process::id()).unwrap();
         assert_eq!(header.pid, std::process::id());
         assert!(size >= bytes_for(header.committed) as u64 && header.committed > 0);
     }

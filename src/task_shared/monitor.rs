@@ -9,7 +9,7 @@
 //! while it grows; what lies beyond the known size is not touched. Slots are copied by
 //! atomics, bounded in time, and no number in them is used to reach anything.
 
-use super::discover;
+use super::discover::{self, Found};
 use super::header::{self, MAX_BYTES, MAX_SLOTS, bytes_for};
 use super::life::is_held;
 use super::record::{Reading, Record, SIZE, SchedStats};
@@ -19,6 +19,7 @@ use crate::sync::{AtomicU32, AtomicUsize, Ordering, fence};
 use crate::sys::map::{Access, Mapping, Place};
 use rustix::fd::OwnedFd;
 use rustix::fs::fstat;
+use rustix::io::{Errno, pread};
 use std::borrow::Cow;
 
 const OP: &str = "task_shared::Monitor::open";
@@ -47,6 +48,7 @@ pub struct Monitor {
     /// Index of the word that the kernel marks among the 32-bit words of a slot.
     word: usize,
     file: OwnedFd,
+    maps: OwnedFd,
     mapping: Mapping,
     /// Slots that the file is known to have room for.
     room: AtomicUsize,
@@ -70,15 +72,21 @@ impl Monitor {
     /// | EBADMSG | a file with the name of a table that is none |
     /// | EMFILE, ENFILE, ENOMEM | this process is out of descriptors or memory |
     pub fn open(pid: u32) -> Result<Self> {
-        let (file, header, size) = discover::find(pid)?;
+        let Found { file, header, size, maps } = discover::find(pid)?;
         let mapping = Mapping::shared(&file, MAX_BYTES, Access::Read, Place::Anywhere).op(OP)?;
         let room = AtomicUsize::new(room(size));
-        Ok(Self { pid, word: header.owner, file, mapping, room })
+        Ok(Self { pid, word: header.owner, file, maps, mapping, room })
     }
 
     /// The process, as it was given to [`open`](Self::open).
     pub fn pid(&self) -> u32 {
         self.pid
+    }
+
+    /// Does the process still run the program whose slots these are? One system call: it
+    /// stops at exit and at execve(2), whichever thread called it.
+    pub fn is_running(&self) -> bool {
+        matches!(pread(&self.maps, &mut [0], 0), Ok(1) | Err(Errno::INTR))
     }
 
     /// The threads that hold a slot, one after the other, without an allocation. Those that
@@ -161,6 +169,10 @@ impl Thread<'_> {
     /// Does the thread still live, and hold its slot? Looks now, with one load or two and no
     /// system call: the kernel marks the slot at the end of the thread, whatever ended it.
     /// Once `false`, it stays so.
+    ///
+    /// One end is not marked: a thread other than the main one that calls execve(2). The
+    /// kernel gives it the main thread's id first, and then finds another owner in the word.
+    /// All other threads of the process are marked, and [`Monitor::is_running`] knows.
     pub fn is_alive(&self) -> bool {
         is_held(self.owner, &self.record.generation, self.tid(), self.reading.generation)
     }

@@ -85,11 +85,10 @@ pub(super) fn repair_list() -> Result<()> {
     let address = here.wrapping_add_signed(offset);
     let head = core::ptr::with_exposed_provenance_mut::<RobustListHead>(address);
     let head = NonNull::new(head).ok_or(Errno::FAULT)?;
-    // SAFETY: libc's own list head, at the same place of every thread; only this thread and
-    // the kernel use it, and the kernel does not know it yet.
-    unsafe { (&raw mut (*head.as_ptr()).list).write(address) };
-    // SAFETY: as above.
-    unsafe { (&raw mut (*head.as_ptr()).pending).write(0) };
+    // SAFETY: libc's own list head, at the same place of every thread.
+    let stale = unsafe { head.read() };
+    // SAFETY: as above; only this thread uses it, and the kernel does not know it yet.
+    unsafe { head.write(RobustListHead { list: address, pending: 0, ..stale }) };
     // SAFETY: the head lives as long as the thread, and is now empty.
     unsafe { set_robust_list(head) }
 }

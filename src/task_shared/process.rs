@@ -132,16 +132,14 @@ fn page() -> rustix::io::Result<*mut Page> {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use crate::sync::AtomicU8;
+    use core::mem;
 
     #[test]
     fn zeros_are_an_unlocked_mutex() {
         let mutex = libc::PTHREAD_MUTEX_INITIALIZER;
-        for n in 0..size_of::<libc::pthread_mutex_t>() {
-            // SAFETY: byte `n` of the mutex on this stack.
-            let byte = unsafe { &*(&raw const mutex).cast::<AtomicU8>().add(n) };
-            assert_eq!(byte.load(Ordering::Relaxed), 0, "byte {n}");
-        }
+        // SAFETY: every byte of a pthread_mutex_t is initialised, and any byte is a u8.
+        let bytes: [u8; size_of::<libc::pthread_mutex_t>()] = unsafe { mem::transmute(mutex) };
+        assert_eq!(bytes, [0; size_of::<libc::pthread_mutex_t>()]);
     }
 
     #[test]
