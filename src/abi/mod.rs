@@ -7,6 +7,7 @@
 
 pub mod auxv;
 pub mod futex2;
+pub mod robust;
 pub mod rseq;
 
 #[cfg(all(test, not(loom)))]

@@ -1,6 +1,6 @@
 //! Our numbers against those of two other crates that state them.
 
-use super::{auxv, futex2, rseq};
+use super::{auxv, futex2, robust, rseq};
 use core::mem::{offset_of, size_of};
 use linux_raw_sys::{auxvec, general as raw};
 
@@ -40,4 +40,14 @@ fn auxiliary_vector() {
     assert_eq!(auxv::AT_HWCAP2, u64::from(auxvec::AT_HWCAP2));
     assert_eq!(auxv::AT_RSEQ_FEATURE_SIZE, u64::from(auxvec::AT_RSEQ_FEATURE_SIZE));
     assert_eq!(auxv::AT_RSEQ_ALIGN, u64::from(auxvec::AT_RSEQ_ALIGN));
+}
+
+#[test]
+fn robust_list() {
+    type Head = raw::robust_list_head;
+    assert_eq!(size_of::<robust::RobustListHead>(), size_of::<Head>());
+    assert_eq!(offset_of!(robust::RobustListHead, futex_offset), offset_of!(Head, futex_offset));
+    assert_eq!(offset_of!(robust::RobustListHead, pending), offset_of!(Head, list_op_pending));
+    assert_eq!(robust::OWNER_DIED, raw::FUTEX_OWNER_DIED);
+    assert_eq!(robust::TID_MASK, raw::FUTEX_TID_MASK);
 }

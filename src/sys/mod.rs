@@ -14,3 +14,4 @@ pub mod pidfd;
 pub mod rseq;
 pub mod signals;
 pub mod socket;
+pub mod thread;

@@ -1,1 +1,95 @@
-//! To come.
+//! A 128-byte slot for each thread, in shared memory that everybody may read and only the
+//! thread writes.
+//!
+//! It is `task_getshared` (Sangappa, "Provide fast access to thread specific data", 2021)
+//! in user space. A thread takes its slot by [`current`], publishes its scheduler statistics
+//! by [`Slot::publish`] and a word of its own by [`Slot::set_user`]. Any thread, and any
+//! process with the rights to look, reads the slots of a process by [`Monitor`] with no
+//! system call, and sees the end of a thread however it came.
+//!
+//! ```
+//! use unmerged::task_shared::{self, Monitor};
+//!
+//! # fn main() -> unmerged::Result<()> {
+//! let me = task_shared::current()?; // this thread's slot, the same at every call
+//! me.set_user(7)?; // one store
+//! match me.publish() {
+//!     Ok(stats) => println!("on a CPU for {} ns", stats.sum_exec_runtime),
+//!     Err(error) if error.is_unsupported() => println!("{error}"), // no CONFIG_SCHED_INFO
+//!     Err(error) => return Err(error),
+//! }
+//! for thread in Monitor::open(std::process::id())?.threads() {
+//!     println!("{} {} {}", thread.tid(), thread.is_alive(), thread.stats().run_delay);
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The numbers of a thread are as old as its last publication: without privilege the kernel
+//! pushes nothing. [`Thread::updated`] tells the age.
+//!
+//! # What happens to a slot
+//!
+//! | event | the slot | a handle, and the next [`current`] |
+//! |---|---|---|
+//! | the thread returns, panics, calls pthread_exit | given back by a thread-local destructor | later destructors: ESTALE, ESHUTDOWN |
+//! | the thread ends by raw exit(2) | marked by the kernel, reclaimed before the table grows | |
+//! | the process ends, also by SIGKILL | marked; the last numbers stay for who has them open | |
+//! | execve(2) by the main thread | as above | no slots until the program asks for one |
+//! | execve(2) by another thread | all marked but that thread's: see [`Thread::is_alive`] | as above |
+//! | fork(2), clone(2) without `CLONE_VM` | untouched, not inherited | in the child ESTALE; then a slot in a table of its own |
+//! | vfork(2), posix_spawn(3) | untouched | the child must use neither: it would be taken for its parent |
+//! | clone(2) with `CLONE_VM` around libc | untouched | must use neither: it has its maker's thread-locals |
+//!
+//! A slot that is given back goes to the next thread that asks, lowest first, with the
+//! user's word and the statistics 0 and another generation. Slots never move; memory is not
+//! given back before the process ends. There are at most 65,536.
+//!
+//! In signal handlers, [`Slot::set_user`], [`Slot::user`] and [`current`] after its first call
+//! are safe to use. A [`Slot::publish`] that interrupts another is EBUSY.
+//!
+//! # Layout, version 1
+//!
+//! The slots lie in a memory file named `unmerged.task_shared`, which stays open in the
+//! process. Page 0 is a header (the table is in the source of `header.rs`), and slot `n` is at
+//! byte 4096 + 128 `n`. Numbers are in the machine's byte order.
+//!
+//! | bytes | field | |
+//! |---|---|---|
+//! | 0..40 | owner | libc's robust mutex; the header says which of its words holds the owner's id, and 0x4000_0000 once it died |
+//! | 40..44 | generation | odd: held. Even: free, and nothing below means anything |
+//! | 44..48 | sequence | odd: being written. The same even number before and after: one moment |
+//! | 48..52 | tid | gettid(2), in the process's own pid namespace |
+//! | 52..56 | cpu | where the thread ran when it published last, or took the slot |
+//! | 56..60 | node | the NUMA node of that CPU |
+//! | 60..64 | flags | 0 |
+//! | 64..72 | sum_exec_runtime | nanoseconds on a CPU, by the thread's CPU clock |
+//! | 72..80 | run_delay | nanoseconds of waiting for a CPU |
+//! | 80..88 | pcount | times that it was given a CPU |
+//! | 88..96 | off_cpu | nanoseconds off the CPU since the slot was taken |
+//! | 96..104 | updated | CLOCK_MONOTONIC of the last publication, in nanoseconds; 0 before it |
+//! | 104..120 | name | of the thread when it took the slot, padded with zeros |
+//! | 120..128 | user | the user's word, not covered by the sequence |
+//!
+//! # Who can write
+//!
+//! The process itself, in principle all of it: a wild store can hit the writable mapping.
+//! Nobody else: the file is sealed against writing and further writable mappings
+//! (`F_SEAL_FUTURE_WRITE`, since Linux 5.1) and against shrinking. A reader takes nothing that
+//! it finds there for granted.
+
+mod current;
+mod descriptor;
+mod discover;
+mod header;
+mod life;
+mod monitor;
+mod owner;
+mod process;
+mod record;
+mod source;
+mod table;
+
+pub use current::{Slot, current};
+pub use monitor::{Monitor, Thread, Threads};
+pub use record::SchedStats;

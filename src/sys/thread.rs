@@ -1,0 +1,113 @@
+//! The calling thread as the kernel knows it: where it runs, its name, its clock, and
+//! the robust list that the kernel walks when it ends.
+
+use crate::abi::robust::RobustListHead;
+use core::ffi::{c_int, c_long};
+use core::mem::size_of;
+use core::ptr::{self, NonNull};
+use rustix::io::{Errno, Result};
+use rustix::time::{ClockId, clock_gettime};
+
+/// `Ok` of a call that answers with 0.
+fn done(returned: c_long) -> Result<()> {
+    if returned == 0 {
+        return Ok(());
+    }
+    let errno = std::io::Error::last_os_error().raw_os_error();
+    Err(errno.map_or(Errno::INVAL, Errno::from_raw_os_error))
+}
+
+/// `getcpu(&cpu, &node, NULL)` — where the calling thread runs; stale at once.
+///
+/// # Errors
+///
+/// ENOSYS under a filter that refuses the call.
+pub fn cpu_and_node() -> Result<(u32, u32)> {
+    let (mut cpu, mut node) = (0_u32, 0_u32);
+    let none = ptr::null::<u8>();
+    // SAFETY: both words are on this stack and outlive the call.
+    done(unsafe { libc::syscall(libc::SYS_getcpu, &raw mut cpu, &raw mut node, none) })?;
+    Ok((cpu, node))
+}
+
+/// `prctl(PR_GET_NAME)` — the calling thread's name, padded with zeros.
+///
+/// # Errors
+///
+/// As the kernel gives them; none is known.
+pub fn name() -> Result<[u8; 16]> {
+    let mut name = [0_u8; 16];
+    // SAFETY: the kernel writes at most 16 bytes.
+    let returned: c_int = unsafe { libc::prctl(libc::PR_GET_NAME, name.as_mut_ptr()) };
+    done(c_long::from(returned))?;
+    Ok(name)
+}
+
+/// `clock_gettime(clock)` in nanoseconds.
+fn nanoseconds(clock: ClockId) -> u64 {
+    let time = clock_gettime(clock);
+    (time.tv_sec as u64).wrapping_mul(1_000_000_000).wrapping_add(time.tv_nsec as u64)
+}
+
+/// `clock_gettime(CLOCK_MONOTONIC)` in nanoseconds.
+pub fn monotonic() -> u64 {
+    nanoseconds(ClockId::Monotonic)
+}
+
+/// `clock_gettime(CLOCK_THREAD_CPUTIME_ID)` — nanoseconds that the calling thread has run.
+/// Asking brings the scheduler's own sum up to date.
+pub fn cpu_time() -> u64 {
+    nanoseconds(ClockId::ThreadCPUTime)
+}
+
+/// `get_robust_list(0, &head, &len)` — the calling thread's robust list; `None` if the
+/// kernel knows of none.
+///
+/// # Errors
+///
+/// ENOSYS on a kernel without robust lists.
+pub fn robust_list() -> Result<Option<NonNull<RobustListHead>>> {
+    let (mut head, mut len) = (ptr::null_mut::<RobustListHead>(), 0_usize);
+    // SAFETY: both words are on this stack and outlive the call.
+    done(unsafe { libc::syscall(libc::SYS_get_robust_list, 0, &raw mut head, &raw mut len) })?;
+    Ok(NonNull::new(head))
+}
+
+/// `set_robust_list(head, sizeof *head)`.
+///
+/// # Errors
+///
+/// ENOSYS on a kernel without robust lists.
+///
+/// # Safety
+///
+/// `head` and what it links must be valid until the thread ends, and be what this thread's
+/// libc takes for its list.
+pub unsafe fn set_robust_list(head: NonNull<RobustListHead>) -> Result<()> {
+    let len = size_of::<RobustListHead>();
+    // SAFETY: the caller vouches for the list.
+    done(unsafe { libc::syscall(libc::SYS_set_robust_list, head.as_ptr(), len) })
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn place_name_and_clocks() {
+        let (cpu, _node) = cpu_and_node().unwrap();
+        assert!(cpu < crate::sys::cpus::Ids::possible().end());
+        let named = std::thread::Builder::new().name("a name of 15 ch".into());
+        let name = named.spawn(|| name().unwrap()).unwrap().join().unwrap();
+        assert_eq!(&name, b"a name of 15 ch\0");
+        let (wall, cpu) = (monotonic(), cpu_time());
+        assert!(cpu_time() > cpu && monotonic() > wall);
+    }
+
+    #[test]
+    fn libc_has_a_robust_list_or_makes_one() {
+        // glibc registers before a thread runs, musl at the first robust lock.
+        let head = robust_list().unwrap();
+        assert!(cfg!(not(target_env = "gnu")) || head.is_some());
+    }
+}

@@ -1,0 +1,278 @@
+//! The calling thread's own slot.
+
+use super::descriptor::Kept;
+use super::owner;
+use super::process;
+use super::record::{Reading, Record, SchedStats, Values};
+use super::source::{Clocks, Schedstat, open_schedstat, read_schedstat};
+use super::table::Held;
+use crate::error::{Context, Error, Result};
+use crate::sync::Ordering;
+use crate::sys::thread;
+use core::cell::Cell;
+use core::fmt;
+use core::marker::PhantomData;
+use rustix::io::Errno;
+
+/// What a thread knows of its slot. The first three cells are all that the fast paths read.
+struct Mine {
+    /// Address of the slot in the read-only mapping; 0 without one.
+    shown: Cell<usize>,
+    /// Epoch of the process that took it.
+    epoch: Cell<u64>,
+    /// The slot in the writable mapping.
+    record: Cell<Option<&'static Record>>,
+    more: Cell<Option<More>>,
+}
+
+#[derive(Clone, Copy)]
+struct More {
+    held: Held,
+    /// The clocks when the slot was taken.
+    start: Clocks,
+    /// The thread's schedstat, once it was needed.
+    schedstat: Option<Kept>,
+}
+
+/// Gives the slot back when the thread ends.
+struct Guard;
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        // In a child that inherited the slot there is nothing to give back.
+        if MINE.with(Mine::is_of_this_process) {
+            MINE.with(|mine| mine.shown.set(0));
+            if let Some(more) = MINE.with(|mine| mine.more.take()) {
+                more.held.release();
+            }
+        }
+    }
+}
+
+thread_local! {
+    /// Without a destructor, so that it can be read to the very end of the thread.
+    static MINE: Mine = const {
+        Mine {
+            shown: Cell::new(0),
+            epoch: Cell::new(0),
+            record: Cell::new(None),
+            more: Cell::new(None),
+        }
+    };
+    static GUARD: Guard = const { Guard };
+}
+
+impl Mine {
+    #[inline]
+    fn is_of_this_process(&self) -> bool {
+        self.shown.get() != 0 && self.epoch.get() == process::epoch()
+    }
+}
+
+/// The calling thread's slot, as its owner sees it.
+///
+/// It is neither `Send` nor `Sync`: only the owner publishes. Others read by a
+/// [`Monitor`](super::Monitor), also of the own process.
+///
+/// Its methods fail with ESTALE where the slot is not this thread's any more: in a child
+/// that inherited the handle over fork, and in the destructor of a thread-local that runs
+/// after the slot was given back. [`current`] knows more then.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Slot {
+    shown: usize,
+    epoch: u64,
+    /// Of this thread.
+    own: PhantomData<*const ()>,
+}
+
+impl fmt::Debug for Slot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Slot").field("address", &format_args!("{:#x}", self.shown)).finish()
+    }
+}
+
+/// The calling thread's slot: the first call takes one, later calls answer with the same.
+///
+/// This is `task_getshared(TASK_SCHEDSTAT, 0, &address)` of the proposal. A later call is a
+/// few loads. A first call may map memory and take a lock, so it is not for signal handlers;
+/// later calls are. In a child of fork, and of clone without `CLONE_VM`, the next call is a
+/// first one. A child of vfork must not call it: it would be taken for its parent.
+///
+/// Since Linux 5.1 (`F_SEAL_FUTURE_WRITE`).
+///
+/// # Errors
+///
+/// ENOMEM if there is no memory or all 65,536 slots are taken, EMFILE or ENFILE, ESHUTDOWN in
+/// a thread-local's destructor after the slot was given back, EOPNOTSUPP where the kernel
+/// keeps no robust list for the thread.
+///
+/// # Examples
+///
+/// ```
+/// let me = unmerged::task_shared::current()?;
+/// assert_eq!(me.address(), unmerged::task_shared::current()?.address());
+/// # Ok::<(), unmerged::Error>(())
+/// ```
+#[inline]
+pub fn current() -> Result<Slot> {
+    let known =
+        MINE.with(|mine| mine.is_of_this_process().then(|| (mine.shown.get(), mine.epoch.get())));
+    match known {
+        Some((shown, epoch)) => Ok(Slot { shown, epoch, own: PhantomData }),
+        None => take(),
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn take() -> Result<Slot> {
+    const OP: &str = "task_shared::current";
+    // The first touch registers the destructor. Afterwards there would be none to run.
+    GUARD.try_with(|_| ()).map_err(|_| {
+        Error::because(OP, Errno::SHUTDOWN, "this thread is ending and has given its slot back")
+    })?;
+    let (name, (cpu, node)) = (thread::name().op(OP)?, thread::cpu_and_node().op(OP)?);
+    let (table, epoch) = process::table()?;
+    let held = table.take()?;
+    let start = Clocks::now();
+    let record = held.record();
+    record.begin(Values { tid: owner::tid(), cpu, node, name, ..Values::default() });
+    let shown = held.shown();
+    MINE.with(|mine| {
+        mine.more.set(Some(More { held, start, schedstat: None }));
+        mine.record.set(Some(record));
+        mine.epoch.set(epoch);
+        mine.shown.set(shown);
+    });
+    Ok(Slot { shown, epoch, own: PhantomData })
+}
+
+impl Slot {
+    /// The slot itself, if it is this thread's.
+    #[inline]
+    fn record(&self, operation: &'static str) -> Result<&'static Record> {
+        let record = MINE.with(|mine| {
+            let same = mine.shown.get() == self.shown && process::epoch() == self.epoch;
+            if same { mine.record.get() } else { None }
+        });
+        record.ok_or_else(|| stale(operation))
+    }
+
+    fn reading(&self, operation: &'static str) -> Result<Reading> {
+        self.record(operation)?.read().ok_or_else(|| stale(operation))
+    }
+
+    /// Address of the slot in memory that this process maps read-only: 128 bytes, laid out as
+    /// [the module](super) says, until the thread ends.
+    pub fn address(&self) -> usize {
+        self.shown
+    }
+
+    /// The slot's generation: odd, and another one for the next thread that gets the slot.
+    ///
+    /// # Errors
+    ///
+    /// ESTALE as [`Slot`] says.
+    pub fn generation(&self) -> Result<u32> {
+        Ok(self.reading("task_shared::Slot::generation")?.generation)
+    }
+
+    /// The id of the thread, as gettid(2) answers it.
+    ///
+    /// # Errors
+    ///
+    /// ESTALE as [`Slot`] says.
+    pub fn tid(&self) -> Result<u32> {
+        Ok(self.reading("task_shared::Slot::tid")?.values.tid)
+    }
+
+    /// Brings the slot up to date, for every reader, and answers with what it now says.
+    ///
+    /// Three system calls or so, half a microsecond: the thread's CPU clock, its schedstat
+    /// file (which the first call opens, and the slot keeps), and where it runs.
+    ///
+    /// # Errors
+    ///
+    /// EOPNOTSUPP if the kernel keeps no run delay (CONFIG_SCHED_INFO) or /proc is not there,
+    /// EMFILE or ENFILE, EBUSY in a signal handler that interrupted a publication, EBADF or
+    /// EBADMSG if somebody closed the descriptor that the slot keeps, ESTALE as [`Slot`] says.
+    pub fn publish(&self) -> Result<SchedStats> {
+        const OP: &str = "task_shared::Slot::publish";
+        let record = self.record(OP)?;
+        let more = MINE.with(|mine| mine.more.get());
+        let More { start, schedstat, .. } = more.ok_or_else(|| stale(OP))?;
+        let schedstat = match schedstat {
+            Some(file) => file,
+            None => self.open_schedstat()?,
+        };
+        let clocks = Clocks::now();
+        let Schedstat { run_delay, pcount } = read_schedstat(&schedstat)?;
+        let (cpu, node) = thread::cpu_and_node().op(OP)?;
+        let last = self.reading(OP)?.values;
+        let stats = SchedStats {
+            sum_exec_runtime: clocks.cpu,
+            run_delay,
+            pcount,
+            off_cpu: clocks.off_cpu_since(start).max(last.stats.off_cpu),
+        };
+        let values = Values { cpu, node, stats, updated: clocks.monotonic, ..last };
+        if !record.publish(values) {
+            return Err(Error::because(
+                OP,
+                Errno::BUSY,
+                "a publication of this thread is interrupted by this very call",
+            ));
+        }
+        Ok(stats)
+    }
+
+    #[cold]
+    fn open_schedstat(&self) -> Result<Kept> {
+        let file = open_schedstat()?;
+        MINE.with(|mine| {
+            let more = mine.more.get().map(|more| More { schedstat: Some(file), ..more });
+            mine.more.set(more);
+            if let Some(more) = more {
+                more.held.keep(file);
+            }
+        });
+        Ok(file)
+    }
+
+    /// What was published last; zeros before the first [`publish`](Self::publish).
+    ///
+    /// # Errors
+    ///
+    /// ESTALE as [`Slot`] says.
+    pub fn stats(&self) -> Result<SchedStats> {
+        Ok(self.reading("task_shared::Slot::stats")?.values.stats)
+    }
+
+    /// Sets the word that is the user's, for every reader: one store, no system call.
+    ///
+    /// The store is relaxed: it says nothing about other memory. A thread starts with 0.
+    ///
+    /// # Errors
+    ///
+    /// ESTALE as [`Slot`] says.
+    #[inline]
+    pub fn set_user(&self, value: u64) -> Result<()> {
+        let record = self.record("task_shared::Slot::set_user")?;
+        record.user().store(value, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// The word that is the user's.
+    ///
+    /// # Errors
+    ///
+    /// ESTALE as [`Slot`] says.
+    pub fn user(&self) -> Result<u64> {
+        Ok(self.record("task_shared::Slot::user")?.user().load(Ordering::Relaxed))
+    }
+}
+
+#[cold]
+fn stale(operation: &'static str) -> Error {
+    Error::because(operation, Errno::STALE, "the slot is not this thread's any more")
+}

@@ -1,0 +1,182 @@
+//! Finding the memory file of another process, with no help from it.
+//!
+//! The file is among the descriptors of the process, under its name. A process may hold
+//! other files of that name: a fork child has its parent's until it takes a slot itself, and
+//! anybody can make one with anything in it. So each candidate is checked: that it is a
+//! memory file which cannot shrink and which nobody can map writable any more, and that its
+//! header is one, and of this process.
+
+use super::header::{self, BYTES, Header, NAME, bytes_for};
+use crate::error::{Context, Error, Result};
+use crate::sys::memfd;
+use core::ffi::CStr;
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fs::{Dir, Mode, OFlags, SealFlags, fstatfs, open, openat, readlinkat};
+use rustix::io::{Errno, pread, read};
+
+const OP: &str = "task_shared::Monitor::open";
+/// `TMPFS_MAGIC` (`uapi/linux/magic.h`). A memory file of huge pages has another, and may
+/// fault where no huge page is left.
+const TMPFS: u64 = 0x0102_1994;
+/// What a reader relies on: no cut, and no writer but the process itself.
+const SEALS: SealFlags = SealFlags::FUTURE_WRITE.union(SealFlags::SHRINK);
+
+/// What a reader has of a process.
+#[derive(Debug)]
+pub(super) struct Found {
+    /// The table's file.
+    pub(super) file: OwnedFd,
+    /// Its header, checked.
+    pub(super) header: Header,
+    /// Its size in bytes, which does not shrink.
+    pub(super) size: u64,
+    /// The process's list of mappings. It belongs to the program that the process ran when it
+    /// was opened: it reads as empty once that is gone, by exit or by execve(2).
+    pub(super) maps: OwnedFd,
+}
+
+/// Finds the table of the process `pid`.
+///
+/// # Errors
+///
+/// ESRCH, EACCES or EPERM, ENOENT without slots, EPERM for missing seals, EPROTO for another
+/// layout, EBADMSG for what is no table.
+pub(super) fn find(pid: u32) -> Result<Found> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let process = open(format!("/proc/{pid}"), flags | OFlags::PATH, Mode::empty());
+    let process = process.map_err(|errno| about(pid, errno))?;
+    let own_pid = own_pid(pid, process.as_fd())?;
+    // Before the table: if the program is another one by then, this says that it is gone.
+    let maps = openat(&process, "maps", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+    let maps = maps.map_err(|errno| about(pid, errno))?;
+    let folder = openat(&process, "fd", flags, Mode::empty());
+    let folder = folder.map_err(|errno| about(pid, errno))?;
+    // What was wrong with the last candidate, if one has the name.
+    let mut wrong = None;
+    for entry in Dir::read_from(&folder).map_err(|errno| about(pid, errno))? {
+        let entry = entry.map_err(|errno| about(pid, errno))?;
+        if !has_name(folder.as_fd(), entry.file_name()) {
+            continue;
+        }
+        match check(folder.as_fd(), entry.file_name(), own_pid) {
+            Ok(Some((file, header, size))) => return Ok(Found { file, header, size, maps }),
+            Ok(None) => {}
+            Err(error) => wrong = Some(error),
+        }
+    }
+    Err(wrong.unwrap_or_else(|| {
+        Error::with(OP, Errno::NOENT, format_args!("process {pid} has taken no slot"))
+    }))
+}
+
+/// An error on the way to the descriptors of a process.
+fn about(pid: u32, errno: Errno) -> Error {
+    match errno {
+        Errno::NOENT | Errno::SRCH => {
+            Error::with(OP, Errno::SRCH, format_args!("there is no process {pid}"))
+        }
+        other => Error::with(OP, other, format_args!("process {pid}")),
+    }
+}
+
+/// The process's id in its own pid namespace, which is what it knows itself by: the last
+/// number of `NSpid` in its status; without that line there are no namespaces.
+fn own_pid(pid: u32, process: BorrowedFd<'_>) -> Result<u32> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let status = openat(process, "status", flags, Mode::empty());
+    let status = status.map_err(|errno| about(pid, errno))?;
+    let (mut text, mut len) = ([0_u8; 4096], 0);
+    while len < text.len() {
+        match read(&status, &mut text[len..]) {
+            Ok(0) => break,
+            Ok(n) => len += n,
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(about(pid, errno)),
+        }
+    }
+    Ok(innermost_pid(&text[..len]).unwrap_or(pid))
+}
+
+fn innermost_pid(status: &[u8]) -> Option<u32> {
+    let line = status.split(|&byte| byte == b'\n').find_map(|line| line.strip_prefix(b"NSpid:"))?;
+    core::str::from_utf8(line).ok()?.split_whitespace().next_back()?.parse().ok()
+}
+
+/// Does the descriptor's link show the name of a table?
+fn has_name(folder: BorrowedFd<'_>, fd: &CStr) -> bool {
+    let Ok(link) = readlinkat(folder, fd, Vec::new()) else {
+        return false;
+    };
+    let name = link.as_bytes().strip_prefix(b"/memfd:");
+    let name = name.and_then(|name| name.strip_prefix(NAME.as_bytes()));
+    name.is_some_and(|rest| rest.is_empty() || rest == b" (deleted)")
+}
+
+/// Checks one candidate; `None` if it is not the process's own, or gone meanwhile.
+fn check(folder: BorrowedFd<'_>, fd: &CStr, pid: u32) -> Result<Option<(OwnedFd, Header, u64)>> {
+    let number = fd.to_string_lossy();
+    // A name can be put on a pipe too, which must not keep us waiting.
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let file = match openat(folder, fd, flags, Mode::empty()) {
+        Err(Errno::NOENT) => return Ok(None),
+        file => file.op(OP)?,
+    };
+    let kind = fstatfs(&file).op(OP)?.f_type.cast_unsigned();
+    let sealed = memfd::sealed_size(&file, SEALS);
+    if kind != TMPFS || sealed.is_err() {
+        return Err(Error::with(
+            OP,
+            Errno::PERM,
+            format_args!("descriptor {number} is no memory file with the seals of a table"),
+        ));
+    }
+    let mut bytes = [0; BYTES];
+    let len = pread(&file, &mut bytes, 0).op(OP)?;
+    if len < BYTES {
+        return Err(Error::with(
+            OP,
+            Errno::BADMSG,
+            format_args!("descriptor {number} has {len} bytes, a header has {BYTES}"),
+        ));
+    }
+    let Some(header) = header::parse(&bytes)? else {
+        return Ok(None);
+    };
+    if header.pid != pid {
+        return Ok(None);
+    }
+    // Asked after the count was copied: the file was large enough before the count was
+    // stored, and has not shrunk.
+    let size = memfd::sealed_size(&file, SEALS).op(OP)?;
+    let least = bytes_for(header.committed) as u64;
+    if size < least {
+        return Err(Error::with(
+            OP,
+            Errno::BADMSG,
+            format_args!("descriptor {number} has {size} bytes, its slots need {least}"),
+        ));
+    }
+    Ok(Some((file, header, size)))
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pid_in_its_own_namespace() {
+        assert_eq!(innermost_pid(b"Pid:\t7\nNSpid:\t7\t3\t1\nNSpgid:\t7\n"), Some(1));
+        assert_eq!(innermost_pid(b"Name:\tx\nNSpid:\t7\n"), Some(7));
+        for status in ["", "Pid:\t7\n", "NSpid:\n", "NSpid:\tx\n", "NSpid:\t99999999999\n"] {
+            assert_eq!(innermost_pid(status.as_bytes()), None, "{status:?}");
+        }
+    }
+
+    #[test]
+    fn this_process_is_found() {
+        crate::task_shared::current().unwrap();
+        let Found { header, size, .. } = find(std::process::id()).unwrap();
+        assert_eq!(header.pid, std::process::id());
+        assert!(size >= bytes_for(header.committed) as u64 && header.committed > 0);
+    }
+}

@@ -1,0 +1,716 @@
+//! `task_shared` on the running kernel, by its public interface.
+//!
+//! Tests that need a process of their own run this very binary again: [`child`] is a test
+//! that does nothing unless the environment names a part for it to play.
+
+mod common;
+
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Barrier, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+use unmerged::task_shared::{self, Monitor, SchedStats};
+use unmerged::{Error, Result};
+
+const PART: &str = "UNMERGED_TEST_PART";
+/// The name that readers look for.
+const NAME: &str = "unmerged.task_shared";
+
+/// What [`Slot::publish`](task_shared::Slot::publish) answers, or a visible skip.
+fn publish() -> Option<SchedStats> {
+    match task_shared::current().unwrap().publish() {
+        Err(error) if error.is_unsupported() => {
+            common::missing("schedstat", "publish was checked to say that it is unsupported");
+            None
+        }
+        stats => Some(stats.unwrap()),
+    }
+}
+
+/// Waits until `done`, for what comes soon but not at once.
+fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+    let begin = Instant::now();
+    while !done() {
+        assert!(begin.elapsed() < Duration::from_secs(60), "{what} did not happen");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn own() -> Monitor {
+    Monitor::open(std::process::id()).unwrap()
+}
+
+fn gettid() -> u32 {
+    rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned()
+}
+
+/// Another process that plays a part of [`child`]; killed when this is dropped.
+struct Player {
+    process: Child,
+    said: BufReader<std::process::ChildStdout>,
+    /// What it has said so far.
+    heard: Vec<String>,
+}
+
+impl Player {
+    fn start(part: &str) -> Self {
+        let mut process = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "child", "--nocapture", "--test-threads=1"])
+            .env(PART, part)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let said = BufReader::new(process.stdout.take().unwrap());
+        let mut player = Self { process, said, heard: Vec::new() };
+        player.wait_for("ready");
+        player
+    }
+
+    fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Reads until it says this word.
+    fn wait_for(&mut self, word: &str) {
+        let mut line = String::new();
+        loop {
+            line.clear();
+            assert_ne!(self.said.read_line(&mut line).unwrap(), 0, "the child never said {word}");
+            // What is not said by `say` is the test harness's.
+            if let Some(said) = line.strip_prefix('@') {
+                self.heard.push(said.trim().to_owned());
+                if said.trim() == word {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Lets it go on.
+    fn nudge(&mut self) {
+        self.process.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
+    }
+}
+
+impl Drop for Player {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn say(words: &str) {
+    println!("\n@{words}");
+    std::io::stdout().flush().unwrap();
+}
+
+/// Until the parent nudges, or is gone.
+fn wait_for_nudge() {
+    let _ = std::io::stdin().read(&mut [0]);
+}
+
+fn sealed_file(seals: SealFlags, bytes: &[u8]) -> OwnedFd {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let file = memfd_create(NAME, flags).unwrap();
+    assert_eq!(rustix::io::pwrite(&file, bytes, 0).unwrap(), bytes.len());
+    fcntl_add_seals(&file, seals).unwrap();
+    file
+}
+
+const SEALS: SealFlags = SealFlags::FUTURE_WRITE.union(SealFlags::SHRINK);
+
+/// A header as the documentation describes it, with one page of slots.
+fn table_bytes() -> Vec<u8> {
+    let mut bytes = vec![0; 8192];
+    bytes[..8].copy_from_slice(b"tskshard");
+    let words = [(8, 1), (12, std::process::id()), (16, 128), (20, 0), (24, 32)];
+    for (at, value) in words {
+        bytes[at..at + 4].copy_from_slice(&value.to_ne_bytes());
+    }
+    bytes
+}
+
+/// Not a test: the other process of those below.
+#[test]
+fn child() {
+    let Ok(part) = std::env::var(PART) else { return };
+    match part.as_str() {
+        "publisher" => {
+            let ready = Barrier::new(4);
+            thread::scope(|scope| {
+                for n in 1..=3 {
+                    let ready = &ready;
+                    let named = thread::Builder::new().name(format!("worker {n}"));
+                    let work = move || {
+                        let me = task_shared::current().unwrap();
+                        me.set_user(n).unwrap();
+                        publish();
+                        ready.wait();
+                        loop {
+                            thread::park();
+                        }
+                    };
+                    named.spawn_scoped(scope, work).unwrap();
+                }
+                ready.wait();
+                say("ready");
+                wait_for_nudge();
+                std::process::exit(0);
+            });
+        }
+        "exec by a thread" => {
+            task_shared::current().unwrap().set_user(7).unwrap();
+            let other = thread::spawn(|| {
+                task_shared::current().unwrap().set_user(8).unwrap();
+                say("ready");
+                loop {
+                    thread::park();
+                }
+            });
+            wait_for_nudge();
+            assert!(!other.is_finished());
+            panic!("{}", exec_again().exec());
+        }
+        "exec by the main thread" => {
+            // The harness runs tests in threads; the main thread of a fork child is ours.
+            in_fork(|| {
+                task_shared::current().unwrap().set_user(7).unwrap();
+                say(&format!("pid {}", std::process::id()));
+                say("ready");
+                wait_for_nudge();
+                panic!("{}", exec_again().exec());
+            });
+        }
+        "without" => {
+            say("ready");
+            wait_for_nudge();
+            std::process::exit(0);
+        }
+        hostile => {
+            let mut bytes = table_bytes();
+            let mut put = |at: usize, value: u32| {
+                bytes[at..at + 4].copy_from_slice(&value.to_ne_bytes());
+            };
+            let mut seals = SEALS;
+            match hostile {
+                "magic" => put(0, 1),
+                "version" => put(8, 2),
+                "slot size" => put(16, 64),
+                "owner" => put(20, 40),
+                "count" => put(24, u32::MAX),
+                "count beyond the file" => put(24, 64),
+                "other pid" => put(12, 1),
+                "no shrink seal" => seals = SealFlags::FUTURE_WRITE,
+                "no write seal" => seals = SealFlags::SHRINK,
+                "tiny" => bytes.truncate(16),
+                "empty" => bytes.clear(),
+                "random" => {
+                    let mut random = std::fs::File::open("/dev/urandom").unwrap();
+                    random.read_exact(&mut bytes).unwrap();
+                }
+                "random slots" => {
+                    let mut random = std::fs::File::open("/dev/urandom").unwrap();
+                    random.read_exact(&mut bytes[4096..]).unwrap();
+                }
+                other => panic!("part {other}"),
+            }
+            let _file = sealed_file(seals, &bytes);
+            say("ready");
+            wait_for_nudge();
+            std::process::exit(0);
+        }
+    }
+}
+
+#[test]
+fn the_same_slot_at_every_call() {
+    let me = task_shared::current().unwrap();
+    for _ in 0..3 {
+        let again = task_shared::current().unwrap();
+        assert_eq!((again, again.address()), (me, me.address()));
+    }
+    assert_eq!(me.address() % 128, 0);
+    assert_eq!(me.tid().unwrap(), gettid());
+    assert_eq!(me.generation().unwrap() % 2, 1);
+}
+
+#[test]
+fn threads_have_slots_of_their_own() {
+    let barrier = Barrier::new(8);
+    let addresses: BTreeSet<_> = thread::scope(|scope| {
+        let work = || {
+            let me = task_shared::current().unwrap();
+            barrier.wait();
+            me.address()
+        };
+        let threads: Vec<_> = (0..8).map(|_| scope.spawn(work)).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert_eq!(addresses.len(), 8);
+}
+
+/// In a process of its own: other tests take slots too.
+fn in_fork(body: impl FnOnce()) {
+    // SAFETY: the child runs on with what fork leaves it: its own thread and memory, glibc's
+    // allocator made whole. It ends by _exit.
+    let pid = unsafe { libc::fork() };
+    assert!(pid >= 0);
+    if pid == 0 {
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
+        // SAFETY: ends the child without its parent's destructors.
+        unsafe { libc::_exit(i32::from(outcome.is_err())) };
+    }
+    assert_eq!(status_of(pid), 0, "the child failed");
+}
+
+/// Exit status of a child.
+fn status_of(pid: libc::pid_t) -> i32 {
+    let mut status = 0;
+    // SAFETY: a child of ours, and a word on this stack.
+    assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, libc::__WALL) }, pid);
+    assert!(libc::WIFEXITED(status), "status {status:#x}");
+    libc::WEXITSTATUS(status)
+}
+
+#[test]
+fn a_slot_is_reused_lowest_first_with_a_new_generation() {
+    in_fork(|| {
+        let one = || {
+            thread::spawn(|| {
+                let me = task_shared::current().unwrap();
+                me.set_user(5).unwrap();
+                (me.address(), me.generation().unwrap())
+            })
+        };
+        let first = task_shared::current().unwrap().address();
+        let (address, generation) = one().join().unwrap();
+        assert_eq!(address, first + 128);
+        let next = thread::spawn(|| {
+            let me = task_shared::current().unwrap();
+            (me.address(), me.generation().unwrap(), me.user().unwrap(), me.stats().unwrap())
+        });
+        let fresh = SchedStats::default();
+        assert_eq!(next.join().unwrap(), (address, generation + 2, 0, fresh));
+    });
+}
+
+#[test]
+fn numbers_grow_and_agree_with_getrusage() {
+    let me = task_shared::current().unwrap();
+    let Some(first) = publish() else { return };
+    assert_eq!(me.stats().unwrap(), first);
+    let begin = Instant::now();
+    while begin.elapsed() < Duration::from_millis(20) {
+        std::hint::black_box(0);
+    }
+    thread::sleep(Duration::from_millis(20));
+    let second = me.publish().unwrap();
+    assert!(second.sum_exec_runtime > first.sum_exec_runtime);
+    assert!(second.run_delay >= first.run_delay && second.pcount > first.pcount);
+    assert!(second.off_cpu >= first.off_cpu + 20_000_000, "{first:?} {second:?}");
+
+    // SAFETY: all zeros are a rusage.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: room for a rusage on this stack.
+    assert_eq!(unsafe { libc::getrusage(libc::RUSAGE_THREAD, &raw mut usage) }, 0);
+    let ns = |time: libc::timeval| time.tv_sec as u64 * 1_000_000_000 + time.tv_usec as u64 * 1000;
+    let used = ns(usage.ru_utime) + ns(usage.ru_stime);
+    // It was asked later, in whole microseconds for each of its two parts.
+    assert!(used + 2000 >= second.sum_exec_runtime, "{used} {second:?}");
+    assert!(me.publish().unwrap().sum_exec_runtime + 2000 >= used);
+
+    let monitor = own();
+    let seen = monitor.threads().find(|thread| thread.tid() == gettid()).unwrap();
+    assert_eq!(seen.stats(), me.stats().unwrap());
+    assert!(seen.updated() > 0 && seen.is_consistent());
+}
+
+#[test]
+fn a_thread_in_the_eyes_of_a_reader() {
+    let (tell, told) = mpsc::channel();
+    let (go, wait) = mpsc::channel::<()>();
+    let worker = thread::Builder::new().name("observed".into());
+    let worker = worker.spawn(move || {
+        let me = task_shared::current().unwrap();
+        me.set_user(1).unwrap();
+        tell.send((gettid(), me.generation().unwrap())).unwrap();
+        wait.recv().unwrap();
+        me.set_user(2).unwrap();
+        tell.send((0, 0)).unwrap();
+        wait.recv().unwrap();
+    });
+    let (tid, generation) = told.recv().unwrap();
+    let monitor = own();
+    let mut seen = monitor.threads().find(|thread| thread.tid() == tid).unwrap();
+    assert!(seen.is_alive());
+    assert_eq!((seen.name().as_ref(), seen.user()), ("observed", 1));
+    assert_eq!(seen.generation(), generation);
+    go.send(()).unwrap();
+    told.recv().unwrap();
+    assert_eq!(seen.user(), 1, "a snapshot");
+    assert!(seen.refresh());
+    assert_eq!(seen.user(), 2);
+    go.send(()).unwrap();
+    worker.unwrap().join().unwrap();
+    assert!(!seen.is_alive() && !seen.refresh());
+    assert_eq!((seen.tid(), seen.user()), (tid, 2), "its last numbers stay its own");
+}
+
+#[test]
+fn raw_exit_is_seen_and_the_slot_comes_back() {
+    in_fork(|| {
+        task_shared::current().unwrap();
+        static TID: AtomicU32 = AtomicU32::new(0);
+        extern "C" fn body(_: *mut libc::c_void) -> *mut libc::c_void {
+            task_shared::current().unwrap().set_user(77).unwrap();
+            publish();
+            TID.store(gettid(), Ordering::Release);
+            // SAFETY: ends the thread with no destructor at all, which is the point.
+            unsafe { libc::syscall(libc::SYS_exit, 0) };
+            unreachable!()
+        }
+        let die = || {
+            let mut id = 0;
+            let (attributes, argument) = (std::ptr::null(), std::ptr::null_mut());
+            // SAFETY: a thread without an argument.
+            let code = unsafe { libc::pthread_create(&raw mut id, attributes, body, argument) };
+            assert_eq!(code, 0);
+            // SAFETY: created above, joined once.
+            assert_eq!(unsafe { libc::pthread_join(id, std::ptr::null_mut()) }, 0);
+        };
+        die();
+        let monitor = own();
+        let mut dead =
+            monitor.threads().find(|thread| thread.tid() == TID.load(Ordering::Acquire)).unwrap();
+        assert!(!dead.is_alive());
+        assert_eq!(dead.user(), 77);
+        let open = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+        for _ in 0..40 {
+            die();
+        }
+        // One page of slots was enough for 42 threads: the dead were reclaimed, and with
+        // them the descriptors that they had kept.
+        assert!(monitor.threads().count() <= 32);
+        assert!(open() < 32 + 16, "{} descriptors", open());
+        assert!(!dead.is_alive() && !dead.refresh());
+        assert_eq!(dead.user(), 77);
+    });
+}
+
+#[test]
+fn another_process_and_its_death() {
+    let mut player = Player::start("publisher");
+    let monitor = Monitor::open(player.pid()).unwrap();
+    let mut seen: Vec<_> = monitor.threads().filter(|thread| thread.user() != 0).collect();
+    seen.sort_by_key(|thread| thread.user());
+    assert_eq!(seen.len(), 3);
+    for (n, thread) in (1..).zip(&seen) {
+        assert!(thread.is_alive() && thread.is_consistent());
+        assert_eq!((thread.user(), thread.name().into_owned()), (n, format!("worker {n}")));
+        let path = format!("/proc/{}/task/{}/comm", player.pid(), thread.tid());
+        assert_eq!(std::fs::read_to_string(path).unwrap().trim(), thread.name());
+        let counts = thread.stats().pcount > 0 && thread.stats().sum_exec_runtime > 0;
+        assert!(counts || thread.updated() == 0);
+    }
+    player.process.kill().unwrap();
+    player.process.wait().unwrap();
+    assert!(monitor.threads().count() >= 3, "the last numbers stay");
+    assert!(monitor.threads().all(|thread| !thread.is_alive()) && !monitor.is_running());
+    assert!(seen.iter().all(|thread| !thread.is_alive()));
+    assert_eq!(Monitor::open(player.pid()).unwrap_err().raw_os_error(), libc::ESRCH);
+}
+
+/// This binary again, without a slot.
+fn exec_again() -> Command {
+    let mut again = Command::new(std::env::current_exe().unwrap());
+    again.args(["--exact", "child", "--nocapture"]).env(PART, "without");
+    again
+}
+
+#[test]
+fn exec_by_the_main_thread_ends_the_slots() {
+    let mut player = Player::start("exec by the main thread");
+    let pid = player.heard.iter().find_map(|line| line.strip_prefix("pid ")).unwrap();
+    let pid = pid.parse().unwrap();
+    let monitor = Monitor::open(pid).unwrap();
+    let seen = monitor.threads().find(|thread| thread.user() == 7).unwrap();
+    assert!(seen.is_alive() && monitor.is_running());
+    player.nudge();
+    player.wait_for("ready");
+    assert!(!seen.is_alive() && !monitor.is_running());
+    assert_eq!(Monitor::open(pid).unwrap_err().raw_os_error(), libc::ENOENT);
+}
+
+#[test]
+fn exec_by_another_thread_ends_the_others_and_the_program() {
+    let mut player = Player::start("exec by a thread");
+    let monitor = Monitor::open(player.pid()).unwrap();
+    let other = monitor.threads().find(|thread| thread.user() == 8).unwrap();
+    assert!(other.is_alive() && monitor.is_running());
+    player.nudge();
+    player.wait_for("ready");
+    assert!(!other.is_alive() && !monitor.is_running());
+    assert_eq!(Monitor::open(player.pid()).unwrap_err().raw_os_error(), libc::ENOENT);
+}
+
+/// In a child that inherited `parent`'s slot: a table of its own, numbers of its own.
+fn check_child(parent: task_shared::Slot) {
+    let stale = |error: Error| assert_eq!(error.raw_os_error(), libc::ESTALE, "{error}");
+    stale(parent.publish().unwrap_err());
+    stale(parent.set_user(9).unwrap_err());
+    stale(parent.user().unwrap_err());
+    let files = || {
+        let links = std::fs::read_dir("/proc/self/fd").unwrap().filter_map(|entry| {
+            std::fs::read_link(entry.ok()?.path()).ok()?.into_os_string().into_string().ok()
+        });
+        let links: Vec<_> = links.collect();
+        let count = |word: &str| links.iter().filter(|link| link.contains(word)).count();
+        (count(NAME), count("/schedstat"))
+    };
+    assert_eq!(Monitor::open(std::process::id()).unwrap_err().raw_os_error(), libc::ENOENT);
+    let me = task_shared::current().unwrap();
+    assert_eq!(files(), (1, 0), "the inherited descriptors are closed");
+    assert_eq!(me.tid().unwrap(), gettid());
+    assert_eq!((me.user().unwrap(), me.generation().unwrap()), (0, 1));
+    me.set_user(2).unwrap();
+    publish();
+    stale(parent.set_user(9).unwrap_err());
+    let monitor = own();
+    let threads: Vec<_> = monitor.threads().collect();
+    assert_eq!(threads.len(), 1);
+    assert!(threads[0].is_alive() && threads[0].tid() == gettid() && threads[0].user() == 2);
+    // The robust list is whole: a second lock on it, and a thread.
+    let other = thread::spawn(|| task_shared::current().unwrap().address());
+    assert_eq!(other.join().unwrap(), me.address() + 128);
+}
+
+#[test]
+fn a_fork_child_has_a_table_of_its_own() {
+    // In a thread, so that the user word is nobody else's.
+    let parent = || {
+        let me = task_shared::current().unwrap();
+        me.set_user(1).unwrap();
+        publish();
+        let address = me.address();
+        in_fork(|| check_child(me));
+        assert_eq!(me.user().unwrap(), 1);
+        assert_eq!(task_shared::current().unwrap().address(), address);
+    };
+    thread::spawn(parent).join().unwrap();
+}
+
+/// A child that libc does not know about, whose parent has but one thread: the test's own
+/// process is not such a one, a fork of it is.
+#[test]
+fn a_raw_clone_child_has_a_table_of_its_own_and_dies_visibly() {
+    in_fork(|| {
+        let me = task_shared::current().unwrap();
+        publish();
+        let (flags, none) = (libc::SIGCHLD, 0_usize);
+        // SAFETY: as fork, but without libc's knowledge.
+        let pid = unsafe { libc::syscall(libc::SYS_clone, flags, none, none, none, none) };
+        let pid = libc::pid_t::try_from(pid).unwrap();
+        assert!(pid >= 0);
+        if pid == 0 {
+            let body = || {
+                check_child(me);
+                // Until the parent has seen it.
+                loop {
+                    thread::sleep(Duration::from_secs(1));
+                }
+            };
+            let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
+            // SAFETY: ends the child.
+            unsafe { libc::_exit(1) };
+        }
+        let child = pid.cast_unsigned();
+        let mut found = None;
+        wait_until("a slot of the child", || {
+            let open = Monitor::open(child).ok();
+            found = open.filter(|monitor| monitor.threads().any(|thread| thread.user() == 2));
+            found.is_some()
+        });
+        let monitor = found.unwrap();
+        let seen = monitor.threads().find(|thread| thread.user() == 2).unwrap();
+        assert!(seen.tid() == child && seen.is_alive());
+        // SAFETY: our own child.
+        assert_eq!(unsafe { libc::kill(pid, libc::SIGKILL) }, 0);
+        let mut status = 0;
+        // SAFETY: our own child, a word on this stack.
+        assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
+        assert!(libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGKILL);
+        assert!(!seen.is_alive());
+    });
+}
+
+#[test]
+fn after_the_slot_was_given_back() {
+    struct Late(mpsc::Sender<(Result<u32>, Result<()>)>, Option<task_shared::Slot>);
+    impl Drop for Late {
+        fn drop(&mut self) {
+            let again = task_shared::current().map(|me| me.address() as u32);
+            let _ = self.0.send((again, self.1.unwrap().set_user(1)));
+        }
+    }
+    thread_local! {
+        static LATE: std::cell::RefCell<Option<Late>> = const { std::cell::RefCell::new(None) };
+    }
+    let (tell, told) = mpsc::channel();
+    let worker = thread::spawn(move || {
+        // Used first, so destroyed last.
+        LATE.set(Some(Late(tell, None)));
+        let me = task_shared::current().unwrap();
+        LATE.with_borrow_mut(|late| late.as_mut().unwrap().1 = Some(me));
+    });
+    worker.join().unwrap();
+    let (again, set) = told.recv().unwrap();
+    assert_eq!(again.unwrap_err().raw_os_error(), libc::ESHUTDOWN);
+    assert_eq!(set.unwrap_err().raw_os_error(), libc::ESTALE);
+}
+
+#[test]
+fn growth_under_a_reader() {
+    in_fork(|| {
+        task_shared::current().unwrap();
+        let monitor = own();
+        let done = AtomicBool::new(false);
+        let all = Barrier::new(301);
+        thread::scope(|scope| {
+            let reader = scope.spawn(|| {
+                let mut most = 0;
+                while !done.load(Ordering::Relaxed) {
+                    let mut count = 0;
+                    for thread in monitor.threads() {
+                        count += 1;
+                        let tid = u64::from(thread.tid());
+                        assert!(thread.user() == tid || thread.user() == 0, "{thread:?}");
+                    }
+                    most = most.max(count);
+                }
+                most
+            });
+            let work = || {
+                let me = task_shared::current().unwrap();
+                me.set_user(u64::from(gettid())).unwrap();
+                all.wait();
+                all.wait();
+            };
+            let threads: Vec<_> = (0..300).map(|_| scope.spawn(work)).collect();
+            all.wait();
+            let tids: BTreeSet<_> = monitor.threads().map(|thread| thread.tid()).collect();
+            assert_eq!(tids.len(), 301);
+            assert!(monitor.threads().all(|thread| thread.is_alive()));
+            all.wait();
+            for thread in threads {
+                thread.join().unwrap();
+            }
+            done.store(true, Ordering::Relaxed);
+            assert!(reader.join().unwrap() <= 301);
+        });
+        assert_eq!(monitor.threads().count(), 1);
+    });
+}
+
+#[test]
+fn reuse_storm_never_mixes_threads() {
+    let done = AtomicBool::new(false);
+    let monitor = {
+        task_shared::current().unwrap();
+        own()
+    };
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            for _ in 0..2000 {
+                let work = || {
+                    let me = task_shared::current().unwrap();
+                    me.set_user(u64::from(gettid()) << 32).unwrap();
+                };
+                thread::spawn(work).join().unwrap();
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+        while !done.load(Ordering::Relaxed) {
+            for mut thread in monitor.threads() {
+                let (tid, generation) = (thread.tid(), thread.generation());
+                for _ in 0..2 {
+                    let user = thread.user();
+                    let own = user >> 32 == 0 || user == u64::from(tid) << 32;
+                    assert!(own && thread.tid() == tid, "{thread:?}");
+                    assert_eq!(thread.generation(), generation);
+                    thread.refresh();
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn nobody_to_read() {
+    for pid in [0, i32::MAX as u32, u32::MAX] {
+        let error = Monitor::open(pid).unwrap_err();
+        assert_eq!(error.raw_os_error(), libc::ESRCH, "{error}");
+        assert!(error.to_string().contains(&pid.to_string()), "{error}");
+    }
+    let player = Player::start("without");
+    let error = Monitor::open(player.pid()).unwrap_err();
+    assert_eq!(error.raw_os_error(), libc::ENOENT, "{error}");
+    if !rustix::process::geteuid().is_root() {
+        let error = Monitor::open(1).unwrap_err();
+        assert!(error.is_permission_denied(), "{error}");
+    }
+}
+
+#[test]
+fn hostile_files_give_typed_errors() {
+    for (part, errno) in [
+        ("magic", libc::EBADMSG),
+        ("version", libc::EPROTO),
+        ("slot size", libc::EBADMSG),
+        ("owner", libc::EBADMSG),
+        ("count", libc::EBADMSG),
+        ("count beyond the file", libc::EBADMSG),
+        ("other pid", libc::ENOENT),
+        ("no shrink seal", libc::EPERM),
+        ("no write seal", libc::EPERM),
+        ("tiny", libc::EBADMSG),
+        ("empty", libc::EBADMSG),
+        ("random", libc::EBADMSG),
+    ] {
+        let player = Player::start(part);
+        let error = Monitor::open(player.pid()).unwrap_err();
+        assert_eq!(error.raw_os_error(), errno, "{part}: {error}");
+    }
+}
+
+/// The header is right but for the process's id, which only that process knows; so this
+/// process plays the hostile one for itself, in a fork.
+#[test]
+fn hostile_slots_do_no_harm() {
+    in_fork(|| {
+        let mut bytes = table_bytes();
+        std::fs::File::open("/dev/urandom").unwrap().read_exact(&mut bytes[4096..]).unwrap();
+        // Odd generations, so that they are looked at; odd sequences among them.
+        for slot in 0..32 {
+            bytes[4096 + 128 * slot + 40] |= 1;
+        }
+        let file = sealed_file(SEALS, &bytes);
+        let monitor = own();
+        let mut count = 0;
+        for mut thread in monitor.threads() {
+            count += 1;
+            let _ = (thread.is_alive(), thread.name(), thread.stats(), format!("{thread:?}"));
+            assert!(thread.refresh());
+        }
+        assert_eq!(count, 32);
+        // It may still grow, and does, by what is no whole number of slots.
+        ftruncate(&file, 8192 + 100).unwrap();
+        assert_eq!(monitor.threads().count(), 32);
+    });
+}
