@@ -1,5 +1,7 @@
 //! Four Linux interfaces that were proposed and never merged, in user space.
 
+#![deny(clippy::multiple_unsafe_ops_per_block, clippy::std_instead_of_core)]
+
 #[doc(hidden)]
 pub mod abi;
 #[doc(hidden)]

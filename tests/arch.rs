@@ -26,9 +26,10 @@ macro_rules! conformance {
                 let at = ptr::from_mut(&mut word);
                 let mut done = 0;
                 while done < 3 {
+                    // SAFETY: the area is known.
+                    let cpu = unsafe { imp::cpu_id(area) };
                     // SAFETY: the area is registered; the word is on this stack.
-                    let outcome =
-                        unsafe { imp::load_add_store_u64(area, imp::cpu_id(area), at, u64::MAX) };
+                    let outcome = unsafe { imp::load_add_store_u64(area, cpu, at, u64::MAX) };
                     done += u32::from(outcome == Outcome::Done);
                 }
                 assert_eq!(word, 2);
@@ -74,11 +75,11 @@ macro_rules! conformance {
                 })
                 .join()
                 .unwrap();
-                let seen = stripes.as_ptr();
-                // SAFETY: the thread has ended; asm wrote these words behind Rust's back.
-                let sum: u64 = (0..cpus as usize)
-                    .map(|i| unsafe { seen.add(i * 16 + 1).read_volatile() })
-                    .sum();
+                let mut sum = 0;
+                for i in 0..cpus as usize {
+                    // SAFETY: the thread has ended; asm wrote these words behind Rust's back.
+                    sum += unsafe { stripes.as_ptr().add(i * 16 + 1).read_volatile() };
+                }
                 assert_eq!(sum, 3000);
             }
 

@@ -268,7 +268,7 @@ fn bad_areas_are_refused_with_the_numbers() {
     create(memory, size).unwrap();
     open(memory, size).unwrap();
     // Another number of CPUs, another version, garbage.
-    for (offset, value) in [(8, 77_u64 | 4096 << 32), (0, 0x3243_5072_6d6e_75), (0, u64::MAX)] {
+    for (offset, value) in [(8, 77_u64 | 4096 << 32), (0, 0x0032_4350_726d_6e75), (0, u64::MAX)] {
         // SAFETY: inside the mapping, aligned; the test plays a peer of another layout.
         let word = unsafe { memory.byte_add(offset).cast::<AtomicU64>().as_ref() };
         let before = word.swap(value, Ordering::Relaxed);

@@ -85,8 +85,7 @@ fn raw_futex(n: u64) -> f64 {
     let take = |me: usize, turn: u64| {
         while words[me].load(Ordering::Acquire) != turn as u32 {
             let (word, before) = (words[me].as_ptr(), (turn as u32).wrapping_sub(1));
-            // SAFETY: the word is borrowed for the time of the call.
-            let _ = unsafe { wait_bitset(word, true, before, Clock::Monotonic, None, u32::MAX) };
+            let _ = wait_bitset(word, true, before, Clock::Monotonic, None, u32::MAX);
         }
     };
     ping_pong(n, give, take)

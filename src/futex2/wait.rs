@@ -140,8 +140,7 @@ impl Place {
             return Err(Errno::AGAIN);
         }
         let (word, mask) = (self.word(), self.mask());
-        // SAFETY: the word is valid as long as the caller's.
-        unsafe { futex::wait_bitset(word, self.private, around, clock, timespec.as_ref(), mask) }?;
+        futex::wait_bitset(word, self.private, around, clock, timespec.as_ref(), mask)?;
         Ok(true)
     }
 
@@ -188,9 +187,7 @@ impl Place {
         let clock = deadline.map_or(Clock::Monotonic, |deadline| deadline.clock());
         let timespec = deadline.map(|deadline| deadline.timespec());
         let word = ptr::from_ref::<AtomicU32>(sequence).cast();
-        // SAFETY: the sequence is a static.
-        let slept =
-            unsafe { futex::wait_bitset(word, true, seen, clock, timespec.as_ref(), u32::MAX) };
+        let slept = futex::wait_bitset(word, true, seen, clock, timespec.as_ref(), u32::MAX);
         match slept {
             Ok(()) => Ok(true),
             Err(Errno::AGAIN | Errno::INTR) => Ok(false),
@@ -206,10 +203,8 @@ impl Place {
         let nothing = 0;
         let (word, value) =
             if self.bytes == 8 { (self.word(), half) } else { (&raw const nothing, nothing) };
-        // SAFETY: the word is the caller's, or on this stack.
-        let slept = unsafe {
-            futex::wait_bitset(word, false, value, Clock::Monotonic, Some(&until), u32::MAX)
-        };
+        let slept =
+            futex::wait_bitset(word, false, value, Clock::Monotonic, Some(&until), u32::MAX);
         match slept {
             Ok(()) => Ok(true),
             Err(Errno::AGAIN | Errno::INTR | Errno::TIMEDOUT) => Ok(false),

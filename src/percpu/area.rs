@@ -148,8 +148,10 @@ impl<'a> Area<'a> {
         let words = memory.cast::<AtomicU64>();
         // SAFETY: aligned, valid for 'a, written by atomics.
         let magic = unsafe { words.as_ref() };
-        // SAFETY: as above; the header has more than one word.
-        let geometry = unsafe { words.add(1).as_ref() };
+        // SAFETY: the header has more than one word.
+        let geometry = unsafe { words.add(1) };
+        // SAFETY: as of the first.
+        let geometry = unsafe { geometry.as_ref() };
         Ok((Self { stripe0, memory: PhantomData }, [magic, geometry]))
     }
 

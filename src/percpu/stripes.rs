@@ -91,8 +91,10 @@ impl Stripes {
             }
         }
         let stripe = self.cpus + cpus::current() % self.cpus;
-        // SAFETY: an overflow stripe of the cell, which only atomics update.
-        unsafe { portable::add_u64(cell.byte_add(stripe as usize * STRIDE), n) };
+        // SAFETY: the cell has a word on each of its `2 * cpus` stripes.
+        let word = unsafe { cell.byte_add(stripe as usize * STRIDE) };
+        // SAFETY: on an overflow stripe, which only atomics update.
+        unsafe { portable::add_u64(word, n) };
     }
 
     /// One attempt.

@@ -10,4 +10,4 @@ mod view;
 
 pub(crate) use bitmap::Bitmap;
 pub use resident::Resident;
-pub(crate) use view::{Plain, View};
+pub(crate) use view::View;

@@ -1,4 +1,4 @@
-//! A view: a mapping, read by copy and by atomics, every access range-checked.
+//! A view: a mapping, reached by atomics, every access range-checked.
 
 use crate::error::{Error, Result};
 use crate::sync::{AtomicU32, AtomicU64};
@@ -7,22 +7,6 @@ use core::marker::PhantomData;
 use core::mem::{align_of, size_of};
 use core::ptr::NonNull;
 use rustix::io::Errno;
-
-/// A type for which every pattern of its bytes is a value.
-///
-/// # Safety
-///
-/// - Every pattern of `size_of::<Self>()` bytes must be a value: no `bool`, no enum, no
-///   reference, no `NonZero`.
-/// - There must be no padding, whose bytes are no value of anything.
-pub(crate) unsafe trait Plain: Copy + 'static {}
-
-// SAFETY: every pattern of bytes is an integer, and integers have no padding.
-unsafe impl Plain for u32 {}
-// SAFETY: as above.
-unsafe impl Plain for u64 {}
-// SAFETY: an array has the bytes of its elements and no others.
-unsafe impl<T: Plain, const N: usize> Plain for [T; N] {}
 
 /// The bytes of a mapping that others may write.
 #[derive(Debug, Clone, Copy)]
@@ -52,18 +36,6 @@ impl<'a> View<'a> {
         }
         // SAFETY: the range lies inside the mapping.
         Ok(unsafe { self.start.add(offset) }.cast())
-    }
-
-    /// A copy of the `T` at `offset`. Its bytes may be of several moments.
-    ///
-    /// # Errors
-    ///
-    /// EINVAL if it does not lie inside, or is not aligned.
-    pub(crate) fn copy<T: Plain>(&self, offset: usize) -> Result<T> {
-        let at = self.at::<T>(offset, 1)?;
-        // SAFETY: in range, aligned, mapped for 'a; every pattern of bytes is a T; volatile,
-        // because somebody else may be writing.
-        Ok(unsafe { at.read_volatile() })
     }
 
     /// The 32-bit word at `offset`.
@@ -100,13 +72,14 @@ mod tests {
         let mapping = Mapping::anonymous(PAGE, Access::Write).unwrap();
         let view = View::of(&mapping);
         view.u64s(8, 2).unwrap()[1].store(9, Ordering::Relaxed);
-        assert_eq!(view.copy::<[u64; 3]>(0).unwrap(), [0, 0, 9]);
-        assert_eq!(view.copy::<u32>(PAGE - 4).unwrap(), 0);
+        let copy = view.u64s(0, 3).unwrap().iter().map(|word| word.load(Ordering::Relaxed));
+        assert_eq!(copy.collect::<Vec<_>>(), [0, 0, 9]);
+        assert_eq!(view.u32(PAGE - 4).unwrap().load(Ordering::Relaxed), 0);
         for (offset, message) in [(PAGE - 3, "4093"), (usize::MAX, "beyond"), (2, "aligned to 4")] {
             let error = view.u32(offset).unwrap_err();
             assert!(error.is_invalid() && error.to_string().contains(message), "{error}");
         }
         assert!(view.u64s(0, usize::MAX).is_err());
-        assert!(view.copy::<[u64; 3]>(PAGE - 16).is_err());
+        assert!(view.u64s(PAGE - 16, 3).is_err());
     }
 }

@@ -10,6 +10,10 @@ use core::ptr;
 use rustix::io::{Errno, Result};
 use rustix::time::Timespec;
 
+// The kernel takes a word's address as a key, and for a wait it reads the word itself,
+// answering EFAULT where it cannot: so none of these calls can break memory, and addresses
+// travel as numbers.
+
 /// The clock of an absolute deadline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Clock {
@@ -48,12 +52,8 @@ fn timespec(deadline: Option<&Timespec>) -> *const Timespec {
 /// EAGAIN if the word differs, ETIMEDOUT at the deadline, EINTR after any handled signal
 /// when there is a deadline, EINVAL for a bad timespec, alignment or an empty mask, EFAULT
 /// for an address that is not mapped.
-///
-/// # Safety
-///
-/// `word` must be valid for reads by the kernel, or the call fails with EFAULT.
 #[inline]
-pub unsafe fn wait_bitset(
+pub fn wait_bitset(
     word: *const u32,
     private: bool,
     expected: u32,
@@ -68,7 +68,7 @@ pub unsafe fn wait_bitset(
     if clock == Clock::Realtime {
         op |= OP_CLOCK_REALTIME;
     }
-    let (deadline, none) = (timespec(deadline), ptr::null::<u32>());
+    let (word, deadline, none) = (word.expose_provenance(), timespec(deadline), 0_usize);
     // SAFETY: the kernel checks every address; the timespec outlives the call.
     answer(unsafe { libc::syscall(SYS_FUTEX, word, op, expected, deadline, none, mask) })?;
     Ok(())
@@ -85,7 +85,7 @@ pub unsafe fn wait_bitset(
 pub fn wake_bitset(word: *const u32, private: bool, n: u32, mask: u32) -> Result<usize> {
     let op = OP_WAKE_BITSET | if private { OP_PRIVATE } else { 0 };
     let n = n.min(i32::MAX as u32);
-    let (deadline, none) = (ptr::null::<Timespec>(), ptr::null::<u32>());
+    let (word, deadline, none) = (word.expose_provenance(), 0_usize, 0_usize);
     // SAFETY: a wake reads no memory of ours; the address is a key.
     answer(unsafe { libc::syscall(SYS_FUTEX, word, op, n, deadline, none, mask) })
 }
@@ -122,7 +122,7 @@ pub fn wait(
     clock: Clock,
     deadline: Option<&Timespec>,
 ) -> Result<()> {
-    let (deadline, clock) = (timespec(deadline), clock.id());
+    let (word, deadline, clock) = (word.expose_provenance(), timespec(deadline), clock.id());
     // SAFETY: the kernel checks the address; the timespec outlives the call.
     answer(unsafe { libc::syscall(SYS_FUTEX_WAIT, word, expected, mask, flags, deadline, clock) })?;
     Ok(())
@@ -136,7 +136,7 @@ pub fn wait(
 /// ENOSYS before Linux 6.7, EINVAL for flags, alignment or mask, EFAULT (shared words).
 #[inline]
 pub fn wake(word: *const u32, mask: u64, n: u32, flags: u32) -> Result<usize> {
-    let n = n.min(i32::MAX as u32);
+    let (word, n) = (word.expose_provenance(), n.min(i32::MAX as u32));
     // SAFETY: a wake reads no memory of ours; the address is a key.
     answer(unsafe { libc::syscall(SYS_FUTEX_WAKE, word, mask, n, flags) })
 }
@@ -186,8 +186,7 @@ mod tests {
         let word = 7_u32;
         let past = Timespec { tv_sec: 0, tv_nsec: 1 };
         let wait = |expected, deadline| {
-            // SAFETY: the word is on this stack.
-            unsafe { wait_bitset(&raw const word, true, expected, Clock::Monotonic, deadline, 1) }
+            wait_bitset(&raw const word, true, expected, Clock::Monotonic, deadline, 1)
         };
         assert_eq!(wait(8, Some(&past)), Err(Errno::AGAIN));
         assert_eq!(wait(7, Some(&past)), Err(Errno::TIMEDOUT));

@@ -113,14 +113,15 @@ mod tests {
     fn header() -> [u8; BYTES] {
         let mapping = Mapping::anonymous(PAGE, Access::Write).unwrap();
         let view = View::of(&mapping);
-        assert_eq!(parse(&view.copy::<[u64; 4]>(0).map(bytes).unwrap()).unwrap(), None);
+        assert_eq!(parse(&bytes(view)).unwrap(), None);
         write(view, 77, 1).unwrap();
         committed(view).unwrap().store(32, Ordering::Release);
-        view.copy::<[u64; 4]>(0).map(bytes).unwrap()
+        bytes(view)
     }
 
-    fn bytes(words: [u64; 4]) -> [u8; BYTES] {
-        core::array::from_fn(|n| words[n / 8].to_ne_bytes()[n % 8])
+    fn bytes(view: View<'_>) -> [u8; BYTES] {
+        let words = view.u64s(0, BYTES / 8).unwrap();
+        core::array::from_fn(|n| words[n / 8].load(Ordering::Relaxed).to_ne_bytes()[n % 8])
     }
 
     #[test]
