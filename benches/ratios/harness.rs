@@ -34,6 +34,11 @@ impl Options {
         options
     }
 
+    /// Whether a row of this name was asked for.
+    pub(crate) fn wants(&self, name: &str) -> bool {
+        name.starts_with(&self.prefix)
+    }
+
     /// Whether the figures will mean anything.
     pub(crate) fn is_measured(&self) -> bool {
         self.span > 0.001
@@ -52,7 +57,7 @@ pub(crate) enum Target {
 }
 
 /// One way to do the thing: does it `n` times, answers the units used (nanoseconds).
-type Arm<'a> = Box<dyn FnMut(u64) -> f64 + 'a>;
+type Arm<'a> = Box<dyn FnMut(u64) -> f64 + Send + 'a>;
 
 pub(crate) struct Row<'a> {
     name: &'static str,
@@ -64,7 +69,7 @@ pub(crate) struct Row<'a> {
 }
 
 /// An arm that does `op` once per operation.
-pub(crate) fn each<'a>(op: impl Fn() + 'a) -> Arm<'a> {
+pub(crate) fn each<'a>(op: impl Fn() + Send + 'a) -> Arm<'a> {
     Box::new(move |n| {
         let start = Instant::now();
         for _ in 0..n {
@@ -75,7 +80,7 @@ pub(crate) fn each<'a>(op: impl Fn() + 'a) -> Arm<'a> {
 }
 
 /// An arm that does `op` on one item after the other, again and again.
-pub(crate) fn in_turn<'a, T>(items: &'a [T], op: impl Fn(&T) + 'a) -> Arm<'a> {
+pub(crate) fn in_turn<'a, T: Sync>(items: &'a [T], op: impl Fn(&T) + Send + 'a) -> Arm<'a> {
     Box::new(move |n| {
         let passes = (n / items.len() as u64).max(1);
         let start = Instant::now();
@@ -115,7 +120,7 @@ impl<'a> Row<'a> {
 
     /// Runs the rounds and prints the row, if it is one of those that are wanted.
     pub(crate) fn run(mut self, options: &Options) {
-        if !self.name.starts_with(&options.prefix) {
+        if !options.wants(self.name) {
             return;
         }
         let mut arms: Vec<&mut Arm<'a>> = vec![&mut self.ours];

@@ -9,12 +9,14 @@
 mod futex2;
 mod harness;
 mod mshare;
+mod peer;
 mod percpu;
 mod task_shared;
 
 use harness::Options;
 
 fn main() {
+    peer::play(&[(task_shared::SLEEPERS, task_shared::sleepers), (mshare::SERVER, mshare::serve)]);
     let options = Options::from_args();
     percpu::rows(&options);
     task_shared::rows(&options);

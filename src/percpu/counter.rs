@@ -76,7 +76,7 @@ impl Counter<'_> {
     /// Adds `n`.
     #[inline]
     pub fn add(&self, n: u64) {
-        let word = self.word.load(Ordering::Acquire);
+        let word = value(&self.word);
         if word & 1 == 0 {
             if cfg!(debug_assertions) {
                 stripes().check_gs();
@@ -103,7 +103,7 @@ impl Counter<'_> {
     #[inline(never)]
     fn add_elsewhere(&self, n: u64) {
         let stripes = stripes();
-        let mut word = self.word.load(Ordering::Acquire);
+        let mut word = value(&self.word);
         if word == UNASSIGNED {
             let take = || cell::take(stripes).ok().map(|cell| assigned(stripes, cell));
             let give_back = |word| cell::release(stripes, cell_of(stripes, word));
@@ -120,7 +120,7 @@ impl Counter<'_> {
 
     /// What stripe `n` has, and what is in no stripe.
     fn words(&self) -> (impl Fn(u32) -> u64, u64) {
-        let word = self.word.load(Ordering::Acquire);
+        let word = value(&self.word);
         let cell = cell_of(stripes(), word);
         let of = move |stripe: u32| {
             if cell.is_null() {
@@ -183,10 +183,15 @@ fn cell_of(stripes: &Stripes, word: usize) -> *mut u64 {
     }
 }
 
+/// The value of a counter's word. Pairs with [`assign_once`]: whoever sees the cell sees its
+/// zeroes.
+#[inline]
+fn value(word: &AtomicUsize) -> usize {
+    word.load(Ordering::Acquire)
+}
+
 /// Gives `word` its one value for good, whoever comes first: `take` brings a candidate, and
 /// a loser's is given back. Without a candidate the count is kept in the word.
-///
-/// Release on the exchange and acquire on every load: whoever sees the cell sees its zeroes.
 fn assign_once(
     word: &AtomicUsize,
     take: impl FnOnce() -> Option<usize>,
@@ -278,8 +283,8 @@ mod models {
     }
 
     /// Two threads assign at once, a third only looks; all see the same, initialised cell,
-    /// and the loser's candidate is given back. Fails when the exchange's release or the
-    /// looker's acquire is relaxed.
+    /// and the loser's candidate is given back. Fails when the exchange or the load
+    /// is relaxed.
     #[test]
     fn one_cell_seen_initialised_by_all() {
         model(|| {
@@ -301,7 +306,7 @@ mod models {
             let looker = thread::spawn({
                 let shared = shared.clone();
                 move || {
-                    let word = shared.word.load(Ordering::Acquire);
+                    let word = value(&shared.word);
                     (word != UNASSIGNED).then(|| read(word))
                 }
             });
@@ -311,7 +316,7 @@ mod models {
             assert_eq!(here, there);
             assert!(looked.is_none() || looked == Some(here));
             assert_eq!(shared.returned.load(Ordering::Relaxed), 1);
-            free(shared.word.load(Ordering::Acquire));
+            free(value(&shared.word));
         });
     }
 }

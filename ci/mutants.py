@@ -1,0 +1,96 @@
+#!/usr/bin/env python3
+"""Applies each mutant of a list to a copy of the sources and sees that its model fails.
+
+A mutant is a block of lines, separated from the next by an empty line:
+
+    file src/path.rs
+    model name_of_the_test
+    nth 0                      # which occurrence, if not the only one
+    - text of the source
+    + text that replaces it    # none: it is taken out
+
+Run by ci/loom.sh, which sets the environment of a loom build.
+"""
+
+import pathlib
+import shutil
+import subprocess
+import sys
+
+COPY = pathlib.Path("target/mutants")
+
+
+def blocks(path):
+    """The mutants of the list, as dictionaries."""
+    text = "\n".join(
+        line for line in path.read_text().splitlines() if not line.startswith("#")
+    )
+    for block in text.split("\n\n"):
+        fields = {"-": [], "+": []}
+        for line in block.strip("\n").splitlines():
+            key, _, value = line.partition(" ")
+            if key in fields and isinstance(fields[key], list):
+                fields[key].append(value)
+            else:
+                fields[key] = value
+        if fields["-"]:
+            yield fields
+
+
+def replaced(source, old, new, nth):
+    """The source with the nth occurrence of `old` replaced; None if there is none."""
+    at = -1
+    for _ in range(nth + 1):
+        at = source.find(old, at + 1)
+        if at < 0:
+            return None
+    return source[:at] + new + source[at + len(old) :]
+
+
+def survives(mutant):
+    """Why this mutant is no good, or None if its model noticed it."""
+    file = pathlib.Path(mutant["file"])
+    source = file.read_text()
+    old, new = "\n".join(mutant["-"]), "\n".join(mutant["+"])
+    if "nth" not in mutant and source.count(old) != 1:
+        return f"the text is there {source.count(old)} times"
+    changed = replaced(source, old, new, int(mutant.get("nth", 0)))
+    if changed is None:
+        return "the text is not there"
+    (COPY / file).write_text(changed)
+    command = ["cargo", "test", "--quiet", "--profile", "loom", "--lib", mutant["model"]]
+    run = subprocess.run(command, cwd=COPY, capture_output=True, text=True)
+    shutil.copyfile(file, COPY / file)
+    if "test result: FAILED" in run.stdout:
+        return None
+    if "test result: ok. 0 passed" in run.stdout:
+        return "there is no such model"
+    if "test result: ok" in run.stdout:
+        return "the model did not notice"
+    return "it does not build:\n" + run.stderr[-2000:]
+
+
+def main():
+    shutil.rmtree(COPY, ignore_errors=True)
+    COPY.mkdir(parents=True)
+    for name in ["Cargo.toml", "Cargo.lock", "README.md", "src", "benches", "examples", "tests"]:
+        path = pathlib.Path(name)
+        if path.is_dir():
+            shutil.copytree(path, COPY / path)
+        elif path.exists():
+            shutil.copyfile(path, COPY / path)
+    noticed = failed = 0
+    for mutant in blocks(pathlib.Path(sys.argv[1])):
+        reason = survives(mutant)
+        name = f"{mutant['file']}: {mutant['-'][0].strip()} ({mutant['model']})"
+        if reason is None:
+            noticed += 1
+            print(f"noticed: {name}", flush=True)
+        else:
+            failed += 1
+            print(f"SURVIVED: {name}: {reason}", flush=True)
+    print(f"mutants: {noticed} passed, {failed} failed")
+    sys.exit(1 if failed or not noticed else 0)
+
+
+main()
