@@ -36,8 +36,12 @@ impl Drop for Peer {
     }
 }
 
+/// A role: its name, and what it does; it calls its argument when it is ready, which returns
+/// when the bench lets go.
+pub(crate) type Role = (&'static str, fn(&dyn Fn()));
+
 /// In a peer: plays the role, and never returns. In the bench itself: nothing.
-pub(crate) fn play(roles: &[(&str, fn(&dyn Fn()))]) {
+pub(crate) fn play(roles: &[Role]) {
     let Ok(wanted) = std::env::var(ROLE) else { return };
     for (role, body) in roles {
         if *role == wanted {

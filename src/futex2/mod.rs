@@ -48,7 +48,7 @@
 //! processes know: the wait looks at the word again every [few
 //! milliseconds](wait::GLANCE), so a wake may be late by as much, and is not counted.
 //!
-//! `UNMERGED_FUTEX2=shadow` forces the second way for 64 bits; [`implementation`] tells.
+//! `UNMERGED_FUTEX2=shadow` forces the second way for 64 bits; [`implementation()`] tells.
 //!
 //! # A wake that nobody waits for
 //!

@@ -1,10 +1,10 @@
 //! An area: stripes in memory that the caller provides, for counters that several
 //! processes share.
 
+use super::STRIDE;
 use super::cell::CELLS;
 use super::counter::Counter;
-use super::stripes::{Stripes, stripes};
-use super::{Implementation, STRIDE};
+use super::stripes::stripes;
 use crate::error::{Error, Result};
 use crate::sync::{AtomicU64, Ordering};
 use core::marker::PhantomData;
@@ -172,11 +172,5 @@ impl<'a> Area<'a> {
         // SAFETY: inside stripe 0.
         let cell = unsafe { self.stripe0.cast::<u64>().add(index) };
         Ok(Counter::shared(cell))
-    }
-
-    /// How this process updates the area; see [`implementation`](super::implementation).
-    pub fn implementation(&self) -> Implementation {
-        let Stripes { implementation, .. } = stripes();
-        *implementation
     }
 }

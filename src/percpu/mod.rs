@@ -19,7 +19,7 @@
 //! snapshot, but misses nothing that happened before it.
 //!
 //! Three implementations give the same results. The best that works is chosen at the
-//! first use in the process; `UNMERGED_PERCPU` forces one ([`implementation`] tells).
+//! first use in the process; `UNMERGED_PERCPU` forces one ([`implementation()`] tells).
 //!
 //! | | how the word is reached | needs |
 //! |---|---|---|

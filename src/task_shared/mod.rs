@@ -2,7 +2,7 @@
 //! thread writes.
 //!
 //! It is `task_getshared` (Sangappa, "Provide fast access to thread specific data", 2021)
-//! in user space. A thread takes its slot by [`current`], publishes its scheduler statistics
+//! in user space. A thread takes its slot by [`current`](current()), publishes its scheduler statistics
 //! by [`Slot::publish`] and a word of its own by [`Slot::set_user`]. Any thread, and any
 //! process with the rights to look, reads the slots of a process by [`Monitor`] with no
 //! system call, and sees the end of a thread however it came.
@@ -30,7 +30,7 @@
 //!
 //! # What happens to a slot
 //!
-//! | event | the slot | a handle, and the next [`current`] |
+//! | event | the slot | a handle, and the next [`current`](current()) |
 //! |---|---|---|
 //! | the thread returns, panics, calls pthread_exit | given back by a thread-local destructor | later destructors: ESTALE, ESHUTDOWN |
 //! | the thread ends by raw exit(2) | marked by the kernel, reclaimed before the table grows | |
@@ -45,7 +45,7 @@
 //! user's word and the statistics 0 and another generation. Slots never move; memory is not
 //! given back before the process ends. There are at most 65,536.
 //!
-//! In signal handlers, [`Slot::set_user`], [`Slot::user`] and [`current`] after its first call
+//! In signal handlers, [`Slot::set_user`], [`Slot::user`] and [`current`](current()) after its first call
 //! are safe to use. A [`Slot::publish`] that interrupts another is EBUSY.
 //!
 //! # Layout, version 1

@@ -118,8 +118,8 @@ pub unsafe fn gs_load_add_store_u64(area: isize, offset: usize, v: u64) -> Outco
                 load_block!(), // block = offset of our thread-local block
             ],
             inside: [
-                "mov {s:e}, dword ptr fs:[{area} + {cpu_id}]",      // c = area.cpu_id
-                "cmp {s:e}, dword ptr fs:[{block} + {striped_cpu}]", // c == striped_cpu?
+                "mov {s:e}, dword ptr fs:[{block} + {striped_cpu}]", // c = striped_cpu
+                "cmp {s:e}, dword ptr fs:[{area} + {cpu_id}]",      // c == area.cpu_id?
                 "jne 4f",                                                // no: abort
                 "mov {t}, qword ptr gs:[{offset}]",                      // t = %gs:offset
                 "lea {t}, [{t} + {v}]",                                  // t = t + v
