@@ -20,10 +20,11 @@ pub(crate) fn role() -> Option<String> {
     std::env::var(ROLE).ok()
 }
 
-/// This test binary again, executing `test` alone, in `role`.
+/// This test binary again, executing `test` alone, in `role`, with no implementation forced.
 pub(crate) fn child(test: &str, role: &str) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args([test, "--exact", "--nocapture", "--test-threads=1"]).env(ROLE, role);
+    command.env_remove("UNMERGED_PERCPU").env_remove("UNMERGED_FUTEX2");
     command
 }
 
