@@ -3,7 +3,7 @@
 //!
 //! `cargo bench --bench ratios [-- [PREFIX] [--json] [--rounds N]]`
 //!
-//! Without `--bench` (as `cargo test --benches` calls it) every arm runs once, briefly, to
+//! Without `--bench` (as `cargo test --bench ratios` calls it) every arm runs once, briefly, to
 //! see that it works.
 
 mod futex2;
