@@ -1,9 +1,11 @@
 //! futex(2), futex_waitv(2) and the futex2 calls. Words are raw pointers: they may lie in
 //! memory that other processes write, under types of other sizes.
 
+use super::errno;
 use crate::abi::futex2::{
-    FutexWaitv, OP_CLOCK_REALTIME, OP_PRIVATE, OP_WAIT_BITSET, OP_WAKE_BITSET, SYS_FUTEX,
-    SYS_FUTEX_REQUEUE, SYS_FUTEX_WAIT, SYS_FUTEX_WAITV, SYS_FUTEX_WAKE,
+    FutexWaitv, MATCH_ANY, MPOL, NUMA, OP_CLOCK_REALTIME, OP_PRIVATE, OP_WAIT_BITSET,
+    OP_WAKE_BITSET, PRIVATE, SIZE_U8, SIZE_U32, SYS_FUTEX, SYS_FUTEX_REQUEUE, SYS_FUTEX_WAIT,
+    SYS_FUTEX_WAITV, SYS_FUTEX_WAKE,
 };
 use core::ffi::c_long;
 use core::ptr;
@@ -12,7 +14,13 @@ use rustix::time::Timespec;
 
 // The kernel takes a word's address as a key, and for a wait it reads the word itself,
 // answering EFAULT where it cannot: so none of these calls can break memory, and addresses
-// travel as numbers.
+// travel as numbers. The exception is FUTEX2_NUMA, with which the kernel writes the word
+// behind the futex: these functions refuse it, and FUTEX2_MPOL.
+
+/// EINVAL for flags with which the kernel would write.
+fn check_flags(flags: u32) -> Result<()> {
+    if flags & (NUMA | MPOL) == 0 { Ok(()) } else { Err(Errno::INVAL) }
+}
 
 /// The clock of an absolute deadline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -30,14 +38,6 @@ impl Clock {
             Self::Realtime => libc::CLOCK_REALTIME as c_long,
         }
     }
-}
-
-/// `Ok(n)` of a call that answers with a count or an index.
-fn answer(returned: c_long) -> Result<usize> {
-    usize::try_from(returned).map_err(|_| {
-        let errno = std::io::Error::last_os_error().raw_os_error();
-        errno.map_or(Errno::INVAL, Errno::from_raw_os_error)
-    })
 }
 
 fn timespec(deadline: Option<&Timespec>) -> *const Timespec {
@@ -70,7 +70,7 @@ pub fn wait_bitset(
     }
     let (word, deadline, none) = (word.expose_provenance(), timespec(deadline), 0_usize);
     // SAFETY: the kernel checks every address; the timespec outlives the call.
-    answer(unsafe { libc::syscall(SYS_FUTEX, word, op, expected, deadline, none, mask) })?;
+    errno::count(unsafe { libc::syscall(SYS_FUTEX, word, op, expected, deadline, none, mask) })?;
     Ok(())
 }
 
@@ -87,7 +87,7 @@ pub fn wake_bitset(word: *const u32, private: bool, n: u32, mask: u32) -> Result
     let n = n.min(i32::MAX as u32);
     let (word, deadline, none) = (word.expose_provenance(), 0_usize, 0_usize);
     // SAFETY: a wake reads no memory of ours; the address is a key.
-    answer(unsafe { libc::syscall(SYS_FUTEX, word, op, n, deadline, none, mask) })
+    errno::count(unsafe { libc::syscall(SYS_FUTEX, word, op, n, deadline, none, mask) })
 }
 
 /// `futex_waitv(entries, nr, 0, deadline, clock)` — sleeps while every entry holds its
@@ -102,10 +102,11 @@ pub fn wake_bitset(word: *const u32, private: bool, n: u32, mask: u32) -> Result
 /// alignment or timespec, EFAULT for an address that is not mapped.
 #[inline]
 pub fn waitv(entries: &[FutexWaitv], clock: Clock, deadline: Option<&Timespec>) -> Result<usize> {
+    entries.iter().try_for_each(|entry| check_flags(entry.flags))?;
     let (first, len) = (entries.as_ptr(), entries.len());
     let (deadline, clock) = (timespec(deadline), clock.id());
     // SAFETY: the entries outlive the call; the kernel checks the addresses in them.
-    answer(unsafe { libc::syscall(SYS_FUTEX_WAITV, first, len, 0_u32, deadline, clock) })
+    errno::count(unsafe { libc::syscall(SYS_FUTEX_WAITV, first, len, 0_u32, deadline, clock) })
 }
 
 /// `futex_wait(word, expected, mask, flags, deadline, clock)` (since Linux 6.7).
@@ -122,9 +123,12 @@ pub fn wait(
     clock: Clock,
     deadline: Option<&Timespec>,
 ) -> Result<()> {
+    check_flags(flags)?;
     let (word, deadline, clock) = (word.expose_provenance(), timespec(deadline), clock.id());
     // SAFETY: the kernel checks the address; the timespec outlives the call.
-    answer(unsafe { libc::syscall(SYS_FUTEX_WAIT, word, expected, mask, flags, deadline, clock) })?;
+    errno::count(unsafe {
+        libc::syscall(SYS_FUTEX_WAIT, word, expected, mask, flags, deadline, clock)
+    })?;
     Ok(())
 }
 
@@ -136,9 +140,10 @@ pub fn wait(
 /// ENOSYS before Linux 6.7, EINVAL for flags, alignment or mask, EFAULT (shared words).
 #[inline]
 pub fn wake(word: *const u32, mask: u64, n: u32, flags: u32) -> Result<usize> {
+    check_flags(flags)?;
     let (word, n) = (word.expose_provenance(), n.min(i32::MAX as u32));
     // SAFETY: a wake reads no memory of ours; the address is a key.
-    answer(unsafe { libc::syscall(SYS_FUTEX_WAKE, word, mask, n, flags) })
+    errno::count(unsafe { libc::syscall(SYS_FUTEX_WAKE, word, mask, n, flags) })
 }
 
 /// `futex_requeue(pair, 0, wake, requeue)` (since Linux 6.7) — if the first word holds its
@@ -151,35 +156,40 @@ pub fn wake(word: *const u32, mask: u64, n: u32, flags: u32) -> Result<usize> {
 /// between the two, EFAULT for an address that is not mapped.
 #[inline]
 pub fn requeue(pair: &[FutexWaitv; 2], wake: u32, requeue: u32) -> Result<usize> {
+    pair.iter().try_for_each(|entry| check_flags(entry.flags))?;
     let (wake, requeue) = (wake.min(i32::MAX as u32), requeue.min(i32::MAX as u32));
     // SAFETY: the pair outlives the call; the kernel checks the addresses in it.
-    answer(unsafe { libc::syscall(SYS_FUTEX_REQUEUE, pair.as_ptr(), 0_u32, wake, requeue) })
+    errno::count(unsafe { libc::syscall(SYS_FUTEX_REQUEUE, pair.as_ptr(), 0_u32, wake, requeue) })
 }
 
-/// Does this kernel have futex_waitv(2)?
+/// Does this kernel have futex_waitv(2), and does nothing refuse it to us?
+///
+/// An empty vector is EINVAL where the call is there. A filter may answer anything else.
 pub fn has_waitv() -> bool {
-    waitv(&[], Clock::Monotonic, None) != Err(Errno::NOSYS)
+    waitv(&[], Clock::Monotonic, None) == Err(Errno::INVAL)
 }
 
-/// Does this kernel have futex_wake(2), futex_wait(2) and futex_requeue(2)?
+/// Does this kernel have futex_wake(2), futex_wait(2) and futex_requeue(2), and does nothing
+/// refuse them to us? Asked with a size that no kernel takes.
 pub fn has_futex2() -> bool {
-    wake(ptr::null(), 0, 0, 0) != Err(Errno::NOSYS)
+    wake(ptr::null(), 0, 0, SIZE_U8) == Err(Errno::INVAL)
 }
 
 /// Does this kernel have `FUTEX2_NUMA`? Asked with a wake on a pair of ours, whose node
-/// word is -1.
+/// word is -1 and is written by the kernel.
 pub fn has_numa() -> bool {
-    use crate::abi::futex2::{MATCH_ANY, NUMA, PRIVATE, SIZE_U32};
     #[repr(align(8))]
     struct Pair([u32; 2]);
-    let pair = Pair([0, u32::MAX]);
-    wake(pair.0.as_ptr(), u64::from(MATCH_ANY), 1, SIZE_U32 | PRIVATE | NUMA).is_ok()
+    let mut pair = Pair([0, u32::MAX]);
+    let (word, flags) = (pair.0.as_mut_ptr(), SIZE_U32 | PRIVATE | NUMA);
+    // SAFETY: the kernel writes at most the second word of the pair.
+    let answer = unsafe { libc::syscall(SYS_FUTEX_WAKE, word, MATCH_ANY, 1_u32, flags) };
+    answer == 0
 }
 
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use crate::abi::futex2::{MATCH_ANY, PRIVATE, SIZE_U32};
 
     #[test]
     fn mismatch_then_expired_deadline() {
@@ -224,6 +234,7 @@ mod tests {
             assert_eq!(wake(at, any, 0, flags), Ok(0));
             assert_eq!(requeue(&[entry(8), entry(0)], 1, 1), Err(Errno::AGAIN));
             assert_eq!(requeue(&[entry(7), entry(0)], 1, 1), Ok(0));
+            assert_eq!(wake(at, any, 1, flags | NUMA), Err(Errno::INVAL));
         }
     }
 }

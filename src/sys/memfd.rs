@@ -2,8 +2,8 @@
 
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{
-    MemfdFlags, Mode, SealFlags, fchmod, fcntl_add_seals, fcntl_get_seals, fstat, ftruncate,
-    memfd_create,
+    MemfdFlags, Mode, SealFlags, fchmod, fcntl_add_seals, fcntl_get_seals, fstat, fstatfs,
+    ftruncate, memfd_create,
 };
 use rustix::io::{Errno, Result};
 
@@ -49,14 +49,22 @@ pub fn seal(file: impl AsFd, seals: SealFlags) -> Result<()> {
     fcntl_add_seals(file, seals)
 }
 
-/// `fcntl(F_GET_SEALS)` and `fstat` — the size of a file that has at least `seals`, so
-/// that what it says of its size stays true.
+/// `f_type` of a memory file in ordinary pages (`uapi/linux/magic.h`).
+const TMPFS_MAGIC: u64 = 0x0102_1994;
+
+/// `fcntl(F_GET_SEALS)`, `fstatfs` and `fstat` — the size of a memory file that has at least
+/// `seals`, so that what it says of its size stays true.
+///
+/// Only ordinary pages will do: a file in huge pages has the same seals, but a touch is
+/// SIGBUS where the administrator has reserved too few.
 ///
 /// # Errors
 ///
-/// EINVAL for a file without seals, EPERM where one of them is missing.
+/// EINVAL for a file without seals, EPERM where one of them is missing or the pages are not
+/// ordinary ones.
 pub fn sealed_size(file: impl AsFd, seals: SealFlags) -> Result<u64> {
-    if !fcntl_get_seals(&file)?.contains(seals) {
+    let kind = fstatfs(&file)?.f_type.cast_unsigned();
+    if !fcntl_get_seals(&file)?.contains(seals) || kind != TMPFS_MAGIC {
         return Err(Errno::PERM);
     }
     u64::try_from(fstat(&file)?.st_size).map_err(|_| Errno::INVAL)
@@ -76,6 +84,16 @@ mod tests {
         assert_eq!(sealed_size(&file, SealFlags::SHRINK), Ok(8192));
         assert_eq!(ftruncate(&file, 4096), Err(Errno::PERM));
         ftruncate(&file, 16384).unwrap();
+    }
+
+    #[test]
+    fn huge_pages_are_no_ordinary_ones() {
+        let flags = MemfdFlags::ALLOW_SEALING | MemfdFlags::HUGETLB;
+        let Ok(file) = memfd_create("unmerged.test", flags) else {
+            return; // a kernel without huge pages
+        };
+        seal(&file, SealFlags::SHRINK).unwrap();
+        assert_eq!(sealed_size(&file, SealFlags::SHRINK), Err(Errno::PERM));
     }
 
     #[test]

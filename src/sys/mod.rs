@@ -4,6 +4,7 @@
 //! process.
 
 pub mod cpus;
+mod errno;
 pub mod features;
 pub mod futex;
 pub mod gs;

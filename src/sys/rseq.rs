@@ -10,9 +10,11 @@
 //! How much is filled follows librseq, not a plain `size >= field`: glibc says 20 or 32
 //! for reasons of its own, and both mean "what the kernel announces, 32 at the most".
 
+use super::errno;
 use crate::abi::auxv::{AT_RSEQ_ALIGN, AT_RSEQ_FEATURE_SIZE};
 use crate::abi::rseq::{
-    CPU_ID_UNINITIALIZED, ORIG_FEATURE_SIZE, ORIG_SIZE, Rseq, SIGNATURE, SYS_RSEQ,
+    CPU_ID, CPU_ID_REGISTRATION_FAILED, CPU_ID_UNINITIALIZED, ORIG_FEATURE_SIZE, ORIG_SIZE, Rseq,
+    SIGNATURE, SYS_RSEQ,
 };
 use crate::arch;
 use crate::sync::{AtomicIsize, AtomicU32, Ordering};
@@ -139,6 +141,12 @@ pub fn size() -> u32 {
     if owner() == Owner::Nobody { 0 } else { SIZE.load(Ordering::Relaxed) }
 }
 
+/// Bytes of an area that the kernel could fill, whatever libc registered: what it announces
+/// since Linux 6.3.
+pub fn kernel_size() -> u32 {
+    if arch::HAS_WINDOWS { auxv(AT_RSEQ_FEATURE_SIZE).unwrap_or(ORIG_FEATURE_SIZE) } else { 0 }
+}
+
 /// Sees to it that the calling thread is registered; whether it is, now.
 ///
 /// A thread of libc's that is not (`clone` without libc, or its registration was refused)
@@ -172,22 +180,29 @@ fn register() -> Result<()> {
     let masked = signals::Masked::all();
     // SAFETY: our own area exists in every thread.
     let cpu = unsafe { arch::cpu_id(area) };
-    let outcome = if cpu == CPU_ID_UNINITIALIZED {
-        let address = arch::thread_pointer().wrapping_add_signed(area);
-        exit_guard::arm();
-        // SAFETY: the area is 64 bytes, 64-aligned, zero but for cpu_id, and lives as long as
-        // the thread: it lies in the thread's static TLS, where glibc keeps its own.
-        let answer = unsafe { libc::syscall(SYS_RSEQ, address, length, 0, SIGNATURE) };
-        if answer == 0 { Ok(()) } else { Err(last_errno()) }
-    } else {
-        Ok(())
+    let outcome = match cpu {
+        CPU_ID_UNINITIALIZED if exit_guard::arm() => {
+            let address = arch::thread_pointer().wrapping_add_signed(area);
+            // SAFETY: the area is 64 bytes, 64-aligned, zero but for cpu_id, and lives as long
+            // as the thread: it lies in the thread's static TLS, where glibc keeps its own.
+            let answer = unsafe { libc::syscall(SYS_RSEQ, address, length, 0, SIGNATURE) };
+            errno::zero(answer).inspect_err(|_| refuse(area))
+        }
+        // This thread is ending, or was refused before.
+        CPU_ID_UNINITIALIZED | CPU_ID_REGISTRATION_FAILED => Err(Errno::PERM),
+        _ => Ok(()),
     };
     drop(masked);
     outcome
 }
 
-fn last_errno() -> Errno {
-    std::io::Error::last_os_error().raw_os_error().map_or(Errno::INVAL, Errno::from_raw_os_error)
+/// Remembers in this thread's own area, which no kernel writes, that it was refused: it is
+/// not asked for again.
+fn refuse(area: isize) {
+    let word = arch::thread_pointer().wrapping_add_signed(area).wrapping_add(CPU_ID);
+    let word = core::ptr::with_exposed_provenance_mut::<u32>(word);
+    // SAFETY: our own area in our own TLS, read by asm only.
+    unsafe { word.write_volatile(CPU_ID_REGISTRATION_FAILED) };
 }
 
 /// musl unmaps the stack of a detached thread, and with it our area, from the thread
@@ -203,8 +218,9 @@ mod exit_guard {
 
     thread_local!(static GUARD: Guard = const { Guard });
 
-    pub(super) fn arm() {
-        let _ = GUARD.try_with(|_| {});
+    /// Whether the destructor is still to come: a thread that is past it must not register.
+    pub(super) fn arm() -> bool {
+        GUARD.try_with(|_| {}).is_ok()
     }
 
     impl Drop for Guard {
@@ -221,7 +237,9 @@ mod exit_guard {
 
 #[cfg(not(target_env = "musl"))]
 mod exit_guard {
-    pub(super) fn arm() {}
+    pub(super) fn arm() -> bool {
+        true
+    }
 }
 
 #[cfg(all(test, not(loom)))]

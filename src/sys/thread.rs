@@ -1,21 +1,13 @@
 //! The calling thread as the kernel knows it: where it runs, its name, its clock, and
 //! the robust list that the kernel walks when it ends.
 
+use super::errno;
 use crate::abi::robust::RobustListHead;
 use core::ffi::{c_int, c_long};
 use core::mem::size_of;
 use core::ptr::{self, NonNull};
-use rustix::io::{Errno, Result};
+use rustix::io::Result;
 use rustix::time::{ClockId, clock_gettime};
-
-/// `Ok` of a call that answers with 0.
-fn done(returned: c_long) -> Result<()> {
-    if returned == 0 {
-        return Ok(());
-    }
-    let errno = std::io::Error::last_os_error().raw_os_error();
-    Err(errno.map_or(Errno::INVAL, Errno::from_raw_os_error))
-}
 
 /// `getcpu(&cpu, &node, NULL)` — where the calling thread runs; stale at once.
 ///
@@ -26,7 +18,7 @@ pub fn cpu_and_node() -> Result<(u32, u32)> {
     let (mut cpu, mut node) = (0_u32, 0_u32);
     let none = ptr::null::<u8>();
     // SAFETY: both words are on this stack and outlive the call.
-    done(unsafe { libc::syscall(libc::SYS_getcpu, &raw mut cpu, &raw mut node, none) })?;
+    errno::zero(unsafe { libc::syscall(libc::SYS_getcpu, &raw mut cpu, &raw mut node, none) })?;
     Ok((cpu, node))
 }
 
@@ -39,7 +31,7 @@ pub fn name() -> Result<[u8; 16]> {
     let mut name = [0_u8; 16];
     // SAFETY: the kernel writes at most 16 bytes.
     let returned: c_int = unsafe { libc::prctl(libc::PR_GET_NAME, name.as_mut_ptr()) };
-    done(c_long::from(returned))?;
+    errno::zero(c_long::from(returned))?;
     Ok(name)
 }
 
@@ -69,7 +61,9 @@ pub fn cpu_time() -> u64 {
 pub fn robust_list() -> Result<Option<NonNull<RobustListHead>>> {
     let (mut head, mut len) = (ptr::null_mut::<RobustListHead>(), 0_usize);
     // SAFETY: both words are on this stack and outlive the call.
-    done(unsafe { libc::syscall(libc::SYS_get_robust_list, 0, &raw mut head, &raw mut len) })?;
+    errno::zero(unsafe {
+        libc::syscall(libc::SYS_get_robust_list, 0, &raw mut head, &raw mut len)
+    })?;
     Ok(NonNull::new(head))
 }
 
@@ -86,7 +80,7 @@ pub fn robust_list() -> Result<Option<NonNull<RobustListHead>>> {
 pub unsafe fn set_robust_list(head: NonNull<RobustListHead>) -> Result<()> {
     let len = size_of::<RobustListHead>();
     // SAFETY: the caller vouches for the list.
-    done(unsafe { libc::syscall(libc::SYS_set_robust_list, head.as_ptr(), len) })
+    errno::zero(unsafe { libc::syscall(libc::SYS_set_robust_list, head.as_ptr(), len) })
 }
 
 #[cfg(all(test, not(loom)))]

@@ -11,13 +11,10 @@ use crate::error::{Context, Error, Result};
 use crate::sys::memfd;
 use core::ffi::CStr;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::{Dir, Mode, OFlags, SealFlags, fstatfs, open, openat, readlinkat};
+use rustix::fs::{Dir, Mode, OFlags, SealFlags, open, openat, readlinkat};
 use rustix::io::{Errno, pread, read};
 
 const OP: &str = "task_shared::Monitor::open";
-/// `TMPFS_MAGIC` (`uapi/linux/magic.h`). A memory file of huge pages has another, and may
-/// fault where no huge page is left.
-const TMPFS: u64 = 0x0102_1994;
 /// What a reader relies on: no cut, and no writer but the process itself.
 const SEALS: SealFlags = SealFlags::FUTURE_WRITE.union(SealFlags::SHRINK);
 
@@ -121,9 +118,8 @@ fn check(folder: BorrowedFd<'_>, fd: &CStr, pid: u32) -> Result<Option<(OwnedFd,
         Err(Errno::NOENT) => return Ok(None),
         file => file.op(OP)?,
     };
-    let kind = fstatfs(&file).op(OP)?.f_type.cast_unsigned();
     let sealed = memfd::sealed_size(&file, SEALS);
-    if kind != TMPFS || sealed.is_err() {
+    if sealed.is_err() {
         return Err(Error::with(
             OP,
             Errno::PERM,
