@@ -110,6 +110,33 @@ impl<'r> Arena<'r> {
         Ok(place)
     }
 
+    /// Moves `len` values into the region, one after the other: `value(n)` is the one at `n`.
+    ///
+    /// # Errors
+    ///
+    /// ENOMEM with the numbers if the region is full; then no value was made.
+    pub fn alloc_slice<T: Resident>(
+        &self,
+        len: usize,
+        mut value: impl FnMut(usize) -> T,
+    ) -> Result<NonNull<[T]>> {
+        let layout = Layout::array::<T>(len).map_err(|_| {
+            Error::with(
+                "mshare::Arena::alloc_slice",
+                Errno::NOMEM,
+                format_args!("{len} times {} bytes", size_of::<T>()),
+            )
+        })?;
+        let place = self.alloc(layout)?.cast::<T>();
+        for n in 0..len {
+            // SAFETY: there is room for `len` of them.
+            let place = unsafe { place.add(n) };
+            // SAFETY: aligned, and ours alone: nobody else knows the address.
+            unsafe { place.write(value(n)) };
+        }
+        Ok(NonNull::slice_from_raw_parts(place, len))
+    }
+
     /// Copies bytes into the region.
     ///
     /// # Errors
@@ -170,6 +197,30 @@ mod tests {
         let error = arena.alloc_value(7_u8).unwrap_err();
         assert!(error.is_exhausted() && error.to_string().contains("4096 of 4096"), "{error}");
         arena.alloc_bytes(&[]).unwrap();
+    }
+
+    #[test]
+    fn slices_are_read_back_within_the_region() {
+        use crate::futex2::{Futex, Shared};
+
+        let (_temp, region) = region(1 << 16);
+        let arena = Arena::new(&region, 1024).unwrap();
+        let squares = arena.alloc_slice(300, |n| (n * n) as u64).unwrap().cast::<u64>().as_ptr();
+        // SAFETY: written above, and by nobody else.
+        let read = unsafe { region.get_slice(squares, 300) }.unwrap();
+        assert!(read.iter().enumerate().all(|(n, &square)| square == (n * n) as u64));
+        let words = arena.alloc_slice(5, |_| Futex::<u8, Shared>::new(7)).unwrap();
+        // SAFETY: as above; atomics.
+        let words = unsafe { region.get_slice(words.cast::<Futex<u8, Shared>>().as_ptr(), 5) };
+        assert!(words.unwrap()[4].wait(8, None).unwrap_err().is_would_block());
+
+        for len in [(1 << 13) + 1, usize::MAX / 8, usize::MAX] {
+            // SAFETY: refused.
+            let error = unsafe { region.get_slice(squares, len) }.unwrap_err();
+            assert!(error.is_invalid(), "{error}");
+        }
+        assert!(arena.alloc_slice(usize::MAX, |_| 0_u64).unwrap_err().is_exhausted());
+        assert!(arena.alloc_slice(1 << 13, |_| 0_u64).unwrap_err().is_exhausted());
     }
 
     #[test]

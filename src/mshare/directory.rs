@@ -272,6 +272,16 @@ fn remove(path: &Path) -> rustix::io::Result<()> {
     }
 }
 
+/// Where this process looks for the names of regions, unless it is told another directory: the
+/// rule is in [the module's table](super). It may not be there yet.
+///
+/// # Errors
+///
+/// EINVAL if `UNMERGED_RUNTIME_DIR` is not an absolute path.
+pub fn runtime_directory() -> Result<PathBuf> {
+    place("mshare::runtime_directory", None).map(|(path, _)| path)
+}
+
 /// Where the directory is, and whether that is the user's default.
 fn place(operation: &'static str, given: Option<&Path>) -> Result<(PathBuf, bool)> {
     // A program with more rights than its caller does not follow the caller's environment.

@@ -84,10 +84,12 @@ mod region;
 mod roots;
 mod window;
 mod wire;
+mod words;
 
 pub use crate::shm::Resident;
 pub use arena::Arena;
 pub use builder::Builder;
+pub use directory::runtime_directory;
 pub use region::{Region, unlink, unlink_in};
 
 // Operations, as errors name them.

@@ -149,17 +149,20 @@ impl Region {
     ///
     /// EINVAL with the numbers.
     pub fn resolve<T: Resident>(&self, pointer: *const T) -> Result<NonNull<T>> {
-        self.check(pointer, Errno::INVAL)
+        self.check(pointer, 1, Errno::INVAL)
     }
 
-    fn check<T>(&self, pointer: *const T, errno: Errno) -> Result<NonNull<T>> {
+    /// `len` of them, from `pointer` on.
+    fn check<T>(&self, pointer: *const T, len: usize, errno: Errno) -> Result<NonNull<T>> {
         let (address, base) = (pointer.addr(), self.base());
-        if !self.contains(pointer, size_of::<T>()) || !address.is_multiple_of(align_of::<T>()) {
+        let inside = len.checked_mul(size_of::<T>()).filter(|&size| self.contains(pointer, size));
+        if inside.is_none() || !address.is_multiple_of(align_of::<T>()) {
             return Err(Error::with(
                 "mshare::Region::resolve",
                 errno,
                 format_args!(
-                    "{} bytes aligned to {} at {address:#x}, in a region of {} bytes at {base:p}",
+                    "{len} times {} bytes aligned to {} at {address:#x}, in a region of {} bytes at \
+                     {base:p}",
                     size_of::<T>(),
                     align_of::<T>(),
                     self.size(),
@@ -187,6 +190,23 @@ impl Region {
         // SAFETY: inside, aligned, mapped as long as the region is borrowed; the rest is
         // the caller's word.
         Ok(unsafe { pointer.as_ref() })
+    }
+
+    /// The same for `len` values, one after the other: a length that was found in the region
+    /// is checked with the address.
+    ///
+    /// # Errors
+    ///
+    /// EINVAL with the numbers.
+    ///
+    /// # Safety
+    ///
+    /// As for [`get`](Self::get), for each of them.
+    pub unsafe fn get_slice<T: Resident>(&self, pointer: *const T, len: usize) -> Result<&[T]> {
+        let pointer = self.check(pointer, len, Errno::INVAL)?;
+        // SAFETY: all inside, aligned, mapped as long as the region is borrowed, and no longer
+        // than an allocation may be, because the region is one; the rest is the caller's word.
+        Ok(unsafe { NonNull::slice_from_raw_parts(pointer, len).as_ref() })
     }
 
     /// Publishes `value`, and all that was written before, as the root of this name, instead
@@ -219,7 +239,7 @@ impl Region {
             0 => Ok(None),
             address => {
                 let pointer = core::ptr::without_provenance(address as usize);
-                self.check(pointer, Errno::BADMSG).map(Some)
+                self.check(pointer, 1, Errno::BADMSG).map(Some)
             }
         }
     }
