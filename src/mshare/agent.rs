@@ -9,7 +9,8 @@ use super::CREATE;
 use super::access::Access;
 use super::wire::{REQUEST_LEN, Shape, decode_request, encode_reply};
 use crate::error::{Context, Error, Result};
-use crate::sys::{signals, socket};
+use crate::sys::signals;
+use crate::sys::socket::{self, Connection};
 use core::mem::ManuallyDrop;
 use core::time::Duration;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
@@ -87,8 +88,8 @@ struct Desk {
     listener: OwnedFd,
     stop: Arc<OwnedFd>,
     offer: Offer,
-    /// Who was accepted and has said nothing yet, and until when; the oldest first.
-    callers: VecDeque<(OwnedFd, Instant)>,
+    /// Who was accepted and has said nothing yet; the oldest first.
+    callers: VecDeque<Connection>,
 }
 
 impl Desk {
@@ -96,11 +97,11 @@ impl Desk {
         let mut pause = None;
         loop {
             let now = Instant::now();
-            while self.callers.front().is_some_and(|&(_, deadline)| deadline <= now) {
+            while self.callers.front().is_some_and(|caller| caller.deadline() <= now) {
                 self.callers.pop_front();
             }
             pause = pause.filter(|&end| end > now);
-            let deadline = self.callers.front().map(|&(_, deadline)| deadline);
+            let deadline = self.callers.front().map(Connection::deadline);
             let alarm = pause.into_iter().chain(deadline).min();
 
             let mut heard = self.wait(alarm.map(|at| at - now), pause.is_some()).into_iter();
@@ -109,7 +110,7 @@ impl Desk {
                 return;
             }
             let offer = &self.offer;
-            self.callers.retain(|(caller, _)| {
+            self.callers.retain(|caller| {
                 let spoke = next();
                 if spoke {
                     offer.answer(caller);
@@ -126,7 +127,7 @@ impl Desk {
     /// left alone, the listener.
     fn wait(&self, timeout: Option<Duration>, paused: bool) -> Vec<bool> {
         let mut fds: Vec<_> = core::iter::once(self.stop.as_fd())
-            .chain(self.callers.iter().map(|(caller, _)| caller.as_fd()))
+            .chain(self.callers.iter().map(Connection::as_fd))
             .chain((!paused).then_some(self.listener.as_fd()))
             .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN))
             .collect();
@@ -149,7 +150,7 @@ impl Desk {
                 if self.callers.len() == CALLERS {
                     self.callers.pop_front();
                 }
-                self.callers.push_back((caller, Instant::now() + PATIENCE));
+                self.callers.push_back(caller);
                 Ok(())
             }
             Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => Ok(()),
@@ -164,9 +165,9 @@ impl Desk {
 
 impl Offer {
     /// Hears what the caller says, and answers. Who is gone meanwhile gets no answer.
-    fn answer(&self, caller: &OwnedFd) {
+    fn answer(&self, caller: &Connection) {
         let mut buffer = [0; REQUEST_LEN];
-        let verdict = match socket::receive(caller, &mut buffer) {
+        let verdict = match caller.receive(&mut buffer) {
             Ok((len, _unwanted)) => decode_request(&buffer[..len]),
             Err(Errno::MSGSIZE) => Err(Errno::BADMSG),
             Err(_) => return,
@@ -177,6 +178,6 @@ impl Offer {
         });
         let fds = [self.control.as_fd(), self.data.as_fd()];
         let granted = if verdict.is_ok() { &fds[..] } else { &[] };
-        let _ = socket::send(caller, &encode_reply(verdict), granted);
+        let _ = caller.send(&encode_reply(verdict), granted);
     }
 }

@@ -2,15 +2,17 @@
 //! is checked: not the bytes, not the number of descriptors, not what they are.
 
 use super::attachment::{Attachment, Files};
-use super::directory::Directory;
+use super::directory::{Directory, PATIENCE};
 use super::header::CONTROL_LEN;
 use super::wire::{REPLY_LEN, decode_reply, encode_request};
 use crate::error::{Error, Result};
-use crate::sys::{memfd, socket};
+use crate::sys::memfd;
+use crate::sys::socket::Connection;
 use core::time::Duration;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::SealFlags;
 use rustix::io::Errno;
+use std::time::Instant;
 
 /// Connections that are cut off, one after the other, before we give up. A server that ends
 /// in order cuts one off, and its name is gone at the next look; one with too many callers
@@ -27,11 +29,13 @@ pub(super) const SEALS: SealFlags = SealFlags::GROW.union(SealFlags::SHRINK);
 /// Those of [`super::Region::open`].
 pub(super) fn attach(directory: &Directory, name: &str) -> Result<Attachment> {
     let mut pause = Duration::from_millis(1);
+    let deadline = Instant::now() + PATIENCE;
     for _ in 0..ATTEMPTS {
-        let connection = directory.call(name)?;
+        let left = deadline.saturating_duration_since(Instant::now());
+        let connection = directory.call(name, left)?;
         match ask(&connection) {
             Ok((bytes, fds)) => return accept(&bytes, &fds),
-            Err(Errno::AGAIN) => return Err(directory.timed_out()),
+            Err(Errno::AGAIN) => return Err(directory.timed_out(PATIENCE)),
             Err(Errno::MSGSIZE) => {
                 return Err(Error::with(
                     super::OPEN,
@@ -54,10 +58,10 @@ pub(super) fn attach(directory: &Directory, name: &str) -> Result<Attachment> {
 }
 
 /// One request, one reply.
-fn ask(connection: &OwnedFd) -> rustix::io::Result<(Vec<u8>, Vec<OwnedFd>)> {
-    socket::send(connection, &encode_request(), &[])?;
+fn ask(connection: &Connection) -> rustix::io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+    connection.send(&encode_request(), &[])?;
     let mut buffer = [0; REPLY_LEN];
-    let (len, fds) = socket::receive(connection, &mut buffer)?;
+    let (len, fds) = connection.receive(&mut buffer)?;
     Ok((buffer[..len].to_vec(), fds))
 }
 

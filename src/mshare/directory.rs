@@ -12,57 +12,27 @@
 //! case is not seen so: a forked child holds a copy of the listener. There the listener's
 //! process id, from `SO_PEERCRED`, tells that its owner has ended.
 
+use super::claim::{Claim, Lock};
 use crate::error::{Context, Error, Result};
-use crate::sys::{pidfd, socket};
+use crate::sys::pidfd;
+use crate::sys::socket::{self, Connection};
 use core::time::Duration;
-use rustix::fd::OwnedFd;
-use rustix::fs::{
-    FileType, FlockOperation, Mode, OFlags, Stat, chmod, flock, fstat, lstat, mkdir, open, rename,
-    unlink,
-};
+use rustix::fs::{FileType, Mode, OFlags, Stat, fstat, lstat, mkdir, open, unlink};
 use rustix::io::Errno;
-use rustix::process::{getegid, geteuid, getgid, getuid};
+use rustix::process::geteuid;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 /// How long we wait for another process that does not answer.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a full queue of connections may hold a creator; its owner is alive then.
-const GLANCE: Duration = Duration::from_millis(200);
-/// Longest name in bytes.
-const NAME_MAX: usize = 64;
-
-/// Is this a name?
-///
-/// # Errors
-///
-/// EINVAL with the reason.
-pub(super) fn check_name(operation: &'static str, name: &str) -> Result<()> {
-    let invalid =
-        |numbers: core::fmt::Arguments<'_>| Err(Error::with(operation, Errno::INVAL, numbers));
-    if name.is_empty() || name.len() > NAME_MAX {
-        return invalid(format_args!("name of {} bytes, not 1 to {NAME_MAX}", name.len()));
-    }
-    if name.starts_with('.') {
-        return invalid(format_args!("name \"{name}\" begins with a dot"));
-    }
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-    match name.bytes().position(|byte| !allowed(byte)) {
-        Some(at) => invalid(format_args!(
-            "name \"{}\" has a byte at {at} that is none of A-Z a-z 0-9 . _ -",
-            name.escape_debug()
-        )),
-        None => Ok(()),
-    }
-}
-
+pub(super) const GLANCE: Duration = Duration::from_millis(200);
 /// A directory that only its owner can write.
 #[derive(Debug, Clone)]
 pub(super) struct Directory {
-    path: PathBuf,
+    pub(super) path: PathBuf,
     /// Its owner.
-    uid: u32,
-    operation: &'static str,
+    pub(super) uid: u32,
+    pub(super) operation: &'static str,
 }
 
 impl Directory {
@@ -146,12 +116,12 @@ impl Directory {
     ///
     /// ENOENT for an unknown name and for one whose server is gone, EACCES if its mode bits
     /// forbid it, EPERM if somebody else listens, ETIMEDOUT if the queue stays full.
-    pub(super) fn call(&self, name: &str) -> Result<OwnedFd> {
+    pub(super) fn call(&self, name: &str, patience: Duration) -> Result<Connection> {
         let gone = |reason| Error::because(self.operation, Errno::NOENT, reason);
-        let connection = socket::call(&self.path.join(name), PATIENCE).map_err(|e| match e {
+        let connection = socket::call(&self.path.join(name), patience).map_err(|e| match e {
             Errno::NOENT => gone("no region of this name"),
             Errno::CONNREFUSED => gone("the process that served this name has ended"),
-            Errno::AGAIN => self.timed_out(),
+            Errno::AGAIN => self.timed_out(patience),
             Errno::ACCESS => {
                 let reason = "the mode of the region does not let this user attach";
                 Error::because(self.operation, Errno::ACCESS, reason)
@@ -159,7 +129,7 @@ impl Directory {
             errno => Error::new(self.operation, errno),
         })?;
         let server = socket::peer(&connection).op(self.operation)?;
-        if ![0, geteuid().as_raw(), self.uid].contains(&server.uid) {
+        if !may_serve(server.uid, geteuid().as_raw(), self.uid) {
             return Err(Error::with(
                 self.operation,
                 Errno::PERM,
@@ -173,8 +143,8 @@ impl Directory {
     }
 
     /// The other side gave no answer.
-    pub(super) fn timed_out(&self) -> Error {
-        Error::with(self.operation, Errno::TIMEDOUT, format_args!("no answer in {PATIENCE:?}"))
+    pub(super) fn timed_out(&self, patience: Duration) -> Error {
+        Error::with(self.operation, Errno::TIMEDOUT, format_args!("no answer in {patience:?}"))
     }
 
     /// Takes the lock, and `name` if it is free.
@@ -184,7 +154,7 @@ impl Directory {
     /// EEXIST if a live process serves the name or if it is no socket, ETIMEDOUT if another
     /// process keeps the lock.
     pub(super) fn claim(self, name: &str) -> Result<Claim> {
-        let lock = Lock::take(&self)?;
+        let lock = Lock::take(&self, PATIENCE)?;
         let path = self.path.join(name);
         match self.occupant(&path)? {
             Occupant::None => {}
@@ -206,7 +176,7 @@ impl Directory {
     ///
     /// ENOENT for an unknown name, and for one whose server is gone, which is cleaned.
     pub(super) fn unlink(&self, name: &str) -> Result<()> {
-        let _lock = Lock::take(self)?;
+        let _lock = Lock::take(self, PATIENCE)?;
         let path = self.path.join(name);
         let occupant = self.occupant(&path)?;
         if matches!(occupant, Occupant::Live | Occupant::Stale) {
@@ -251,6 +221,12 @@ impl Directory {
     }
 }
 
+/// Is a server of user `server` one that user `own` believes, in a directory of `owner`? Root
+/// could be anybody, and who chose the directory chose its owner.
+fn may_serve(server: u32, own: u32, owner: u32) -> bool {
+    [0, own, owner].contains(&server)
+}
+
 enum Occupant {
     None,
     Stale,
@@ -265,7 +241,7 @@ fn has_ended(pid: u32) -> bool {
     }
 }
 
-fn remove(path: &Path) -> rustix::io::Result<()> {
+pub(super) fn remove(path: &Path) -> rustix::io::Result<()> {
     match unlink(path) {
         Err(Errno::NOENT) => Ok(()),
         done => done,
@@ -285,7 +261,8 @@ pub fn runtime_directory() -> Result<PathBuf> {
 /// Where the directory is, and whether that is the user's default.
 fn place(operation: &'static str, given: Option<&Path>) -> Result<(PathBuf, bool)> {
     // A program with more rights than its caller does not follow the caller's environment.
-    let trusted = getuid() == geteuid() && getgid() == getegid();
+    // SAFETY: getauxval reads the auxiliary vector of this process.
+    let trusted = unsafe { libc::getauxval(libc::AT_SECURE) } == 0;
     let variable = |name| {
         std::env::var_os(name).filter(|value| trusted && !value.is_empty()).map(PathBuf::from)
     };
@@ -314,112 +291,6 @@ fn place(operation: &'static str, given: Option<&Path>) -> Result<(PathBuf, bool
     Ok((PathBuf::from(format!("/tmp/unmerged-{uid}")), true))
 }
 
-/// The lock of a directory. A copy of the descriptor in a forked child does not keep it:
-/// it is given back by name, not by the last close.
-#[derive(Debug)]
-struct Lock(OwnedFd);
-
-impl Lock {
-    fn take(directory: &Directory) -> Result<Self> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = open(&directory.path, flags, Mode::empty()).op(directory.operation)?;
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(Self(file)),
-                // A stopped process may hold it for ever, so no blocking wait.
-                Err(Errno::AGAIN) if Instant::now() < deadline => {
-                    std::thread::sleep(Duration::from_millis(1));
-                }
-                Err(Errno::AGAIN) => return Err(directory.timed_out()),
-                Err(Errno::INTR) => {}
-                Err(errno) => return Err(Error::new(directory.operation, errno)),
-            }
-        }
-    }
-}
-
-impl Drop for Lock {
-    fn drop(&mut self) {
-        let _ = flock(&self.0, FlockOperation::Unlock);
-    }
-}
-
-/// A name that is free, and stays so while this lives.
-#[derive(Debug)]
-pub(super) struct Claim {
-    directory: Directory,
-    path: PathBuf,
-    _lock: Lock,
-}
-
-impl Claim {
-    /// Begins to listen with `mode` for the socket file; the name is still not there.
-    ///
-    /// # Errors
-    ///
-    /// Those of bind(2), among them EACCES, ENOSPC, ENAMETOOLONG for a path over 107 bytes.
-    pub(super) fn listen(&self, mode: u32) -> Result<OwnedFd> {
-        let operation = self.directory.operation;
-        let new = self.new_path();
-        // Left by a creator that was killed under the lock.
-        remove(&new).op(operation)?;
-        let listener = socket::serve(&new).map_err(|errno| {
-            Error::with(operation, errno, format_args!("cannot bind {}", new.display()))
-        })?;
-        rustix::io::ioctl_fionbio(&listener, true).op(operation)?;
-        chmod(&new, Mode::from_raw_mode(mode)).op(operation)?;
-        Ok(listener)
-    }
-
-    /// Lets the name appear.
-    ///
-    /// # Errors
-    ///
-    /// Those of rename(2).
-    pub(super) fn publish(self) -> Result<Name> {
-        let operation = self.directory.operation;
-        let stat = lstat(self.new_path()).op(operation)?;
-        rename(self.new_path(), &self.path).op(operation)?;
-        let (directory, path) = (self.directory.clone(), self.path.clone());
-        Ok(Name { directory, path, file: (stat.st_dev, stat.st_ino) })
-    }
-
-    fn new_path(&self) -> PathBuf {
-        self.directory.path.join(".new")
-    }
-}
-
-impl Drop for Claim {
-    fn drop(&mut self) {
-        // There only if something failed before the name was published.
-        let _ = remove(&self.new_path());
-    }
-}
-
-/// A name that this process serves.
-#[derive(Debug)]
-pub(super) struct Name {
-    directory: Directory,
-    path: PathBuf,
-    /// Device and inode of the socket file. The inode cannot be reused while its listener
-    /// is open.
-    file: (u64, u64),
-}
-
-impl Name {
-    /// Removes the name, unless somebody unlinked it, and perhaps another creator has it
-    /// now. To be called before the listener is closed.
-    pub(super) fn remove(&self) {
-        // Without the lock the name is left; it is stale soon, and the next creator's.
-        if let Ok(_lock) = Lock::take(&self.directory)
-            && lstat(&self.path).is_ok_and(|stat| (stat.st_dev, stat.st_ino) == self.file)
-        {
-            let _ = remove(&self.path);
-        }
-    }
-}
-
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
@@ -429,24 +300,12 @@ mod tests {
     const TEST: &str = "test";
 
     #[test]
-    fn names() {
-        for name in ["a", "catalog", "A-1_b.c", &"x".repeat(64)] {
-            check_name(TEST, name).unwrap();
-        }
-        for (name, reason) in [
-            ("", "0 bytes"),
-            (&*"x".repeat(65), "65 bytes"),
-            (".hidden", "dot"),
-            ("..", "dot"),
-            ("a/b", "at 1"),
-            ("a b", "at 1"),
-            ("a\0", "at 1"),
-            ("na\u{ef}ve", "at 2"),
-            ("a\n", "at 1"),
-        ] {
-            let error = check_name(TEST, name).unwrap_err();
-            assert!(error.is_invalid() && error.to_string().contains(reason), "{error}");
-        }
+    fn a_server_of_another_user_is_not_believed() {
+        let (own, owner, other) = (1000, 1001, 1002);
+        assert!(may_serve(own, own, own) && may_serve(0, own, own));
+        assert!(may_serve(owner, own, owner));
+        assert!(!may_serve(other, own, owner) && !may_serve(owner, own, own));
+        assert!(!may_serve(own, 0, 0));
     }
 
     #[test]
@@ -477,11 +336,11 @@ mod tests {
         let prepare = || Directory::prepare(TEST, Some(temp.path())).unwrap();
         let claim = prepare().claim("one").unwrap();
         let listener = claim.listen(0o640).unwrap();
-        assert!(prepare().call("one").unwrap_err().is_not_found());
+        assert!(prepare().call("one", PATIENCE).unwrap_err().is_not_found());
         let name = claim.publish().unwrap();
         let mode = temp.path().join("one").metadata().unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o640);
-        prepare().call("one").unwrap();
+        prepare().call("one", PATIENCE).unwrap();
         assert!(prepare().claim("one").unwrap_err().is_exists());
 
         prepare().unlink("one").unwrap();
@@ -490,10 +349,10 @@ mod tests {
         let other = claim.listen(0o600).unwrap();
         let second = claim.publish().unwrap();
         name.remove();
-        prepare().call("one").unwrap();
+        prepare().call("one", PATIENCE).unwrap();
         drop((listener, other));
         // Stale now: unknown to an opener, free for a creator.
-        assert!(prepare().call("one").unwrap_err().is_not_found());
+        assert!(prepare().call("one", PATIENCE).unwrap_err().is_not_found());
         drop(prepare().claim("one").unwrap());
         second.remove();
         assert_eq!(temp.path().read_dir().unwrap().count(), 0);
@@ -507,22 +366,7 @@ mod tests {
         let prepare = || Directory::prepare(TEST, Some(temp.path())).unwrap();
         assert!(prepare().claim("file").unwrap_err().is_exists());
         assert!(prepare().unlink("file").unwrap_err().is_exists());
-        assert!(prepare().call("file").unwrap_err().is_not_found());
+        assert!(prepare().call("file", PATIENCE).unwrap_err().is_not_found());
         assert_eq!(std::fs::read_to_string(file).unwrap(), "precious");
-    }
-
-    #[test]
-    fn the_lock_is_one_at_a_time_and_given_back_by_name() {
-        let temp = tempfile::tempdir().unwrap();
-        let directory = Directory::prepare(TEST, Some(temp.path())).unwrap();
-        let lock = Lock::take(&directory).unwrap();
-        // What a forked child would hold.
-        let copy = rustix::io::fcntl_dupfd_cloexec(lock.0.as_fd(), 0).unwrap();
-        let waiter = std::thread::spawn(move || Lock::take(&directory).map(drop));
-        std::thread::sleep(Duration::from_millis(20));
-        assert!(!waiter.is_finished());
-        drop(lock);
-        waiter.join().unwrap().unwrap();
-        drop(copy);
     }
 }

@@ -3,7 +3,8 @@
 use super::attach::attach;
 use super::attachment::Attachment;
 use super::builder::{Builder, Server};
-use super::directory::{Directory, check_name};
+use super::directory::Directory;
+use super::name::check_name;
 use super::roots::{Kind, Refusal, key};
 use super::{OPEN, UNLINK};
 use crate::error::{Error, Result};

@@ -12,6 +12,7 @@ use rustix::net::{
     accept_with, bind, connect, listen, recvmsg, sendmsg, socket_with,
 };
 use std::path::Path;
+use std::time::Instant;
 
 /// Descriptors that one message may carry. A message with more is refused.
 pub const MAX_FDS: usize = 4;
@@ -33,92 +34,118 @@ pub fn serve(path: &Path) -> Result<OwnedFd> {
     Ok(listener)
 }
 
-/// `connect(path)`, with `patience` for each later send and receive.
+/// One end of a connection, for a conversation up to a deadline. A peer that says nothing
+/// does not hold us longer, and neither do signals, each of which cuts a wait short.
+#[derive(Debug)]
+pub struct Connection {
+    socket: OwnedFd,
+    deadline: Instant,
+}
+
+impl AsFd for Connection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// `connect(path)`, for `patience` in all.
 ///
 /// # Errors
 ///
-/// ENOENT if there is no such path, ECONNREFUSED if nobody listens behind it, EACCES
-/// without write permission on it, ENAMETOOLONG for a path over 107 bytes.
-pub fn call(path: &Path, patience: Duration) -> Result<OwnedFd> {
-    let connection = socket()?;
-    set_patience(&connection, patience)?;
-    connect(&connection, &SocketAddrUnix::new(path)?)?;
+/// ENOENT if there is no such path, ECONNREFUSED if nobody listens behind it, EAGAIN if its
+/// queue stays full, EACCES without write permission on it, ENAMETOOLONG for a path over 107
+/// bytes.
+pub fn call(path: &Path, patience: Duration) -> Result<Connection> {
+    let address = SocketAddrUnix::new(path)?;
+    let connection = Connection { socket: socket()?, deadline: Instant::now() + patience };
+    connection.patiently(Timeout::Send, || connect(&connection.socket, &address))?;
     Ok(connection)
 }
 
-/// `accept4(listener, SOCK_CLOEXEC)`, with `patience` for each later send and receive.
+/// `accept4(listener, SOCK_CLOEXEC)`, for `patience` in all.
 ///
 /// # Errors
 ///
 /// Those of accept4(2), among them EMFILE.
-pub fn answer(listener: impl AsFd, patience: Duration) -> Result<OwnedFd> {
-    let connection = accept_with(listener, SocketFlags::CLOEXEC)?;
-    set_patience(&connection, patience)?;
-    Ok(connection)
+pub fn answer(listener: impl AsFd, patience: Duration) -> Result<Connection> {
+    let socket = accept_with(listener, SocketFlags::CLOEXEC)?;
+    Ok(Connection { socket, deadline: Instant::now() + patience })
 }
 
-/// A peer that says nothing must not hold us for ever: EAGAIN after this time.
-fn set_patience(connection: &OwnedFd, patience: Duration) -> Result<()> {
-    set_socket_timeout(connection, Timeout::Recv, Some(patience))?;
-    set_socket_timeout(connection, Timeout::Send, Some(patience))
-}
+impl Connection {
+    /// When its time is over.
+    pub fn deadline(&self) -> Instant {
+        self.deadline
+    }
 
-/// `sendmsg` — one message with its descriptors.
-///
-/// # Errors
-///
-/// EPIPE if the other end is gone, EAGAIN after the patience, EINVAL for more than
-/// [`MAX_FDS`] descriptors.
-pub fn send(connection: impl AsFd, message: &[u8], fds: &[BorrowedFd<'_>]) -> Result<()> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    // The space is rounded up, so that it would sometimes hold one more.
-    if fds.len() > MAX_FDS
-        || (!fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)))
-    {
-        return Err(Errno::INVAL);
-    }
-    let message = [IoSlice::new(message)];
-    loop {
-        match sendmsg(&connection, &message, &mut control, SendFlags::NOSIGNAL) {
-            Err(Errno::INTR) => {}
-            sent => return sent.map(drop),
+    /// `call`, again after each signal, with the time that is left.
+    fn patiently<T>(&self, side: Timeout, mut call: impl FnMut() -> Result<T>) -> Result<T> {
+        loop {
+            // A timeout of 0 would be none.
+            let left = self.deadline.saturating_duration_since(Instant::now());
+            if left < Duration::from_micros(1) {
+                return Err(Errno::AGAIN);
+            }
+            set_socket_timeout(&self.socket, side, Some(left))?;
+            match call() {
+                Err(Errno::INTR) => {}
+                done => return done,
+            }
         }
     }
-}
 
-/// `recvmsg(MSG_CMSG_CLOEXEC)` — one message into `buffer`; answers its length and its
-/// descriptors.
-///
-/// # Errors
-///
-/// ECONNRESET at the end of the connection, EAGAIN after the patience, EMSGSIZE for a
-/// message or a set of descriptors that is larger than there is room for; descriptors that
-/// did arrive are closed then.
-pub fn receive(connection: impl AsFd, buffer: &mut [u8]) -> Result<(usize, Vec<OwnedFd>)> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let mut message = [IoSliceMut::new(buffer)];
-    let received = loop {
-        match recvmsg(&connection, &mut message, &mut control, RecvFlags::CMSG_CLOEXEC) {
-            Err(Errno::INTR) => {}
-            received => break received?,
+    /// `sendmsg` — one message with its descriptors.
+    ///
+    /// # Errors
+    ///
+    /// EPIPE if the other end is gone, EAGAIN at the deadline, EINVAL for more than
+    /// [`MAX_FDS`] descriptors.
+    pub fn send(&self, message: &[u8], fds: &[BorrowedFd<'_>]) -> Result<()> {
+        // The space may have room for one more than it was made for: alignment.
+        if fds.len() > MAX_FDS {
+            return Err(Errno::INVAL);
         }
-    };
-    let mut fds = Vec::new();
-    for message in control.drain() {
-        if let RecvAncillaryMessage::ScmRights(rights) = message {
-            fds.extend(rights);
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
+            return Err(Errno::INVAL);
         }
+        let message = [IoSlice::new(message)];
+        self.patiently(Timeout::Send, || {
+            sendmsg(&self.socket, &message, &mut control, SendFlags::NOSIGNAL).map(drop)
+        })
     }
-    let cut = received.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC);
-    if cut || fds.len() > MAX_FDS {
-        return Err(Errno::MSGSIZE);
+
+    /// `recvmsg(MSG_CMSG_CLOEXEC)` — one message into `buffer`; answers its length and its
+    /// descriptors.
+    ///
+    /// # Errors
+    ///
+    /// ECONNRESET at the end of the connection, EAGAIN at the deadline, EMSGSIZE for a
+    /// message or a set of descriptors that is larger than there is room for; descriptors that
+    /// did arrive are closed then.
+    pub fn receive(&self, buffer: &mut [u8]) -> Result<(usize, Vec<OwnedFd>)> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut message = [IoSliceMut::new(buffer)];
+        let received = self.patiently(Timeout::Recv, || {
+            recvmsg(&self.socket, &mut message, &mut control, RecvFlags::CMSG_CLOEXEC)
+        })?;
+        let mut fds = Vec::new();
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(rights) = message {
+                fds.extend(rights);
+            }
+        }
+        let truncated = received.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC);
+        if truncated || fds.len() > MAX_FDS {
+            return Err(Errno::MSGSIZE);
+        }
+        if received.bytes == 0 {
+            return Err(Errno::CONNRESET);
+        }
+        Ok((received.bytes, fds))
     }
-    if received.bytes == 0 {
-        return Err(Errno::CONNRESET);
-    }
-    Ok((received.bytes, fds))
 }
 
 /// Who was at the other end when the connection was made.
@@ -165,7 +192,7 @@ mod tests {
 
     const PATIENCE: Duration = Duration::from_secs(10);
 
-    fn pair() -> (tempfile::TempDir, OwnedFd, OwnedFd) {
+    fn pair() -> (tempfile::TempDir, Connection, Connection) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("socket");
         let listener = serve(&path).unwrap();
@@ -178,9 +205,9 @@ mod tests {
     fn a_descriptor_arrives_closed_on_exec() {
         let (_dir, client, server) = pair();
         let file = memfd::create("unmerged.test", 12_288).unwrap();
-        send(&server, b"hello", &[file.as_fd()]).unwrap();
+        server.send(b"hello", &[file.as_fd()]).unwrap();
         let mut buffer = [0; 16];
-        let (len, fds) = receive(&client, &mut buffer).unwrap();
+        let (len, fds) = client.receive(&mut buffer).unwrap();
         assert_eq!((&buffer[..len], fds.len()), (&b"hello"[..], 1));
         assert_eq!(rustix::fs::fstat(&fds[0]).unwrap().st_size, 12_288);
         let flags = rustix::io::fcntl_getfd(&fds[0]).unwrap();
@@ -198,14 +225,41 @@ mod tests {
     #[test]
     fn too_long_too_many_or_none() {
         let (_dir, client, server) = pair();
-        send(&server, &[1; 64], &[]).unwrap();
-        assert_eq!(receive(&client, &mut [0; 16]).unwrap_err(), Errno::MSGSIZE);
+        server.send(&[1; 64], &[]).unwrap();
+        assert_eq!(client.receive(&mut [0; 16]).unwrap_err(), Errno::MSGSIZE);
         let file = memfd::create("unmerged.test", 0).unwrap();
         let five = [file.as_fd(); MAX_FDS + 1];
-        assert_eq!(send(&server, b"x", &five), Err(Errno::INVAL));
+        assert_eq!(server.send(b"x", &five), Err(Errno::INVAL));
         drop(server);
-        assert_eq!(receive(&client, &mut [0; 16]).unwrap_err(), Errno::CONNRESET);
-        assert!(matches!(send(&client, b"x", &[]), Err(Errno::PIPE | Errno::CONNRESET)));
+        assert_eq!(client.receive(&mut [0; 16]).unwrap_err(), Errno::CONNRESET);
+        assert!(matches!(client.send(b"x", &[]), Err(Errno::PIPE | Errno::CONNRESET)));
+    }
+
+    /// A profiler's timer cannot make a wait last for ever.
+    #[test]
+    fn signals_do_not_prolong_a_wait() {
+        extern "C" fn nothing(_: libc::c_int) {}
+        let (_dir, client, _server) = pair();
+        let stop = crate::sync::AtomicBool::new(false);
+        // SAFETY: names this thread, which outlives the scope below.
+        let id = unsafe { libc::pthread_self() };
+        // SAFETY: a handler that does nothing.
+        unsafe { libc::signal(libc::SIGURG, nothing as *const () as usize) };
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(crate::sync::Ordering::Relaxed) {
+                    // SAFETY: the thread waits for this one.
+                    unsafe { libc::pthread_kill(id, libc::SIGURG) };
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+            });
+            let hurried = Connection {
+                socket: rustix::io::dup(&client).unwrap(),
+                deadline: Instant::now() + Duration::from_millis(30),
+            };
+            assert_eq!(hurried.receive(&mut [0; 16]).unwrap_err(), Errno::AGAIN);
+            stop.store(true, crate::sync::Ordering::Relaxed);
+        });
     }
 
     #[test]
@@ -214,7 +268,7 @@ mod tests {
         let path = dir.path().join("socket");
         let _listener = serve(&path).unwrap();
         let client = call(&path, Duration::from_millis(10)).unwrap();
-        assert_eq!(receive(&client, &mut [0; 16]).unwrap_err(), Errno::AGAIN);
+        assert_eq!(client.receive(&mut [0; 16]).unwrap_err(), Errno::AGAIN);
         assert_eq!(serve(&path).unwrap_err(), Errno::ADDRINUSE);
         assert_eq!(call(&dir.path().join("none"), PATIENCE).unwrap_err(), Errno::NOENT);
         let long = dir.path().join("x".repeat(120));

@@ -1,0 +1,146 @@
+//! Taking a name: the directory's lock, the claim under it, the name that is published.
+//!
+//! The protocol is that of [`directory`](super::directory).
+
+use super::directory::{Directory, GLANCE, remove};
+use crate::error::{Context, Error, Result};
+use crate::sys::socket;
+use core::time::Duration;
+use rustix::fd::OwnedFd;
+use rustix::fs::{FlockOperation, Mode, OFlags, chmod, flock, lstat, open, rename};
+use rustix::io::Errno;
+use std::path::PathBuf;
+use std::time::Instant;
+
+/// The lock of a directory. A copy of the descriptor in a forked child does not keep it:
+/// it is given back by name, not by the last close.
+#[derive(Debug)]
+pub(super) struct Lock(OwnedFd);
+
+impl Lock {
+    /// Takes it, within `patience`.
+    ///
+    /// # Errors
+    ///
+    /// ETIMEDOUT if another process keeps it; those of open(2) on the directory.
+    pub(super) fn take(directory: &Directory, patience: Duration) -> Result<Self> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = open(&directory.path, flags, Mode::empty()).op(directory.operation)?;
+        let deadline = Instant::now() + patience;
+        loop {
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(Self(file)),
+                // A stopped process may hold it for ever, so no blocking wait.
+                Err(Errno::AGAIN) if Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                Err(Errno::AGAIN) => return Err(directory.timed_out(patience)),
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(Error::new(directory.operation, errno)),
+            }
+        }
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        let _ = flock(&self.0, FlockOperation::Unlock);
+    }
+}
+
+/// A name that is free, and stays so while this lives.
+#[derive(Debug)]
+pub(super) struct Claim {
+    pub(super) directory: Directory,
+    pub(super) path: PathBuf,
+    pub(super) _lock: Lock,
+}
+
+impl Claim {
+    /// Begins to listen with `mode` for the socket file; the name is still not there.
+    ///
+    /// # Errors
+    ///
+    /// Those of bind(2), among them EACCES, ENOSPC, ENAMETOOLONG for a path over 107 bytes.
+    pub(super) fn listen(&self, mode: u32) -> Result<OwnedFd> {
+        let operation = self.directory.operation;
+        let new = self.new_path();
+        // Left by a creator that was killed under the lock.
+        remove(&new).op(operation)?;
+        let listener = socket::serve(&new).map_err(|errno| {
+            Error::with(operation, errno, format_args!("cannot bind {}", new.display()))
+        })?;
+        rustix::io::ioctl_fionbio(&listener, true).op(operation)?;
+        chmod(&new, Mode::from_raw_mode(mode)).op(operation)?;
+        Ok(listener)
+    }
+
+    /// Lets the name appear.
+    ///
+    /// # Errors
+    ///
+    /// Those of rename(2).
+    pub(super) fn publish(self) -> Result<Name> {
+        let operation = self.directory.operation;
+        let stat = lstat(self.new_path()).op(operation)?;
+        rename(self.new_path(), &self.path).op(operation)?;
+        let (directory, path) = (self.directory.clone(), self.path.clone());
+        Ok(Name { directory, path, file: (stat.st_dev, stat.st_ino) })
+    }
+
+    fn new_path(&self) -> PathBuf {
+        self.directory.path.join(".new")
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        // There only if something failed before the name was published.
+        let _ = remove(&self.new_path());
+    }
+}
+
+/// A name that this process serves.
+#[derive(Debug)]
+pub(super) struct Name {
+    directory: Directory,
+    path: PathBuf,
+    /// Device and inode of the socket file. The inode cannot be reused while its listener
+    /// is open.
+    file: (u64, u64),
+}
+
+impl Name {
+    /// Removes the name, unless somebody unlinked it, and perhaps another creator has it
+    /// now. To be called before the listener is closed.
+    pub(super) fn remove(&self) {
+        // Without the lock, which a stopped process may hold, the name is left; it is stale soon,
+        // and the next creator's.
+        if let Ok(_lock) = Lock::take(&self.directory, GLANCE)
+            && lstat(&self.path).is_ok_and(|stat| (stat.st_dev, stat.st_ino) == self.file)
+        {
+            let _ = remove(&self.path);
+        }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::mshare::directory::PATIENCE;
+    use rustix::fd::AsFd;
+
+    #[test]
+    fn the_lock_is_one_at_a_time_and_given_back_by_name() {
+        let temp = tempfile::tempdir().unwrap();
+        let directory = Directory::prepare("test", Some(temp.path())).unwrap();
+        let lock = Lock::take(&directory, PATIENCE).unwrap();
+        let error = Lock::take(&directory, Duration::ZERO).unwrap_err();
+        assert!(error.is_timed_out(), "{error}");
+        // What a forked child would hold.
+        let copy = rustix::io::fcntl_dupfd_cloexec(lock.0.as_fd(), 0).unwrap();
+        drop(lock);
+        Lock::take(&directory, PATIENCE).unwrap();
+        drop(copy);
+    }
+}
