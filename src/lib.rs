@@ -1,6 +1,9 @@
 #![doc = include_str!("../README.md")]
 #![deny(clippy::multiple_unsafe_ops_per_block, clippy::std_instead_of_core)]
 
+#[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
+compile_error!("unmerged is for Linux on x86-64");
+
 // The floors, lowest first; tests/floors.rs keeps arrows pointing down. Those that are hidden
 // are no API: the tests and benches of this project use them.
 #[doc(hidden)]

@@ -66,8 +66,8 @@ fn list(features: &Features) -> Vec<Feature> {
     vec![
         feature("cpus", "", true, format!("{possible} possible, ids below {end}")),
         feature("rseq", "4.18", f.rseq != rseq::Owner::Nobody, area),
-        plain("rseq-extended", "6.3", size >= 28),
-        plain("rseq-v2", "7.0", size >= 33),
+        plain("rseq-extended", "6.3", f.rseq_kernel_size >= 28),
+        plain("rseq-v2", "7.0", f.rseq_kernel_size >= 33),
         feature("fsgsbase", "5.9", f.gs == gs::Claim::Free, claim),
         plain("membarrier", "4.14", f.fence),
         plain("membarrier-rseq", "5.10", f.fence_rseq),

@@ -118,7 +118,10 @@ mod imp {
     }
 }
 
+mod published;
+
 pub(crate) use imp::*;
+pub(crate) use published::Published;
 
 /// A compile-time assertion about the layout of a type that a mapping or asm relies on.
 /// It is absent from models, whose atomics have another layout.

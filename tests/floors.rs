@@ -106,8 +106,8 @@ fn violations(path: &Path, text: &str) -> Vec<String> {
             }
         }
     }
-    let raw = ["core::sync::atomic", "std::sync::atomic"];
-    if module != "sync" && raw.iter().any(|path| code.contains(path)) {
+    // Whatever the path is written like, it has this segment.
+    if module != "sync" && code.contains("atomic::") {
         found.push(format!("{}: a raw atomic; take it from crate::sync", path.display()));
     }
     found
@@ -136,6 +136,7 @@ fn planted_arrows_are_caught() {
         ("mshare/region.rs", "use super::super::percpu::Counter;"),
         ("error.rs", "use super::sys;"),
         ("futex2/counts.rs", "use core::sync::atomic::AtomicU32;"),
+        ("percpu/cell.rs", "use std::sync::{Arc, atomic::AtomicBool};"),
         ("attic/mod.rs", ""),
     ] {
         assert_eq!(violations(Path::new(path), text).len(), 1, "{path}: {text}");

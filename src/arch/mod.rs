@@ -61,20 +61,15 @@
 //! containing_u32(byte)          # the aligned 32-bit word around a byte, as one load
 //! ```
 //!
-//! `x86_64` implements this contract; [`portable`] is its twin without asm, which is
-//! what other instruction sets get and what the conformance tests compare with.
+//! `x86_64` implements this contract; [`portable`] is its twin without asm, which updates
+//! the stripes of threads that cannot run a window, and what the conformance tests compare
+//! with.
 
 pub mod portable;
-#[cfg(target_arch = "x86_64")]
 pub mod x86_64;
 
-#[cfg(not(target_arch = "x86_64"))]
-pub use portable as imp;
-#[cfg(target_arch = "x86_64")]
-pub use x86_64 as imp;
-
-pub use imp::{
-    HAS_WINDOWS, containing_u32, cpu_id, gs_base, gs_load_add_store_u64, gs_load_u64, gs_restripe,
+pub use x86_64::{
+    containing_u32, cpu_id, gs_base, gs_load_add_store_u64, gs_load_u64, gs_restripe,
     load_add_store_u64, own_area_offset, set_gs_base, set_striped_cpu, striped_cpu, thread_pointer,
 };
 

@@ -1,20 +1,15 @@
 //! The contract of `arch/mod.rs` without asm.
 //!
-//! It stands in on instruction sets that have no windows here, and it is the other half
-//! of the conformance tests. Thread words are thread-locals, a "window" runs to its end,
-//! and its commit is an atomic addition, because nothing interrupts and retries it: so
-//! counts stay exact even where two threads claim the same CPU.
-//!
-//! `HAS_WINDOWS` is false: the caller chooses stripes of its own for these updates, never
-//! those that real windows write.
+//! [`add_u64`] is what threads that cannot run a window do, on stripes of their own, never
+//! on those that windows write. The rest is the other half of the conformance tests. Thread
+//! words are thread-locals, a "window" runs to its end, and its commit is an atomic
+//! addition, because nothing interrupts and retries it: so counts stay exact even where two
+//! threads claim the same CPU.
 
 use super::{NOT_STRIPED, Outcome};
 use crate::abi::rseq::CPU_ID_UNINITIALIZED;
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 use core::cell::Cell;
-
-/// This implementation has no real windows.
-pub const HAS_WINDOWS: bool = false;
 
 thread_local! {
     static GS_BASE: Cell<usize> = const { Cell::new(0) };

@@ -11,8 +11,10 @@ use core::marker::PhantomData;
 use core::ptr::NonNull;
 use rustix::io::Errno;
 
-/// First word of an area: "unmerged" in ASCII, then "percpu" by its version.
-const MAGIC: u64 = u64::from_le_bytes(*b"unmrgPC1");
+/// Upper half of an area's one header word: "uPC" and its version in ASCII. The lower half is
+/// its geometry: the logarithm of the stride, then the number of stripes in 24 bits. One word,
+/// so that an area is there whole or not at all.
+const MAGIC: u32 = u32::from_be_bytes(*b"uPC1");
 
 /// Stripes in shared memory: a header page, then one stripe per possible CPU id for windows,
 /// then as many for atomics.
@@ -23,6 +25,9 @@ const MAGIC: u64 = u64::from_le_bytes(*b"unmrgPC1");
 /// peers (no rseq, `UNMERGED_PERCPU`) adds to the overflow stripes, which are the area's too.
 ///
 /// An area has 512 cells of 8 bytes. Which cell means what is agreed between the processes.
+///
+/// Pages of a memory file are committed by reads too: a [`sum`](Counter::sum) commits the
+/// stripes of all CPUs, at the node of whoever reads first.
 ///
 /// ```
 /// use unmerged::percpu::Area;
@@ -74,9 +79,7 @@ impl<'a> Area<'a> {
         const OPERATION: &str = "percpu::Area::create";
         // SAFETY: forwarded.
         let (area, header) = unsafe { Self::place(OPERATION, memory, len) }?;
-        let [magic, geometry] = header;
-        geometry.store(Self::geometry(), Ordering::Relaxed);
-        match magic.compare_exchange(0, MAGIC, Ordering::Release, Ordering::Relaxed) {
+        match header.compare_exchange(0, Self::word(), Ordering::Release, Ordering::Relaxed) {
             Ok(_) => Ok(area),
             Err(found) => Err(Error::with(
                 OPERATION,
@@ -99,31 +102,33 @@ impl<'a> Area<'a> {
     pub unsafe fn open(memory: NonNull<u8>, len: usize) -> Result<Self> {
         const OPERATION: &str = "percpu::Area::open";
         // SAFETY: forwarded.
-        let (area, [magic, geometry]) = unsafe { Self::place(OPERATION, memory, len) }?;
-        let magic = magic.load(Ordering::Acquire);
-        let (found, own) = (geometry.load(Ordering::Relaxed), Self::geometry());
-        if magic != MAGIC || found != own {
+        let (area, header) = unsafe { Self::place(OPERATION, memory, len) }?;
+        let (found, own) = (header.load(Ordering::Acquire), Self::word());
+        if found != own {
+            let stripes = |word: u64| word & 0xff_ffff;
+            let stride = |word: u64| 1_u64.checked_shl((word >> 24) as u32 & 0xff).unwrap_or(0);
             return Err(Error::with(
                 OPERATION,
                 Errno::PROTO,
                 format_args!(
-                    "found magic {magic:#x}, stride {}, {} CPUs; this process has {MAGIC:#x}, {}, {}",
+                    "found magic {:#x}, stride {}, {} CPUs; this process has {MAGIC:#x}, {}, {}",
                     found >> 32,
-                    found & 0xffff_ffff,
-                    own >> 32,
-                    own & 0xffff_ffff,
+                    stride(found),
+                    stripes(found),
+                    stride(own),
+                    stripes(own),
                 ),
             ));
         }
         Ok(area)
     }
 
-    /// Stride and number of CPUs, as the header has them.
-    fn geometry() -> u64 {
-        (STRIDE as u64) << 32 | u64::from(stripes().cpus)
+    /// The header word of this process.
+    fn word() -> u64 {
+        u64::from(MAGIC) << 32 | u64::from(STRIDE.ilog2()) << 24 | u64::from(stripes().cpus)
     }
 
-    /// Checks the memory; the area in it and the two words of its header.
+    /// Checks the memory; the area in it and its header word.
     ///
     /// # Safety
     ///
@@ -132,7 +137,7 @@ impl<'a> Area<'a> {
         operation: &'static str,
         memory: NonNull<u8>,
         len: usize,
-    ) -> Result<(Self, [&'a AtomicU64; 2])> {
+    ) -> Result<(Self, &'a AtomicU64)> {
         let (address, size) = (memory.addr().get(), Self::size());
         if !address.is_multiple_of(STRIDE) || len < size {
             return Err(Error::with(
@@ -145,14 +150,9 @@ impl<'a> Area<'a> {
         let _ = memory.as_ptr().expose_provenance();
         // SAFETY: valid for `size` bytes, more than the header.
         let stripe0 = unsafe { memory.add(STRIDE) };
-        let words = memory.cast::<AtomicU64>();
         // SAFETY: aligned, valid for 'a, written by atomics.
-        let magic = unsafe { words.as_ref() };
-        // SAFETY: the header has more than one word.
-        let geometry = unsafe { words.add(1) };
-        // SAFETY: as of the first.
-        let geometry = unsafe { geometry.as_ref() };
-        Ok((Self { stripe0, memory: PhantomData }, [magic, geometry]))
+        let header = unsafe { memory.cast::<AtomicU64>().as_ref() };
+        Ok((Self { stripe0, memory: PhantomData }, header))
     }
 
     /// The counter in cell `index`, from 0 to 511. Two counters of one cell, in one process

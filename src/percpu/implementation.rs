@@ -71,6 +71,7 @@ mod tests {
         Features {
             rseq,
             rseq_size: 20,
+            rseq_kernel_size: 20,
             gs,
             fence: false,
             fence_rseq: false,

@@ -8,10 +8,10 @@
 use super::cell::Block;
 use super::{Implementation, STRIDE};
 use crate::arch::{self, Outcome, portable};
+use crate::sync::Published;
 use crate::sys::features::features;
 use crate::sys::{cpus, rseq};
 use core::ptr;
-use std::sync::OnceLock;
 
 /// Windows that are tried before an update goes to an overflow stripe. A window is aborted
 /// by a preemption, a signal or a fence inside it; several in a row mean a debugger that
@@ -28,10 +28,11 @@ pub(super) struct Stripes {
     base: usize,
 }
 
-/// What was decided; the first call decides.
+/// What was decided. Of threads that come first together one decides; what another made (a
+/// block of address space that is chained) is used like any other.
 pub(super) fn stripes() -> &'static Stripes {
-    static STRIPES: OnceLock<Stripes> = OnceLock::new();
-    STRIPES.get_or_init(|| {
+    static STRIPES: Published<Stripes> = Published::new();
+    STRIPES.get_or_make(|| {
         let features = features();
         let cpus = features.cpus.end();
         let wanted = Implementation::wanted();

@@ -1,7 +1,7 @@
 //! What this machine offers, looked at once per process.
 
 use super::{cpus, futex, gs, membarrier, memfd, pidfd, rseq};
-use std::sync::OnceLock;
+use crate::sync::Published;
 
 /// The facilities that the crate's implementations choose by.
 #[derive(Debug)]
@@ -10,6 +10,8 @@ pub struct Features {
     pub rseq: rseq::Owner,
     /// Bytes of it that the kernel fills; 0 without rseq.
     pub rseq_size: u32,
+    /// Bytes that the kernel could fill, whatever libc registered.
+    pub rseq_kernel_size: u32,
     /// What became of the claim on `%gs`.
     pub gs: gs::Claim,
     /// The private fence (membarrier).
@@ -48,6 +50,7 @@ impl Features {
         Self {
             rseq: rseq::owner(),
             rseq_size: rseq::size(),
+            rseq_kernel_size: rseq::kernel_size(),
             gs: gs::claim(),
             fence: membarrier::is_available(membarrier::Fence::Private),
             fence_rseq: membarrier::is_available(membarrier::Fence::Rseq),
@@ -66,9 +69,9 @@ impl Features {
     }
 }
 
-/// What this machine offers. The first call looks, with some twenty system calls, and
-/// decides once for the process; it is not for signal handlers.
+/// What this machine offers. The first calls look, with some twenty system calls, and one of
+/// them decides for the process; they allocate, so they are not for signal handlers.
 pub fn features() -> &'static Features {
-    static FEATURES: OnceLock<Features> = OnceLock::new();
-    FEATURES.get_or_init(Features::look)
+    static FEATURES: Published<Features> = Published::new();
+    FEATURES.get_or_make(Features::look)
 }

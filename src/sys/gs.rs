@@ -30,9 +30,6 @@ static MARK: AtomicU64 = AtomicU64::new(0x756e_6d65_7267_6564);
 ///
 /// The thread's GS base is 0 again afterwards where it was 0 before.
 pub fn claim() -> Claim {
-    if !arch::HAS_WINDOWS {
-        return Claim::NoFsgsbase;
-    }
     // SAFETY: getauxval reads the auxiliary vector of this process.
     let hwcap2 = unsafe { libc::getauxval(AT_HWCAP2) };
     if hwcap2 & HWCAP2_FSGSBASE == 0 {

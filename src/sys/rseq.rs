@@ -96,9 +96,6 @@ pub fn owner() -> Owner {
 
 #[cold]
 fn detect() -> Owner {
-    if !arch::HAS_WINDOWS {
-        return settle(Owner::Nobody, 0, 0);
-    }
     let kernel = auxv(AT_RSEQ_FEATURE_SIZE);
     let offset = libc_number::<isize>(c"__rseq_offset");
     let size = libc_number::<u32>(c"__rseq_size");
@@ -144,7 +141,7 @@ pub fn size() -> u32 {
 /// Bytes of an area that the kernel could fill, whatever libc registered: what it announces
 /// since Linux 6.3.
 pub fn kernel_size() -> u32 {
-    if arch::HAS_WINDOWS { auxv(AT_RSEQ_FEATURE_SIZE).unwrap_or(ORIG_FEATURE_SIZE) } else { 0 }
+    auxv(AT_RSEQ_FEATURE_SIZE).unwrap_or(ORIG_FEATURE_SIZE)
 }
 
 /// Sees to it that the calling thread is registered; whether it is, now.

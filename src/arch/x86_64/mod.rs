@@ -15,6 +15,3 @@ pub use rseq::{gs_load_add_store_u64, gs_restripe, load_add_store_u64};
 pub use thread::{
     containing_u32, cpu_id, own_area_offset, set_striped_cpu, striped_cpu, thread_pointer,
 };
-
-/// This instruction set has rseq windows.
-pub const HAS_WINDOWS: bool = true;
