@@ -4,7 +4,7 @@
 A mutant is a block of lines, separated from the next by an empty line:
 
     file src/path.rs
-    model name_of_the_test
+    model path::of::the::test
     nth 0                      # which occurrence, if not the only one
     - text of the source
     + text that replaces it    # none: it is taken out
@@ -58,7 +58,8 @@ def survives(mutant):
     if changed is None:
         return "the text is not there"
     (COPY / file).write_text(changed)
-    command = ["cargo", "test", "--quiet", "--profile", "loom", "--lib", mutant["model"]]
+    command = ["cargo", "test", "--quiet", "--profile", "loom", "--lib", "--", "--exact"]
+    command.append(mutant["model"])
     run = subprocess.run(command, cwd=COPY, capture_output=True, text=True)
     shutil.copyfile(file, COPY / file)
     if "test result: FAILED" in run.stdout:

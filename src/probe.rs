@@ -113,7 +113,10 @@ impl fmt::Display for Probe {
             writeln!(f, "{}", line.trim_end())?;
         }
         writeln!(f, "percpu by {}, forced by UNMERGED_PERCPU=gs|rseq|portable", self.percpu)?;
-        write!(f, "futex2 on 64 bits by {}, forced by UNMERGED_FUTEX2=shadow", self.futex2)
+        writeln!(f, "futex2 on 64 bits by {}, forced by UNMERGED_FUTEX2=shadow", self.futex2)?;
+        let stats = if self.has("schedstat") { "schedstat" } else { "nothing: unsupported" };
+        writeln!(f, "task_shared statistics by {stats}")?;
+        write!(f, "mshare regions in memory files of 4 KiB pages, served by their creators")
     }
 }
 
@@ -125,7 +128,7 @@ mod tests {
     fn a_table_with_a_line_for_each_feature_and_choice() {
         let probe = probe();
         let table = probe.to_string();
-        assert_eq!(table.lines().count(), probe.features().len() + 2);
+        assert_eq!(table.lines().count(), probe.features().len() + 4);
         assert!(table.contains("futex-waitv") && table.contains("UNMERGED_PERCPU"));
         assert!(probe.has("cpus") && !probe.has("magic"));
         let windows = probe.percpu() != percpu::Implementation::Portable;

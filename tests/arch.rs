@@ -5,8 +5,8 @@ mod common;
 
 use common::missing;
 use std::ptr;
-use unmerged::abi::rseq::{RSEQ_CS, RseqCs, SIGNATURE};
-use unmerged::arch::{self, NOT_STRIPED, Outcome, portable};
+use unmerged::abi::rseq::{RseqCs, SIGNATURE};
+use unmerged::arch::{NOT_STRIPED, Outcome, portable};
 use unmerged::sys::{features::features, gs, rseq};
 
 /// A machine to run the contract on: an implementation, and how to know one's CPU.
@@ -136,38 +136,42 @@ fn the_twin_moves_when_told() {
     assert_eq!(unsafe { [at.read(), at.add(1).read()] }, [0, 7]);
 }
 
-/// The shipped descriptors, as the linker left them in this very binary: each 32-aligned,
-/// its window inside text, its abort address right behind the signature and outside the
-/// window.
+// The linker names the ends of a section whose name is an identifier.
+unsafe extern "C" {
+    #[link_name = "__start___rseq_cs"]
+    static FIRST: [RseqCs; 0];
+    #[link_name = "__stop___rseq_cs"]
+    static END: [RseqCs; 0];
+}
+
+/// All descriptors, as the linker left them in this very binary: each 32-aligned, of a short
+/// window that begins right behind the store of `rseq_cs`, its abort address outside of the
+/// window and right behind the signature.
 #[test]
-#[cfg(target_arch = "x86_64")]
 fn descriptors_of_this_binary() {
-    // Runs a window once; what the thread's rseq_cs then points at is a descriptor.
-    if !native_ready(false) {
-        return;
+    let (first, end) = (&raw const FIRST, &raw const END);
+    let (first, end) = (first.cast::<RseqCs>(), end.cast::<RseqCs>());
+    assert!(first.is_aligned());
+    let bytes = end.addr() - first.addr();
+    assert_eq!(bytes % size_of::<RseqCs>(), 0);
+    let count = bytes / size_of::<RseqCs>();
+    assert!(count >= 3, "{count} descriptors for three sequences");
+    for n in 0..count {
+        // SAFETY: between the ends of the section, relocated before main.
+        let descriptor = unsafe { &*first.add(n) };
+        let window = descriptor.start_ip..descriptor.start_ip + descriptor.post_commit_offset;
+        assert_eq!((descriptor.version, descriptor.flags), (0, 0));
+        assert!((10..64).contains(&descriptor.post_commit_offset), "{descriptor:?}");
+        assert!(!window.contains(&descriptor.abort_ip), "{descriptor:?}");
+        let text = |address: u64| ptr::with_exposed_provenance::<u8>(address as usize);
+        // SAFETY: the abort stub is text of this binary, the signature precedes it.
+        let signature = unsafe { text(descriptor.abort_ip - 4).cast::<u32>().read_unaligned() };
+        assert_eq!(signature, SIGNATURE);
+        // mov qword ptr fs:[area + 8], s: prefix, REX, opcode, ModRM, perhaps SIB, and 8.
+        // SAFETY: text of this binary in front of the window.
+        let store: [u8; 5] = unsafe { text(descriptor.start_ip - 5).cast::<[u8; 5]>().read() };
+        assert_eq!((store[0], store[2], store[4]), (0x64, 0x89, 8), "{store:x?}");
     }
-    let area = rseq::area();
-    let mut word = 0_u64;
-    // SAFETY: the area is registered; the word is on this stack.
-    let _ =
-        unsafe { arch::load_add_store_u64(area, arch::cpu_id(area), ptr::from_mut(&mut word), 1) };
-    let cs = arch::thread_pointer().wrapping_add_signed(area).wrapping_add(RSEQ_CS);
-    let cs = ptr::with_exposed_provenance::<usize>(cs);
-    // SAFETY: the area is this thread's; the kernel or asm wrote it.
-    let descriptor = unsafe { cs.read_volatile() };
-    if descriptor == 0 {
-        return; // preempted since, and cleared
-    }
-    assert_eq!(descriptor % 32, 0);
-    // SAFETY: the descriptor is a static of this binary.
-    let descriptor = unsafe { &*ptr::with_exposed_provenance::<RseqCs>(descriptor) };
-    let window = descriptor.start_ip..descriptor.start_ip + descriptor.post_commit_offset;
-    assert!((descriptor.version, descriptor.flags) == (0, 0));
-    assert!((10..64).contains(&descriptor.post_commit_offset));
-    assert!(!window.contains(&descriptor.abort_ip));
-    let before = ptr::with_exposed_provenance::<u32>(descriptor.abort_ip as usize - 4);
-    // SAFETY: the abort stub is text of this binary, the signature precedes it.
-    assert_eq!(unsafe { before.read_unaligned() }, SIGNATURE);
 }
 
 /// What `gs_restripe` writes, as a model of a thread.

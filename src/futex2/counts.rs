@@ -238,8 +238,8 @@ mod models {
         });
     }
 
-    /// Fails when the fence of `shadow` is taken out, or when the sequence is read behind the
-    /// word.
+    /// Fails when the fence of `shadow` is taken out, or when `advance` does not find the
+    /// waiter.
     #[test]
     fn no_wake_is_lost_on_the_sequence() {
         run(|shared| {

@@ -39,7 +39,7 @@
 //! | size | sleeps by | and where that fails |
 //! |---|---|---|
 //! | 32 | `FUTEX_WAIT_BITSET` | |
-//! | 8, 16 | the same on the 32 bits around it, with a mask for size and lane | a neighbour that changes all the time: shadow |
+//! | 8, 16 | the same on the 32 bits around it, with a mask for size and lane | a neighbour in the same 32 bits that changes all the time: shadow |
 //! | 64 | `futex_waitv(2)` on both halves, the woken one first (since Linux 5.16) | Linux 5.10: shadow |
 //!
 //! *Shadow*, in a private scope: a sequence word beside the waiter counts that a waker

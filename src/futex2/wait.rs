@@ -18,7 +18,7 @@ const TRIES: u32 = 64;
 
 /// How long a shared wait sleeps before it looks at its word again, where there is nothing
 /// that every waker would wake.
-pub(super) const GLANCE: Duration = Duration::from_millis(2);
+const GLANCE: Duration = Duration::from_millis(2);
 
 /// A word as the kernel sees it: where, how wide, for whom.
 #[derive(Debug, Clone, Copy)]

@@ -43,7 +43,8 @@ impl Builder {
 
     /// Who may attach, as permission bits of a file, taken as they are (no umask). A class
     /// needs both bits, read and write, and the owner must have them. Default 0o600: this
-    /// user, and root.
+    /// user, and root. Others can only reach the name in a [`directory`](Self::directory) that
+    /// they may search: the default one is this user's alone.
     pub fn mode(mut self, mode: u32) -> Self {
         self.mode = mode;
         self

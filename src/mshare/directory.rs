@@ -294,7 +294,6 @@ fn place(operation: &'static str, given: Option<&Path>) -> Result<(PathBuf, bool
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use rustix::fd::AsFd;
     use std::os::unix::fs::{PermissionsExt, symlink};
 
     const TEST: &str = "test";

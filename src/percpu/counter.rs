@@ -24,7 +24,8 @@ use core::ptr::{self, NonNull};
 ///
 /// An addition never waits. If 16 windows in a row are aborted (a debugger that steps, a
 /// timer of a microsecond), it is made with an atomic on an overflow stripe. If the system
-/// has no memory for the counter's words, it is made in the counter itself.
+/// has no memory for the counter's words, it is made in the counter itself, which then wraps
+/// at 62 bits.
 #[repr(transparent)]
 pub struct Counter<'a> {
     /// | bits | meaning |

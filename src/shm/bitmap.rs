@@ -8,10 +8,9 @@
 //!
 //! The summary is a hint that may be wrong in one direction only for a moment: a bit that
 //! says "full" of a word with room would hide that room. So whoever sets it looks at the
-//! word again and takes it back, and a release clears it after its own bit. All four
-//! accesses are sequentially consistent in effect: read-modify-writes of the one, then of
-//! the other. If the setter's second look misses the released bit, the release's clear
-//! comes later in the order of the summary word and wins.
+//! word again and takes it back, and whoever releases looks at it afterwards and clears it.
+//! Each of the two writes one word and then reads the other's, with a sequentially
+//! consistent fence between: not both can miss.
 
 use crate::sync::{AtomicU64, Ordering, fence};
 

@@ -205,6 +205,13 @@ impl Slot {
             Some(file) => file,
             None => self.open_schedstat()?,
         };
+        let Some(sequence) = record.quiet() else {
+            return Err(Error::because(
+                OP,
+                Errno::BUSY,
+                "a publication of this thread is interrupted by this very call",
+            ));
+        };
         let clocks = Clocks::now();
         let Schedstat { run_delay, pcount } = read_schedstat(&schedstat)?;
         let (cpu, node) = thread::cpu_and_node().op(OP)?;
@@ -216,14 +223,11 @@ impl Slot {
             off_cpu: clocks.off_cpu_since(start).max(last.stats.off_cpu),
         };
         let values = Values { cpu, node, stats, updated: clocks.monotonic, ..last };
-        if !record.publish(values) {
-            return Err(Error::because(
-                OP,
-                Errno::BUSY,
-                "a publication of this thread is interrupted by this very call",
-            ));
+        if record.publish(sequence, values) {
+            return Ok(stats);
         }
-        Ok(stats)
+        // A signal handler came between and published later numbers.
+        self.stats()
     }
 
     #[cold]

@@ -87,14 +87,22 @@ impl Life<'_> {
         self.generation.store(generation.wrapping_add(generation & 1), Ordering::Relaxed);
     }
 
-    /// Writes `values` from word `first` on, as one moment. `false` and nothing written if
-    /// the owner is writing already: this is a signal handler that interrupted it.
-    pub(super) fn write(&self, first: usize, values: &[u64]) -> bool {
+    /// The sequence, for [`write`](Self::write), if the owner is not writing: this could be
+    /// a signal handler that interrupted it.
+    pub(super) fn quiet(&self) -> Option<u32> {
         let sequence = self.sequence.load(Ordering::Relaxed);
-        if sequence & 1 == 1 {
+        (sequence & 1 == 0).then_some(sequence)
+    }
+
+    /// Writes `values` from word `first` on, as one moment. `false` and nothing written if
+    /// the sequence is no longer the given one: a signal handler of the owner has written
+    /// since, and what is in `values` may be older.
+    pub(super) fn write(&self, sequence: u32, first: usize, values: &[u64]) -> bool {
+        // An exchange, because the handler may come here, too.
+        let (now, odd) = (&self.sequence, sequence.wrapping_add(1));
+        if now.compare_exchange(sequence, odd, Ordering::Relaxed, Ordering::Relaxed).is_err() {
             return false;
         }
-        self.sequence.store(sequence.wrapping_add(1), Ordering::Relaxed);
         // Pairs with the last fence of a try: who reads a word of this write sees the odd
         // count, or a later one.
         fence(Ordering::Release);
@@ -184,7 +192,7 @@ mod tests {
         life.begin(&[1, 2, 3]);
         let copied = Copied { generation: 1, words: [1, 2, 3], quiet: true };
         assert_eq!(life.read(), Some(copied));
-        assert!(life.write(1, &[7]));
+        assert!(life.write(life.quiet().unwrap(), 1, &[7]));
         assert_eq!(life.read(), Some(Copied { words: [1, 7, 3], ..copied }));
         life.end();
         assert_eq!(life.read::<3>(), None);
@@ -200,12 +208,13 @@ mod tests {
         life.begin(&[1, 2, 3]);
         words.sequence.store(1, Ordering::Relaxed);
         words.words[0].store(9, Ordering::Relaxed);
-        assert!(!life.write(0, &[5]));
+        assert_eq!(life.quiet(), None);
+        assert!(!life.write(0, 0, &[5]), "somebody has written since");
         let torn = life.read::<3>().unwrap();
         assert!(!torn.quiet && torn.words == [9, 2, 3]);
         life.end();
         life.begin(&[4, 4, 4]);
-        assert!(life.read::<3>().unwrap().quiet && life.write(0, &[5]));
+        assert!(life.read::<3>().unwrap().quiet && life.write(life.quiet().unwrap(), 0, &[5]));
     }
 
     #[test]
@@ -215,7 +224,7 @@ mod tests {
         words.sequence.store(u32::MAX - 1, Ordering::Relaxed);
         let life = words.life();
         life.begin(&[1, 1, 1]);
-        assert!(life.write(0, &[2]));
+        assert!(life.write(life.quiet().unwrap(), 0, &[2]));
         assert_eq!(words.sequence.load(Ordering::Relaxed), 0);
         assert_eq!(life.read::<3>().unwrap().generation, u32::MAX);
         life.end();
@@ -299,8 +308,8 @@ mod models {
             let owner = {
                 let shared = shared.clone();
                 thread::spawn(move || {
-                    assert!(shared.life().write(0, &[1, 1]));
-                    assert!(shared.life().write(0, &[2, 2]));
+                    assert!(shared.life().write(shared.life().quiet().unwrap(), 0, &[1, 1]));
+                    assert!(shared.life().write(shared.life().quiet().unwrap(), 0, &[2, 2]));
                 })
             };
             let copied = shared.life().read::<2>().unwrap();

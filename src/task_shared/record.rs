@@ -150,10 +150,15 @@ impl Record {
         self.life().end();
     }
 
+    /// The sequence, for [`publish`](Self::publish), unless a publication is going on.
+    pub(super) fn quiet(&self) -> Option<u32> {
+        self.life().quiet()
+    }
+
     /// Publishes all but name and user word as one moment; `false` in a signal handler that
     /// interrupted the owner's publication. Only for the holder of the mutex.
-    pub(super) fn publish(&self, values: Values) -> bool {
-        self.life().write(0, &values.to_words()[..NAME])
+    pub(super) fn publish(&self, sequence: u32, values: Values) -> bool {
+        self.life().write(sequence, 0, &values.to_words()[..NAME])
     }
 
     /// What a reader may know; `None` if nobody holds the slot, or it changed hands
@@ -206,7 +211,7 @@ mod tests {
         let reading = Reading { generation: 1, quiet: true, values: values() };
         assert_eq!(record.read(), Some(reading));
         let later = Values { cpu: 20, updated: 80, name: [b'x'; 16], user: 90, ..values() };
-        assert!(record.publish(later));
+        assert!(record.publish(record.quiet().unwrap(), later));
         let expected = Values { cpu: 20, updated: 80, ..values() };
         assert_eq!(record.read().unwrap().values, expected, "neither name nor user word");
         record.user().store(91, Ordering::Relaxed);

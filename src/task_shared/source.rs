@@ -68,7 +68,11 @@ pub(super) fn read_schedstat(file: &Kept) -> Result<Schedstat> {
     // SAFETY: to read from another file that has the number by now does no harm; the text is
     // checked.
     let file = unsafe { file.file() };
-    let len = pread(file, &mut text, 0).op(OP)?;
+    let len = match pread(file, &mut text, 0) {
+        // A pipe or a socket has the number now.
+        Err(Errno::SPIPE) => 0,
+        len => len.op(OP)?,
+    };
     let Some([_, run_delay, pcount]) = parse(&text[..len]) else {
         return Err(Error::because(OP, Errno::BADMSG, "the kept descriptor is no schedstat"));
     };
