@@ -10,8 +10,8 @@ usage: ci/kernels.sh [5.10] [6.1] [6.12] [7]
 Builds the crate's tests and examples, boots each named kernel series (all
 four if none is named) in QEMU by software emulation, and runs every test
 binary there as an ordinary user. The kernels are Debian's packages, taken from
-the archive that this machine's apt is set up for and kept in a cache; apt's own
-configuration and lists are left alone.
+the archive that this machine's apt is set up for and kept in a cache, with lists
+of their own; apt's configuration is left alone.
 
 One line a kernel tells the counts and which features the tests found missing,
 and the last line sums up. The exit status is 0 only if every guest finished
