@@ -1,8 +1,11 @@
 //! Regions between processes that were executed, killed, forked, and that lie.
 //!
-//! A child is this test binary again, told what to do by the variable `ROLE`. Each test has a
+//! A child is this test binary again, told what to do by the environment. Each test has a
 //! runtime directory of its own.
 
+mod common;
+
+use common::{Player, say};
 use core::mem::MaybeUninit;
 use core::ptr::{NonNull, null};
 use core::time::Duration;
@@ -13,9 +16,8 @@ use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
 };
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use tempfile::TempDir;
 use unmerged::mshare::{Arena, Region, Resident, unlink, unlink_in};
 
@@ -73,56 +75,10 @@ fn walk(region: &Region, root: &str) -> Vec<u64> {
 }
 
 /// A child that does `role` in this runtime directory.
-struct Player {
-    child: Child,
-    says: BufReader<ChildStdout>,
-    hears: Option<ChildStdin>,
-}
-
-impl Player {
-    fn new(dir: &TempDir, role: &str) -> Self {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "child", "--nocapture", "--test-threads=1"])
-            .env("ROLE", role)
-            .env("UNMERGED_RUNTIME_DIR", dir.path())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let says = BufReader::new(child.stdout.take().unwrap());
-        let hears = child.stdin.take();
-        Self { child, says, hears }
-    }
-
-    /// The next line that it says; libtest's own are left out.
-    fn line(&mut self) -> String {
-        let mut line = String::new();
-        loop {
-            line.clear();
-            assert_ne!(self.says.read_line(&mut line).unwrap(), 0, "the child says no more");
-            if let Some((_, said)) = line.split_once("> ") {
-                return said.trim().to_string();
-            }
-        }
-    }
-
-    fn kill(mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-
-    /// Lets it go on to its end.
-    fn end(mut self) {
-        drop(self.hears.take());
-        let mut rest = String::new();
-        self.says.read_to_string(&mut rest).unwrap();
-        assert!(self.child.wait().unwrap().success(), "{rest}");
-    }
-}
-
-fn say(what: impl core::fmt::Display) {
-    println!("> {what}");
-    std::io::stdout().flush().unwrap();
+fn player(dir: &TempDir, role: &str) -> Player {
+    let mut command = common::child("child", role);
+    command.env("UNMERGED_RUNTIME_DIR", dir.path());
+    Player::start(command)
 }
 
 /// Until the parent lets go.
@@ -138,7 +94,7 @@ fn fork() -> i32 {
 /// What a child does; nothing in an ordinary run.
 #[test]
 fn child() {
-    let Ok(role) = std::env::var("ROLE") else { return };
+    let Some(role) = common::role() else { return };
     let create = |name: &str| Region::builder(name).size(64 * KIB).create();
     match role.as_str() {
         "address" => say(format!("{:p}", Region::open("region").unwrap().base())),
@@ -231,7 +187,7 @@ fn pointers_of_one_process_are_walked_in_another() {
     let dir = dir();
     let region = create(&dir, "region", 1 << 30).unwrap();
     build(&region, 1..=5);
-    let mut other = Player::new(&dir, "walk and build");
+    let mut other = player(&dir, "walk and build");
     assert_eq!(other.line(), "[5, 4, 3, 2, 1]");
     other.end();
     assert_eq!(walk(&region, "list"), [9, 8, 7]);
@@ -246,7 +202,7 @@ fn a_hundred_programs_have_it_at_one_address() {
     let region = create(&dir, "region", 1 << 40).unwrap();
     let here = format!("{:p}", region.base());
     for _ in 0..100 {
-        let mut other = Player::new(&dir, "address");
+        let mut other = player(&dir, "address");
         assert_eq!(other.line(), here);
         other.end();
     }
@@ -321,7 +277,7 @@ fn a_second_opening_is_a_second_handle() {
 #[test]
 fn threads_open_and_close_at_once() {
     let dir = dir();
-    let mut creator = Player::new(&dir, "create and wait");
+    let mut creator = player(&dir, "create and wait");
     assert_eq!(creator.line(), "ready");
     std::thread::scope(|scope| {
         for _ in 0..4 {
@@ -348,9 +304,7 @@ fn a_clash_of_addresses_is_an_error() {
     assert!(error.is_exists() && error.to_string().contains("0x510000"), "{error}");
     assert_eq!(names(&dir), ["region"]);
 
-    let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "child", "--nocapture"])
-        .env("ROLE", "clash")
+    let output = common::child("child", "clash")
         .env("BASE", base.to_string())
         .env("UNMERGED_RUNTIME_DIR", dir.path())
         .output()
@@ -414,7 +368,7 @@ fn pointers_are_checked() {
 #[test]
 fn a_killed_creator_leaves_the_memory_and_no_name() {
     let dir = dir();
-    let mut creator = Player::new(&dir, "create and wait");
+    let mut creator = player(&dir, "create and wait");
     assert_eq!(creator.line(), "ready");
     let region = open(&dir, "region").unwrap();
     creator.kill();
@@ -428,7 +382,7 @@ fn a_killed_creator_leaves_the_memory_and_no_name() {
     assert_eq!(walk(&region, "list"), [3, 2, 1]);
     assert_eq!(names(&dir), [""; 0]);
 
-    let mut creator = Player::new(&dir, "create and wait");
+    let mut creator = player(&dir, "create and wait");
     assert_eq!(creator.line(), "ready");
     creator.kill();
     assert!(unlink_in(dir.path(), "region").unwrap_err().is_not_found());
@@ -439,13 +393,13 @@ fn a_killed_creator_leaves_the_memory_and_no_name() {
 fn one_creator_of_many_wins() {
     let dir = dir();
     for round in 0..4 {
-        let mut racers: Vec<_> = (0..4).map(|_| Player::new(&dir, "race")).collect();
+        let mut racers: Vec<_> = (0..4).map(|_| player(&dir, "race")).collect();
         let mut said: Vec<_> = racers.iter_mut().map(Player::line).collect();
         said.sort();
         let exists = libc::EEXIST.to_string();
         assert_eq!(said, [&*exists, &*exists, &*exists, "won"]);
         // Odd rounds leave a stale name for the next to clean.
-        for racer in racers {
+        for mut racer in racers {
             if round % 2 == 0 { racer.kill() } else { racer.end() }
         }
     }
@@ -454,14 +408,14 @@ fn one_creator_of_many_wins() {
 #[test]
 fn fork_shares_memory_and_not_the_name() {
     let dir = dir();
-    Player::new(&dir, "fork").end();
+    player(&dir, "fork").end();
     assert_eq!(names(&dir), [""; 0]);
 }
 
 #[test]
 fn a_forked_copy_of_the_listener_is_no_server() {
     let dir = dir();
-    let mut creator = Player::new(&dir, "fork a holder of the listener");
+    let mut creator = player(&dir, "fork a holder of the listener");
     let holder: i32 = creator.line().parse().unwrap();
     open(&dir, "region").unwrap();
     creator.kill();
@@ -759,12 +713,12 @@ fn the_mode_is_that_of_the_socket_whatever_the_umask() {
 #[test]
 fn a_server_without_descriptors_waits() {
     let dir = dir();
-    let mut creator = Player::new(&dir, "create with few descriptors");
+    let mut creator = player(&dir, "create with few descriptors");
     assert_eq!(creator.line(), "ready");
     let silent: Vec<_> = (0..40).map(|_| call(&dir, "region")).collect();
     // The CPU time of the server, in clock ticks of 10 ms.
     let ticks = || -> u64 {
-        let stat = format!("/proc/{}/stat", creator.child.id());
+        let stat = format!("/proc/{}/stat", creator.pid());
         let stat = std::fs::read_to_string(stat).unwrap();
         let fields = stat.rsplit(')').next().unwrap().split_whitespace();
         fields.skip(11).take(2).map(|ticks| ticks.parse::<u64>().unwrap()).sum()

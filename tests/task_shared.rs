@@ -5,12 +5,12 @@
 
 mod common;
 
+use common::{Player, say, wait_for_nudge};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use std::collections::BTreeSet;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Barrier, mpsc};
 use std::thread;
@@ -18,7 +18,6 @@ use std::time::{Duration, Instant};
 use unmerged::task_shared::{self, Monitor, SchedStats};
 use unmerged::{Error, Result};
 
-const PART: &str = "UNMERGED_TEST_PART";
 /// The name that readers look for.
 const NAME: &str = "unmerged.task_shared";
 
@@ -50,70 +49,11 @@ fn gettid() -> u32 {
     rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned()
 }
 
-/// Another process that plays a part of [`child`]; killed when this is dropped.
-struct Player {
-    process: Child,
-    said: BufReader<std::process::ChildStdout>,
-    /// What it has said so far.
-    heard: Vec<String>,
-}
-
-impl Player {
-    fn start(part: &str) -> Self {
-        let mut process = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "child", "--nocapture", "--test-threads=1"])
-            .env(PART, part)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let said = BufReader::new(process.stdout.take().unwrap());
-        let mut player = Self { process, said, heard: Vec::new() };
-        player.wait_for("ready");
-        player
-    }
-
-    fn pid(&self) -> u32 {
-        self.process.id()
-    }
-
-    /// Reads until it says this word.
-    fn wait_for(&mut self, word: &str) {
-        let mut line = String::new();
-        loop {
-            line.clear();
-            assert_ne!(self.said.read_line(&mut line).unwrap(), 0, "the child never said {word}");
-            // What is not said by `say` is the test harness's.
-            if let Some(said) = line.strip_prefix('@') {
-                self.heard.push(said.trim().to_owned());
-                if said.trim() == word {
-                    return;
-                }
-            }
-        }
-    }
-
-    /// Lets it go on.
-    fn nudge(&mut self) {
-        self.process.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
-    }
-}
-
-impl Drop for Player {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-fn say(words: &str) {
-    println!("\n@{words}");
-    std::io::stdout().flush().unwrap();
-}
-
-/// Until the parent nudges, or is gone.
-fn wait_for_nudge() {
-    let _ = std::io::stdin().read(&mut [0]);
+/// Another process that plays a part of [`child`], once it is ready.
+fn start(part: &str) -> Player {
+    let mut player = Player::start(common::child("child", part));
+    player.wait_for("ready");
+    player
 }
 
 fn sealed_file(seals: SealFlags, bytes: &[u8]) -> OwnedFd {
@@ -140,7 +80,7 @@ fn table_bytes() -> Vec<u8> {
 /// Not a test: the other process of those below.
 #[test]
 fn child() {
-    let Ok(part) = std::env::var(PART) else { return };
+    let Some(part) = common::role() else { return };
     match part.as_str() {
         "publisher" => {
             let ready = Barrier::new(4);
@@ -176,16 +116,16 @@ fn child() {
             });
             wait_for_nudge();
             assert!(!other.is_finished());
-            panic!("{}", exec_again().exec());
+            panic!("{}", common::child("child", "without").exec());
         }
         "exec by the main thread" => {
             // The harness runs tests in threads; the main thread of a fork child is ours.
             in_fork(|| {
                 task_shared::current().unwrap().set_user(7).unwrap();
-                say(&format!("pid {}", std::process::id()));
+                say(std::process::id());
                 say("ready");
                 wait_for_nudge();
-                panic!("{}", exec_again().exec());
+                panic!("{}", common::child("child", "without").exec());
             });
         }
         "without" => {
@@ -406,7 +346,7 @@ fn raw_exit_is_seen_and_the_slot_comes_back() {
 
 #[test]
 fn another_process_and_its_death() {
-    let mut player = Player::start("publisher");
+    let mut player = start("publisher");
     let monitor = Monitor::open(player.pid()).unwrap();
     let mut seen: Vec<_> = monitor.threads().filter(|thread| thread.user() != 0).collect();
     seen.sort_by_key(|thread| thread.user());
@@ -419,26 +359,18 @@ fn another_process_and_its_death() {
         let counts = thread.stats().pcount > 0 && thread.stats().sum_exec_runtime > 0;
         assert!(counts || thread.updated() == 0);
     }
-    player.process.kill().unwrap();
-    player.process.wait().unwrap();
+    player.kill();
     assert!(monitor.threads().count() >= 3, "the last numbers stay");
     assert!(monitor.threads().all(|thread| !thread.is_alive()) && !monitor.is_running());
     assert!(seen.iter().all(|thread| !thread.is_alive()));
     assert_eq!(Monitor::open(player.pid()).unwrap_err().raw_os_error(), libc::ESRCH);
 }
 
-/// This binary again, without a slot.
-fn exec_again() -> Command {
-    let mut again = Command::new(std::env::current_exe().unwrap());
-    again.args(["--exact", "child", "--nocapture"]).env(PART, "without");
-    again
-}
-
 #[test]
 fn exec_by_the_main_thread_ends_the_slots() {
-    let mut player = Player::start("exec by the main thread");
-    let pid = player.heard.iter().find_map(|line| line.strip_prefix("pid ")).unwrap();
-    let pid = pid.parse().unwrap();
+    let mut player = Player::start(common::child("child", "exec by the main thread"));
+    let pid = player.line().parse().unwrap();
+    player.wait_for("ready");
     let monitor = Monitor::open(pid).unwrap();
     let seen = monitor.threads().find(|thread| thread.user() == 7).unwrap();
     assert!(seen.is_alive() && monitor.is_running());
@@ -450,7 +382,7 @@ fn exec_by_the_main_thread_ends_the_slots() {
 
 #[test]
 fn exec_by_another_thread_ends_the_others_and_the_program() {
-    let mut player = Player::start("exec by a thread");
+    let mut player = start("exec by a thread");
     let monitor = Monitor::open(player.pid()).unwrap();
     let other = monitor.threads().find(|thread| thread.user() == 8).unwrap();
     assert!(other.is_alive() && monitor.is_running());
@@ -658,7 +590,7 @@ fn nobody_to_read() {
         assert_eq!(error.raw_os_error(), libc::ESRCH, "{error}");
         assert!(error.to_string().contains(&pid.to_string()), "{error}");
     }
-    let player = Player::start("without");
+    let player = start("without");
     let error = Monitor::open(player.pid()).unwrap_err();
     assert_eq!(error.raw_os_error(), libc::ENOENT, "{error}");
     if !rustix::process::geteuid().is_root() {
@@ -683,7 +615,7 @@ fn hostile_files_give_typed_errors() {
         ("empty", libc::EBADMSG),
         ("random", libc::EBADMSG),
     ] {
-        let player = Player::start(part);
+        let player = start(part);
         let error = Monitor::open(player.pid()).unwrap_err();
         assert_eq!(error.raw_os_error(), errno, "{part}: {error}");
     }

@@ -1,7 +1,8 @@
 //! What the live tests share.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
-use std::process::Command;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 /// A kernel feature is missing: says so, with what took over. Where `UNMERGED_REQUIRE` (a
 /// comma-separated list) names the feature, that is a failure.
@@ -44,4 +45,82 @@ pub(crate) fn succeed(mut command: Command) {
             eprintln!("{line}");
         }
     }
+}
+
+/// Another process that plays a part and talks in lines; killed when this is dropped.
+pub(crate) struct Player {
+    process: Child,
+    says: BufReader<ChildStdout>,
+    hears: Option<ChildStdin>,
+}
+
+/// What marks a line of a player among those of the test harness.
+const MARK: &str = "> ";
+
+impl Player {
+    pub(crate) fn start(mut command: Command) -> Self {
+        let command = command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut process = command.spawn().unwrap();
+        let says = BufReader::new(process.stdout.take().unwrap());
+        let hears = process.stdin.take();
+        Self { process, says, hears }
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// The next line that it says.
+    pub(crate) fn line(&mut self) -> String {
+        let mut line = String::new();
+        loop {
+            line.clear();
+            assert_ne!(self.says.read_line(&mut line).unwrap(), 0, "the child says no more");
+            if let Some((_, said)) = line.split_once(MARK) {
+                return said.trim().to_owned();
+            }
+        }
+    }
+
+    /// Reads until it says this.
+    pub(crate) fn wait_for(&mut self, word: &str) {
+        while self.line() != word {}
+    }
+
+    /// Lets it go on from [`wait_for_nudge`].
+    pub(crate) fn nudge(&mut self) {
+        self.hears.as_mut().unwrap().write_all(b"\n").unwrap();
+    }
+
+    /// Kills it, and waits until it is gone.
+    pub(crate) fn kill(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+
+    /// Lets it go on to its end, which must be a good one.
+    pub(crate) fn end(mut self) {
+        drop(self.hears.take());
+        let mut rest = String::new();
+        self.says.read_to_string(&mut rest).unwrap();
+        assert!(self.process.wait().unwrap().success(), "{rest}");
+    }
+}
+
+impl Drop for Player {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// In a player: says a line.
+pub(crate) fn say(what: impl std::fmt::Display) {
+    println!("{MARK}{what}");
+    std::io::stdout().flush().unwrap();
+}
+
+/// In a player: until the parent nudges, or is gone.
+pub(crate) fn wait_for_nudge() {
+    let _ = std::io::stdin().read(&mut [0]);
 }
