@@ -112,8 +112,12 @@ impl fmt::Display for Probe {
             let line = format!("{name:<18} {answer:<4} {since:<7} {detail}");
             writeln!(f, "{}", line.trim_end())?;
         }
-        writeln!(f, "percpu by {}, forced by UNMERGED_PERCPU=gs|rseq|portable", self.percpu)?;
-        writeln!(f, "futex2 on 64 bits by {}, forced by UNMERGED_FUTEX2=shadow", self.futex2)?;
+        writeln!(f, "percpu by {} (UNMERGED_PERCPU=gs|rseq|portable forces one)", self.percpu)?;
+        writeln!(
+            f,
+            "futex2 on 64 bits by {} (UNMERGED_FUTEX2=shadow forces the other)",
+            self.futex2
+        )?;
         let stats = if self.has("schedstat") { "schedstat" } else { "nothing: unsupported" };
         writeln!(f, "task_shared statistics by {stats}")?;
         write!(f, "mshare regions in memory files of 4 KiB pages, served by their creators")

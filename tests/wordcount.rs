@@ -130,6 +130,29 @@ impl Answer {
     }
 }
 
+/// Whoever reads the output wants no more of it, or there is no room for it: an end with a
+/// status of the help's, and no panic.
+#[test]
+fn an_output_that_takes_nothing() {
+    for (target, says) in [("/dev/full", "No space left"), ("closed pipe", "")] {
+        let place = Place::new();
+        place.write("a", "one two two");
+        let mut command = place.command(&[]);
+        command.arg(place.files.path());
+        if target == "/dev/full" {
+            command.stdout(std::fs::File::options().write(true).open(target).unwrap());
+        } else {
+            let (reader, writer) = std::io::pipe().unwrap();
+            drop(reader);
+            command.stdout(writer);
+        }
+        let output = command.spawn().unwrap().wait_with_output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{target}: {stderr}");
+        assert!(stderr.contains(says) && !stderr.contains("panicked"), "{target}: {stderr}");
+    }
+}
+
 #[test]
 fn known_text() {
     let place = Place::new();

@@ -8,6 +8,7 @@ use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use std::env;
+use std::io::{self, Write};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread::Scope;
 use unmerged::task_shared::{Monitor, SchedStats};
@@ -93,7 +94,9 @@ impl<'scope, 'env> Fleet<'scope, 'env> {
                 Ok(monitor) => member.monitor = Some(monitor),
                 // It died since; that is seen soon.
                 Err(_) if state == GONE || !is_running(&member.process) => {}
-                Err(error) => eprintln!("wordcount: worker {}: {error}", member.pid()),
+                Err(error) => {
+                    let _ = writeln!(io::stderr(), "wordcount: worker {}: {error}", member.pid());
+                }
             }
             // Unless it is gone.
             if seat.compare_exchange(READY, WATCHED, Ordering::Release, Ordering::Relaxed).is_ok() {

@@ -7,7 +7,7 @@ use crate::fleet::Member;
 use crate::job::Job;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use std::cell::{Cell, RefCell};
-use std::io::{IsTerminal, stderr};
+use std::io::{IsTerminal, Write, stderr};
 use std::time::Duration;
 use unmerged::futex2::Deadline;
 
@@ -76,7 +76,7 @@ impl Progress {
 
     /// A line on stderr, above the bars.
     pub(crate) fn warn(&self, line: &str) {
-        let warn = || eprintln!("wordcount: {line}");
+        let warn = || drop(writeln!(stderr(), "wordcount: {line}"));
         match &self.bars {
             Some(bars) => bars.all.suspend(warn),
             None => warn(),

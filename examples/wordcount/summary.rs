@@ -2,34 +2,45 @@
 
 use crate::job::Job;
 use crate::parent::Report;
+use std::io::{self, Write};
 use std::os::unix::process::ExitStatusExt;
 
 /// Prints the most frequent words and what it took to find them.
-pub(crate) fn print(job: &Job<'_>, report: &Report<'_>, top: usize) {
+///
+/// # Errors
+///
+/// Those of the output.
+pub(crate) fn print(
+    out: &mut impl Write,
+    job: &Job<'_>,
+    report: &Report<'_>,
+    top: usize,
+) -> io::Result<()> {
     let totals = &report.totals;
     for total in totals.top(top) {
-        println!("{:>12}  {}", total.count, String::from_utf8_lossy(total.word));
+        writeln!(out, "{:>12}  {}", total.count, String::from_utf8_lossy(total.word))?;
     }
     let (seconds, bytes) = (report.time.as_secs_f64(), totals.bytes);
-    println!();
-    println!(
+    writeln!(out)?;
+    writeln!(
+        out,
         "files       {} counted, {} binary and skipped, {} unreadable",
         report.counted,
         report.binary,
         report.unreadable.len()
-    );
+    )?;
     for line in &report.unreadable {
-        println!("unreadable  {line}");
+        writeln!(out, "unreadable  {line}")?;
     }
-    println!("bytes       {bytes}");
-    println!("words       {}, {} different", totals.words, totals.distinct());
-    println!("time        {seconds:.3} s, {:.1} MB/s", bytes as f64 / 1e6 / seconds);
+    writeln!(out, "bytes       {bytes}")?;
+    writeln!(out, "words       {}, {} different", totals.words, totals.distinct())?;
+    writeln!(out, "time        {seconds:.3} s, {:.1} MB/s", bytes as f64 / 1e6 / seconds)?;
     let on_cpus: Vec<_> = (job.words.per_cpu().filter(|(_, words)| *words > 0))
         .map(|(cpu, words)| format!("{cpu}: {words}"))
         .collect();
-    println!("by CPU      {}", on_cpus.join(", "));
-    println!();
-    println!("  worker         MB   CPU s  delay s  switches  last CPU  end");
+    writeln!(out, "by CPU      {}", on_cpus.join(", "))?;
+    writeln!(out)?;
+    writeln!(out, "  worker         MB   CPU s  delay s  switches  last CPU  end")?;
     for member in &report.members {
         let numbers = member.numbers();
         let stats = numbers.stats;
@@ -40,7 +51,8 @@ pub(crate) fn print(job: &Job<'_>, report: &Report<'_>, top: usize) {
             },
             None => "running".into(),
         };
-        println!(
+        writeln!(
+            out,
             "{:>8} {:>10.1} {:>7.3} {:>8.3} {:>9} {:>9}  {end}",
             member.pid(),
             numbers.bytes as f64 / 1e6,
@@ -48,6 +60,7 @@ pub(crate) fn print(job: &Job<'_>, report: &Report<'_>, top: usize) {
             stats.run_delay as f64 / 1e9,
             stats.pcount,
             numbers.cpu,
-        );
+        )?;
     }
+    Ok(())
 }

@@ -117,14 +117,17 @@ impl Directory {
     /// ENOENT for an unknown name and for one whose server is gone, EACCES if its mode bits
     /// forbid it, EPERM if somebody else listens, ETIMEDOUT if the queue stays full.
     pub(super) fn call(&self, name: &str, patience: Duration) -> Result<Connection> {
-        let gone = |reason| Error::because(self.operation, Errno::NOENT, reason);
+        let at = self.path.display();
+        let gone = |why| {
+            Error::with(self.operation, Errno::NOENT, format_args!("{why} \"{name}\" in {at}"))
+        };
         let connection = socket::call(&self.path.join(name), patience).map_err(|e| match e {
-            Errno::NOENT => gone("no region of this name"),
-            Errno::CONNREFUSED => gone("the process that served this name has ended"),
+            Errno::NOENT => gone("no region"),
+            Errno::CONNREFUSED => gone("nobody serves"),
             Errno::AGAIN => self.timed_out(patience),
             Errno::ACCESS => {
-                let reason = "the mode of the region does not let this user attach";
-                Error::because(self.operation, Errno::ACCESS, reason)
+                let why = "the mode of the region or of its directory forbids";
+                Error::with(self.operation, Errno::ACCESS, format_args!("{why} \"{name}\" in {at}"))
             }
             errno => Error::new(self.operation, errno),
         })?;
@@ -137,7 +140,7 @@ impl Directory {
             ));
         }
         if has_ended(server.pid) {
-            return Err(gone("the process that served this name has ended"));
+            return Err(gone("nobody serves"));
         }
         Ok(connection)
     }

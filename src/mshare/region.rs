@@ -107,19 +107,26 @@ impl Region {
     /// back; see [`super::Arena`] for many small values.
     ///
     /// Lock-free, and safe to be killed in: what a dead process had taken stays taken, and
-    /// that is all. A layout of no bytes takes none.
+    /// that is all. A layout of no bytes takes none, and gets an aligned pointer to none.
     ///
     /// # Errors
     ///
-    /// ENOMEM with the numbers if the region is full; smaller layouts may still fit.
+    /// ENOMEM with the numbers if the region is full (smaller layouts may still fit), or for an
+    /// alignment over 1 GiB.
     pub fn alloc(&self, layout: Layout) -> Result<NonNull<u8>> {
         let size = self.attachment.shape().size;
-        let taken = if layout.align() as u64 > super::window::ALIGN {
-            Err(size) // An offset could be aligned where the address is not.
-        } else {
-            self.attachment.header().bump(size).take(layout)
-        };
-        match taken {
+        if layout.size() == 0 {
+            return Ok(layout.dangling_ptr());
+        }
+        if layout.align() as u64 > super::window::ALIGN {
+            // An offset could be aligned where the address is not.
+            return Err(Error::with(
+                "mshare::Region::alloc",
+                Errno::NOMEM,
+                format_args!("aligned to {}, at most {}", layout.align(), super::window::ALIGN),
+            ));
+        }
+        match self.attachment.header().bump(size).take(layout) {
             // SAFETY: the offset is at most the size, so the pointer is inside or at the end.
             Ok(offset) => Ok(unsafe { self.base().add(offset as usize) }),
             Err(taken) => Err(Error::with(
@@ -150,16 +157,22 @@ impl Region {
     ///
     /// EINVAL with the numbers.
     pub fn resolve<T: Resident>(&self, pointer: *const T) -> Result<NonNull<T>> {
-        self.check(pointer, 1, Errno::INVAL)
+        self.check("mshare::Region::resolve", pointer, 1, Errno::INVAL)
     }
 
     /// `len` of them, from `pointer` on.
-    fn check<T>(&self, pointer: *const T, len: usize, errno: Errno) -> Result<NonNull<T>> {
+    fn check<T>(
+        &self,
+        operation: &'static str,
+        pointer: *const T,
+        len: usize,
+        errno: Errno,
+    ) -> Result<NonNull<T>> {
         let (address, base) = (pointer.addr(), self.base());
         let inside = len.checked_mul(size_of::<T>()).filter(|&size| self.contains(pointer, size));
         if inside.is_none() || !address.is_multiple_of(align_of::<T>()) {
             return Err(Error::with(
-                "mshare::Region::resolve",
+                operation,
                 errno,
                 format_args!(
                     "{len} times {} bytes aligned to {} at {address:#x}, in a region of {} bytes at \
@@ -187,7 +200,7 @@ impl Region {
     ///   came from [`root`](Self::root), or by some other release and acquire.
     /// - As long as the reference lives, no process writes it other than by atomics.
     pub unsafe fn get<T: Resident>(&self, pointer: *const T) -> Result<&T> {
-        let pointer = self.resolve(pointer)?;
+        let pointer = self.check("mshare::Region::get", pointer, 1, Errno::INVAL)?;
         // SAFETY: inside, aligned, mapped as long as the region is borrowed; the rest is
         // the caller's word.
         Ok(unsafe { pointer.as_ref() })
@@ -204,7 +217,7 @@ impl Region {
     ///
     /// As for [`get`](Self::get), for each of them.
     pub unsafe fn get_slice<T: Resident>(&self, pointer: *const T, len: usize) -> Result<&[T]> {
-        let pointer = self.check(pointer, len, Errno::INVAL)?;
+        let pointer = self.check("mshare::Region::get_slice", pointer, len, Errno::INVAL)?;
         // SAFETY: all inside, aligned, mapped as long as the region is borrowed, and no longer
         // than an allocation may be, because the region is one; the rest is the caller's word.
         Ok(unsafe { NonNull::slice_from_raw_parts(pointer, len).as_ref() })
@@ -219,11 +232,12 @@ impl Region {
     /// EINVAL with the numbers if the value is not inside and aligned, or if the root was set
     /// with a type of other size or alignment. ENOSPC if all roots have other names.
     pub fn set_root<T: Resident>(&self, name: &str, value: NonNull<T>) -> Result<()> {
-        let value = self.resolve(value.as_ptr())?;
+        const OP: &str = "mshare::Region::set_root";
+        let value = self.check(OP, value.as_ptr(), 1, Errno::INVAL)?;
         let kind = Kind::of::<T>();
         let address = value.as_ptr().expose_provenance() as u64;
         let roots = self.attachment.header().roots();
-        roots.set(key(name), kind, address).map_err(|refusal| refused(name, kind, refusal))
+        roots.set(key(name), kind, address).map_err(|refusal| refused(OP, name, kind, refusal))
     }
 
     /// The root of this name: what was published last, with all that was written before.
@@ -234,21 +248,21 @@ impl Region {
     /// EINVAL with the numbers if it was set with a type of other size or alignment, EBADMSG
     /// if the address found is not inside and aligned: a participant wrote it by force.
     pub fn root<T: Resident>(&self, name: &str) -> Result<Option<NonNull<T>>> {
+        const OP: &str = "mshare::Region::root";
         let kind = Kind::of::<T>();
         let roots = self.attachment.header().roots();
-        match roots.get(key(name), kind).map_err(|refusal| refused(name, kind, refusal))? {
+        match roots.get(key(name), kind).map_err(|refusal| refused(OP, name, kind, refusal))? {
             0 => Ok(None),
             address => {
                 let pointer = core::ptr::without_provenance(address as usize);
-                self.check(pointer, 1, Errno::BADMSG).map(Some)
+                self.check(OP, pointer, 1, Errno::BADMSG).map(Some)
             }
         }
     }
 }
 
 #[cold]
-fn refused(name: &str, kind: Kind, refusal: Refusal) -> Error {
-    let operation = "mshare::Region::root";
+fn refused(operation: &'static str, name: &str, kind: Kind, refusal: Refusal) -> Error {
     match refusal {
         Refusal::Full => Error::with(
             operation,

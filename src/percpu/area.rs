@@ -24,6 +24,10 @@ const MAGIC: u32 = u32::from_be_bytes(*b"uPC1");
 /// threads do, and no count is lost. A process that uses another implementation than its
 /// peers (no rseq, `UNMERGED_PERCPU`) adds to the overflow stripes, which are the area's too.
 ///
+/// The memory is a shared mapping of a file (a memory file, tmpfs), page-aligned. In an mshare
+/// region it is `region.alloc(Layout::from_size_align(Area::size(), 4096)?)`, and a root tells
+/// the others where.
+///
 /// An area has 512 cells of 8 bytes. Which cell means what is agreed between the processes.
 ///
 /// Pages of a memory file are committed by reads too: a [`sum`](Counter::sum) commits the

@@ -4,7 +4,7 @@
 use core::mem::MaybeUninit;
 use core::time::Duration;
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use rustix::io::{Errno, IoSlice, IoSliceMut, Result};
+use rustix::io::{Errno, IoSlice, IoSliceMut, Result, fcntl_dupfd_cloexec};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
@@ -122,8 +122,8 @@ impl Connection {
     /// # Errors
     ///
     /// ECONNRESET at the end of the connection, EAGAIN at the deadline, EMSGSIZE for a
-    /// message or a set of descriptors that is larger than there is room for; descriptors that
-    /// did arrive are closed then.
+    /// message or a set of descriptors that is larger than there is room for, EMFILE or ENFILE
+    /// if there is no descriptor free; descriptors that did arrive are closed then.
     pub fn receive(&self, buffer: &mut [u8]) -> Result<(usize, Vec<OwnedFd>)> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -137,8 +137,13 @@ impl Connection {
                 fds.extend(rights);
             }
         }
-        let truncated = received.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC);
-        if truncated || fds.len() > MAX_FDS {
+        if received.flags.contains(ReturnFlags::CTRUNC) {
+            // Too many of them, or no room for them in our table? The kernel says the same of
+            // both; a further descriptor tells.
+            fcntl_dupfd_cloexec(&self.socket, 0)?;
+            return Err(Errno::MSGSIZE);
+        }
+        if received.flags.contains(ReturnFlags::TRUNC) || fds.len() > MAX_FDS {
             return Err(Errno::MSGSIZE);
         }
         if received.bytes == 0 {
