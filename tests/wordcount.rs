@@ -237,7 +237,7 @@ fn nothing_to_count_and_wrong_usage() {
     // Nobody to kill in the middle of a file.
     place.write("empty", "");
     let answer = place.count(&["--kill-one"]).expect(1);
-    assert!(answer.err.contains("no file has text"), "{answer:?}");
+    assert!(answer.err.contains("none has text"), "{answer:?}");
     place.count(&["--check"]).expect(0);
 }
 
