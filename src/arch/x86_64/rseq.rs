@@ -37,8 +37,8 @@ macro_rules! window {
             ".long 0, 0",                // version, flags
             ".quad 2f, 3f - 2f, 4f",     // start_ip, post_commit_offset, abort_ip
             ".popsection",
-            $($before,)*
             "lea {s}, [rip + 9b]",  // s = &descriptor
+            $($before,)*
             "mov qword ptr fs:[{area} + {rseq_cs}], {s}", // area.rseq_cs = &descriptor
             "2:",
             $($inside,)+
