@@ -45,8 +45,8 @@
 //! *Shadow*, in a private scope: a sequence word beside the waiter counts that a waker
 //! advances. All that sleep on it are woken, some for no reason, and the answer of a wake
 //! counts no more than were asked for. In a shared scope there is no such word that all
-//! processes know: the wait looks at the word again every 2 milliseconds,
-//! so a wake may be late by as much, and is not counted.
+//! processes know: the wait looks at the word again every 2 milliseconds, so it may see a
+//! store late by as much, and the wake that follows the store may not be counted.
 //!
 //! `UNMERGED_FUTEX2=shadow` forces the second way for 64 bits; [`implementation()`] tells.
 //!

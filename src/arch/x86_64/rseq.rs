@@ -7,9 +7,9 @@ use core::arch::asm;
 
 /// One rseq window.
 ///
-/// `before` runs outside, `inside` is the window: it may jump to `4f` to abort, and its
-/// last line is the commit. `area` is the offset of the rseq area; `{s}` is a scratch
-/// register. An abort makes the function return [`Outcome::Aborted`], by a jump: a status
+/// `before` runs outside, when `{s}` already holds the descriptor's address, which it must
+/// leave alone; `inside` is the window: it may jump to `4f` to abort, and its last line is the
+/// commit. `area` is the offset of the rseq area; inside, `{s}` is a scratch register. An abort makes the function return [`Outcome::Aborted`], by a jump: a status
 /// register that is tested after the window costs two more instructions, 6 % of an addition
 /// to counters in turn. (A sequence that returns a value needs one all the same: stable Rust
 /// has no `label` beside an output.)
@@ -37,7 +37,7 @@ macro_rules! window {
             ".long 0, 0",                // version, flags
             ".quad 2f, 3f - 2f, 4f",     // start_ip, post_commit_offset, abort_ip
             ".popsection",
-            "lea {s}, [rip + 9b]",  // s = &descriptor
+            "lea {s}, [rip + 9b]",       // s = &descriptor
             $($before,)*
             "mov qword ptr fs:[{area} + {rseq_cs}], {s}", // area.rseq_cs = &descriptor
             "2:",
