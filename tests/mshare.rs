@@ -127,6 +127,19 @@ fn child() {
             }
             listen();
         }
+        "open as nobody" => {
+            // SAFETY: this process has one thread that matters, and gives its rights away.
+            assert_eq!(unsafe { libc::setgroups(0, null()) }, 0);
+            // SAFETY: as above.
+            assert_eq!(unsafe { libc::setresgid(65_534, 65_534, 65_534) }, 0);
+            // SAFETY: as above.
+            assert_eq!(unsafe { libc::setresuid(65_534, 65_534, 65_534) }, 0);
+            let directory = std::env::var_os("UNMERGED_RUNTIME_DIR").unwrap();
+            say(match Region::open_in(directory, "region") {
+                Ok(region) => format!("{:p}", region.base()),
+                Err(error) => error.raw_os_error().to_string(),
+            });
+        }
         "clash" => {
             let base: usize = std::env::var("BASE").unwrap().parse().unwrap();
             let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
@@ -700,6 +713,25 @@ fn a_server_that_hangs_up_or_belongs_to_nobody() {
         create(&dir, "region", 4096).is_ok()
     });
     assert!(free);
+}
+
+/// Really another user: only root can play this one. What others decide by is a function with
+/// tests of its own.
+#[test]
+fn a_peer_of_another_user() {
+    if !rustix::process::geteuid().is_root() {
+        return eprintln!("not root: no other user to be");
+    }
+    let dir = dir();
+    std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    for (mode, allowed) in [(0o600, false), (0o660, false), (0o666, true)] {
+        let build = Region::builder("region").size(4096).mode(mode).directory(dir.path());
+        let region = build.create().unwrap();
+        let mut other = player(&dir, "open as nobody");
+        let base = format!("{:p}", region.base());
+        assert_eq!(other.line(), if allowed { base } else { libc::EACCES.to_string() });
+        other.end();
+    }
 }
 
 #[test]
