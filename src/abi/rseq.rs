@@ -50,6 +50,8 @@ pub struct Rseq {
 pub const CPU_ID_START: usize = offset_of!(Rseq, cpu_id_start);
 /// Offset of [`Rseq::cpu_id`], for asm.
 pub const CPU_ID: usize = offset_of!(Rseq, cpu_id);
+/// Offset of [`Rseq::mm_cid`], for asm.
+pub const MM_CID: usize = offset_of!(Rseq, mm_cid);
 /// Offset of [`Rseq::rseq_cs`], for asm.
 pub const RSEQ_CS: usize = offset_of!(Rseq, rseq_cs);
 

@@ -1,13 +1,16 @@
 //! The counter.
 
+use super::geometry::Index;
+use super::site::{Site, on};
+use super::stats::ABORTS;
 use super::stripes::{Stripes, stripes};
-use super::{Implementation, STRIDE, cell};
-use crate::arch::{self, Outcome};
+use super::{Implementation, STRIDE, block};
+use crate::arch::{self, Outcome, Words, portable};
 use crate::sync::{AtomicU64, AtomicUsize, Ordering, assert_layout};
 use crate::sys::rseq;
 use core::fmt;
 use core::marker::PhantomData;
-use core::ptr::{self, NonNull};
+use core::ptr;
 
 /// A 64-bit counter with a word on every CPU. Arithmetic wraps, so a counter that also
 /// goes down is read as `sum() as i64`.
@@ -25,7 +28,7 @@ use core::ptr::{self, NonNull};
 /// An addition never waits. If 16 windows in a row are aborted (a debugger that steps, a
 /// timer of a microsecond), it is made with an atomic on an overflow stripe. If the system
 /// has no memory for the counter's words, it is made in the counter itself, which then wraps
-/// at 62 bits.
+/// at 61 bits.
 #[repr(transparent)]
 pub struct Counter<'a> {
     /// | bits | meaning |
@@ -33,7 +36,8 @@ pub struct Counter<'a> {
     /// | `1` | not assigned yet |
     /// | `…000` | distance of the cell from the GS base (implementation `gs`) |
     /// | `…001`, not `1` | address of the cell's word on stripe 0, plus 1 (the others) |
-    /// | `…011` | no memory for a cell: the count itself, above these two bits |
+    /// | `…011` | no memory for a cell: the count itself, above these three bits |
+    /// | `…101` | address of a [`Site`] of the counter's own, plus 5 (areas of another stride) |
     ///
     /// It changes once, from "not assigned"; then only a count in it changes.
     word: AtomicUsize,
@@ -44,7 +48,9 @@ assert_layout!(size_of::<Counter<'_>>() == 8);
 
 const UNASSIGNED: usize = 1;
 const SPILLED: usize = 3;
-const TAG: usize = 3;
+const ELSEWHERE: usize = 5;
+const TAG: usize = 7;
+const TAG_BITS: u32 = TAG.count_ones();
 
 impl Counter<'static> {
     /// A counter of this process, at 0.
@@ -59,19 +65,24 @@ impl Default for Counter<'static> {
     }
 }
 
-/// The word of a counter that has `cell`.
-fn assigned(stripes: &Stripes, cell: *mut u64) -> usize {
+/// The word of a counter that has a cell of the default geometry, at this address.
+fn assigned(stripes: &Stripes, cell: usize) -> usize {
     match stripes.implementation {
         Implementation::Gs => stripes.gs_offset(cell),
-        _ => cell.expose_provenance() + 1,
+        _ => cell + 1,
     }
 }
 
 impl Counter<'_> {
     /// The counter in a cell of an area.
-    pub(super) fn shared(cell: NonNull<u64>) -> Self {
-        let word = AtomicUsize::new(assigned(stripes(), cell.as_ptr()));
-        Self { word, area: PhantomData }
+    pub(super) fn at(site: Site) -> Self {
+        let default = site.geometry.stride == STRIDE && site.geometry.index == Index::CpuId;
+        let word = if default {
+            assigned(stripes(), site.start)
+        } else {
+            Box::into_raw(Box::new(site)).expose_provenance() + ELSEWHERE
+        };
+        Self { word: AtomicUsize::new(word), area: PhantomData }
     }
 
     /// Adds `n`.
@@ -106,34 +117,41 @@ impl Counter<'_> {
         let stripes = stripes();
         let mut word = value(&self.word);
         if word == UNASSIGNED {
-            let take = || cell::take(stripes).ok().map(|cell| assigned(stripes, cell));
-            let give_back = |word| cell::release(stripes, cell_of(stripes, word));
+            let take = || block::take(stripes, 8).ok().map(|cell| assigned(stripes, cell));
+            let give_back = |word| release(stripes, word);
             word = assign_once(&self.word, take, give_back);
+        } else if word & 1 == 0 {
+            ABORTS.count();
         }
-        let cell = cell_of(stripes, word);
-        if cell.is_null() {
-            self.word.fetch_add((n as usize) << TAG.count_ones(), Ordering::Relaxed);
-            return;
+        match Place::of(stripes, word) {
+            // SAFETY: the cell is this counter's, of the geometry of `stripes`.
+            Place::Here(cell) => unsafe { stripes.add(cell, n) },
+            Place::Elsewhere(site) => add_at(site, n),
+            Place::Nowhere => {
+                self.word.fetch_add((n as usize) << TAG_BITS, Ordering::Relaxed);
+            }
         }
-        // SAFETY: the cell is this counter's, of the geometry of `stripes`.
-        unsafe { stripes.add(cell, n) };
     }
 
     /// What stripe `n` has, and what is in no stripe.
     fn words(&self) -> (impl Fn(u32) -> u64, u64) {
         let word = value(&self.word);
-        let cell = cell_of(stripes(), word);
+        let (start, stride) = match Place::of(stripes(), word) {
+            Place::Here(cell) => (cell.addr(), STRIDE),
+            Place::Elsewhere(site) => (site.start, site.geometry.stride),
+            Place::Nowhere => (0, 0),
+        };
         let of = move |stripe: u32| {
-            if cell.is_null() {
+            if start == 0 {
                 return 0;
             }
-            // SAFETY: the cell has a word on each of its stripes.
-            let word = unsafe { cell.byte_add(stripe as usize * STRIDE) };
-            // SAFETY: valid and aligned for the life of the area; asm and atomics write it.
-            unsafe { &*word.cast::<AtomicU64>() }.load(Ordering::Relaxed)
+            let word = ptr::with_exposed_provenance::<AtomicU64>(start + stripe as usize * stride);
+            // SAFETY: the cell has a word on each of its stripes, valid and aligned for the
+            // life of the area; asm and atomics write it.
+            unsafe { &*word }.load(Ordering::Relaxed)
         };
         let spilled = word & TAG == SPILLED;
-        let rest = if spilled { word.cast_signed() >> TAG.count_ones() } else { 0 };
+        let rest = if spilled { word.cast_signed() >> TAG_BITS } else { 0 };
         (of, rest as u64)
     }
 
@@ -164,7 +182,7 @@ impl Drop for Counter<'_> {
     fn drop(&mut self) {
         let word = self.word.load(Ordering::Relaxed);
         if word != UNASSIGNED {
-            cell::release(stripes(), cell_of(stripes(), word));
+            release(stripes(), word);
         }
     }
 }
@@ -175,12 +193,55 @@ impl fmt::Debug for Counter<'_> {
     }
 }
 
-/// The cell of a counter whose word this is; null without one.
-fn cell_of(stripes: &Stripes, word: usize) -> *mut u64 {
-    match word & TAG {
-        0 => stripes.cell_at(word),
-        1 if word != UNASSIGNED => ptr::with_exposed_provenance_mut(word - 1),
-        _ => ptr::null_mut(),
+/// Where a counter counts.
+enum Place<'a> {
+    /// In a cell of the default geometry, here on stripe 0.
+    Here(*mut u64),
+    Elsewhere(&'a Site),
+    /// It has no cell.
+    Nowhere,
+}
+
+impl Place<'_> {
+    /// Of a counter whose word this is.
+    fn of(stripes: &Stripes, word: usize) -> Self {
+        match word & TAG {
+            0 => Self::Here(stripes.cell_at(word)),
+            1 if word != UNASSIGNED => Self::Here(ptr::with_exposed_provenance_mut(word - 1)),
+            ELSEWHERE => {
+                let site = ptr::with_exposed_provenance::<Site>(word - ELSEWHERE);
+                // SAFETY: a leaked box, freed when the counter is dropped.
+                Self::Elsewhere(unsafe { &*site })
+            }
+            _ => Self::Nowhere,
+        }
+    }
+}
+
+/// Gives back what a counter had, whose word this was.
+fn release(stripes: &Stripes, word: usize) {
+    match Place::of(stripes, word) {
+        Place::Here(cell) => block::release(stripes, cell.addr(), 8),
+        Place::Elsewhere(site) => {
+            // SAFETY: made by `Counter::at`, and the counter is gone.
+            drop(unsafe { Box::from_raw(ptr::from_ref(site).cast_mut()) });
+        }
+        Place::Nowhere => {}
+    }
+}
+
+/// Adds `n` in an area of another geometry.
+fn add_at(site: &Site, n: u64) {
+    let done = site.attempt(|place| {
+        on!(place, |Shape, at| {
+            // SAFETY: the site's words are this counter's, which windows and this function update.
+            unsafe { <Shape as Words<u64>>::load_add_store(at, n) }
+        })
+    });
+    if done.is_none() {
+        let word = ptr::with_exposed_provenance_mut(site.overflow_here().word);
+        // SAFETY: on an overflow stripe, which only atomics update.
+        unsafe { portable::add_u64(word, n) };
     }
 }
 

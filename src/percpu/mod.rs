@@ -50,14 +50,26 @@
 //! | exec | gone, like all memory; a shared one stays with the others |
 
 mod area;
+mod block;
 mod cell;
 mod counter;
+mod geometry;
 mod implementation;
+mod runs;
+mod site;
+mod stack;
+mod stats;
+mod stop;
 mod stripes;
+mod turn;
 
-pub use area::Area;
+pub use area::{Area, AreaBuilder, MappedArea};
+pub use cell::Cell;
 pub use counter::Counter;
+pub use geometry::Index;
 pub use implementation::{Implementation, implementation};
+pub use stack::{Node, Stack};
+pub use stats::{Stats, stats};
 
 /// Bytes from one stripe to the next.
 pub const STRIDE: usize = 4096;

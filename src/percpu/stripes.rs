@@ -5,18 +5,15 @@
 //! first block of private cells, and a cell of any area is at the same distance from it on
 //! every CPU.
 
-use super::cell::Block;
-use super::{Implementation, STRIDE};
+use super::block::Block;
+use super::geometry::{Geometry, Index};
+use super::stats::{ABORTS, FALLBACKS, RESTRIPES};
+use super::{Implementation, STRIDE, site};
 use crate::arch::{self, Outcome, portable};
 use crate::sync::Published;
 use crate::sys::features::features;
 use crate::sys::{cpus, rseq};
 use core::ptr;
-
-/// Windows that are tried before an update goes to an overflow stripe. A window is aborted
-/// by a preemption, a signal or a fence inside it; several in a row mean a debugger that
-/// steps, or a timer that fires faster than a window runs.
-const ATTEMPTS: u32 = 16;
 
 /// Decided once per process.
 #[derive(Debug)]
@@ -39,7 +36,8 @@ pub(super) fn stripes() -> &'static Stripes {
         let implementation = Implementation::choose(features, wanted.as_deref());
         if implementation == Implementation::Gs {
             // Without memory for a first block there is nothing that %gs could point at.
-            return match Block::first(cpus) {
+            let geometry = Geometry { stride: STRIDE, cpus, index: Index::CpuId };
+            return match Block::first(&geometry) {
                 Ok(base) => Stripes { implementation, cpus, base },
                 Err(_) => Stripes { implementation: Implementation::Rseq, cpus, base: 0 },
             };
@@ -49,10 +47,15 @@ pub(super) fn stripes() -> &'static Stripes {
 }
 
 impl Stripes {
-    /// Distance from the GS base to `cell`, given by its word on stripe 0; the same on every
-    /// CPU. A multiple of 8.
-    pub(super) fn gs_offset(&self, cell: *mut u64) -> usize {
-        cell.expose_provenance().wrapping_sub(self.base)
+    /// The geometry of private areas.
+    pub(super) const fn geometry(&self) -> Geometry {
+        Geometry { stride: STRIDE, cpus: self.cpus, index: Index::CpuId }
+    }
+
+    /// Distance from the GS base to a cell, given by its address on stripe 0; the same on every
+    /// CPU.
+    pub(super) const fn gs_offset(&self, cell: usize) -> usize {
+        cell.wrapping_sub(self.base)
     }
 
     /// The cell at that distance: its word on stripe 0.
@@ -64,16 +67,23 @@ impl Stripes {
     ///
     /// A base that is neither 0 nor one of ours belongs to somebody who set it in this thread
     /// alone; the thread then does without `%gs`.
-    fn restripe(&self) -> bool {
+    pub(super) fn restripe(&self) -> bool {
+        let area = rseq::area();
+        // SAFETY: the area is known since the implementation was chosen.
+        let cpu = unsafe { arch::cpu_id(area) };
+        if arch::striped_cpu() == cpu {
+            return true;
+        }
         // SAFETY: the implementation is `gs`, so FSGSBASE works.
         let base = unsafe { arch::gs_base() };
         let ours = base.wrapping_sub(self.base) < self.cpus as usize * STRIDE;
         if base != 0 && !ours {
             return false;
         }
-        // SAFETY: FSGSBASE works, the base is nobody else's; the area is known since the
-        // implementation was chosen; the stripes lie in user space.
-        unsafe { arch::gs_restripe(rseq::area(), self.base, STRIDE, self.cpus) == Outcome::Done }
+        RESTRIPES.count();
+        // SAFETY: FSGSBASE works, the base is nobody else's; the area is known; the stripes lie
+        // in user space.
+        unsafe { arch::gs_restripe(area, self.base, STRIDE, self.cpus) == Outcome::Done }
     }
 
     /// `cell += n` on the stripe of this CPU, or on an overflow stripe.
@@ -84,13 +94,15 @@ impl Stripes {
     /// (`2 * cpus` words, [`STRIDE`] apart) that only this function and `%gs` windows update.
     pub(super) unsafe fn add(&self, cell: *mut u64, n: u64) {
         if self.implementation != Implementation::Portable && rseq::ensure_registered() {
-            for _ in 0..ATTEMPTS {
+            for _ in 0..site::ATTEMPTS {
                 // SAFETY: forwarded; the thread is registered.
                 if unsafe { self.add_in_window(cell, n) } == Outcome::Done {
                     return;
                 }
+                ABORTS.count();
             }
         }
+        FALLBACKS.count();
         let stripe = self.cpus + cpus::current() % self.cpus;
         // SAFETY: the cell has a word on each of its `2 * cpus` stripes.
         let word = unsafe { cell.byte_add(stripe as usize * STRIDE) };
@@ -107,7 +119,7 @@ impl Stripes {
         let area = rseq::area();
         if self.implementation == Implementation::Gs && self.restripe() {
             // SAFETY: the thread is striped; the offset leads to the cell's word of its stripe.
-            return unsafe { arch::gs_load_add_store_u64(area, self.gs_offset(cell), n) };
+            return unsafe { arch::gs_load_add_store_u64(area, self.gs_offset(cell.addr()), n) };
         }
         // SAFETY: the area is known.
         let cpu = unsafe { arch::cpu_id(area) };

@@ -4,7 +4,8 @@
 //! `sysconf` follow the affinity mask or the online set, and a thread may run on an id
 //! that neither of them counts. Ids can be sparse, and go up to 8191.
 
-use rustix::thread::{CpuSet, sched_getaffinity};
+use rustix::io::{Errno, Result};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 /// One past the largest CPU id that a Linux kernel can be built for.
 pub const MAX_IDS: u32 = 8192;
@@ -74,6 +75,42 @@ impl Ids {
 pub fn current() -> u32 {
     // SAFETY: sched_getcpu takes nothing and touches no memory of ours.
     u32::try_from(unsafe { libc::sched_getcpu() }).unwrap_or(0)
+}
+
+/// `sched_setaffinity(0, …)`, `sched_yield` for each of `cpus`, then back — runs on each of them
+/// for a moment. One that is offline is passed over: nothing runs there.
+///
+/// # Errors
+///
+/// EPERM if this thread may not run on one that is online.
+pub fn visit(cpus: impl IntoIterator<Item = u32>) -> Result<()> {
+    struct Home(CpuSet);
+    impl Drop for Home {
+        fn drop(&mut self) {
+            let _ = sched_setaffinity(None, &self.0);
+        }
+    }
+    let home = Home(sched_getaffinity(None)?);
+    for cpu in cpus {
+        let mut only = CpuSet::new();
+        if cpu as usize >= CpuSet::MAX_CPU {
+            return Err(Errno::PERM);
+        }
+        only.set(cpu as usize);
+        match sched_setaffinity(None, &only) {
+            Ok(()) if current() == cpu => {}
+            Err(Errno::INVAL) if !is_online(cpu) => {}
+            _ => return Err(Errno::PERM),
+        }
+    }
+    drop(home);
+    Ok(())
+}
+
+/// Is that CPU online? Without sysfs, yes.
+fn is_online(cpu: u32) -> bool {
+    let online = std::fs::read_to_string("/sys/devices/system/cpu/online").ok();
+    online.as_deref().and_then(Ids::parse).is_none_or(|ids| ids.iter().any(|id| id == cpu))
 }
 
 #[cfg(all(test, not(loom)))]

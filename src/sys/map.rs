@@ -5,6 +5,7 @@
 //! A [`Mapping`] hands out raw pointers only. What may be done through them depends on
 //! who else writes the memory, and is argued where it is done.
 
+use super::errno;
 use crate::error::Error;
 use core::ffi::c_void;
 use core::ptr::NonNull;
@@ -186,6 +187,29 @@ impl Mapping {
         };
         // SAFETY: the mapping is ours; the caller vouches for its users.
         unsafe { mprotect(self.start.as_ptr().cast(), self.len, flags) }
+    }
+
+    /// `mincore(start, len)` — bytes of it that are in memory now, for this process (anonymous
+    /// memory) or for anybody (a memory file). A page that was read and never written counts.
+    ///
+    /// # Errors
+    ///
+    /// EAGAIN if the kernel is short of memory.
+    pub fn resident(&self) -> Result<usize> {
+        const AT_ONCE: usize = 4096;
+        let mut pages = [0_u8; AT_ONCE];
+        let mut resident = 0;
+        for offset in (0..self.len).step_by(AT_ONCE * PAGE) {
+            let len = (self.len - offset).min(AT_ONCE * PAGE);
+            // SAFETY: inside the mapping.
+            let start = unsafe { self.start.add(offset) };
+            // SAFETY: the range is mapped, and the vector has one byte for each of its pages.
+            let answer = unsafe { libc::mincore(start.as_ptr().cast(), len, pages.as_mut_ptr()) };
+            errno::zero(answer.into())?;
+            let here = pages[..len.div_ceil(PAGE)].iter();
+            resident += here.filter(|&page| page & 1 != 0).count() * PAGE;
+        }
+        Ok(resident)
     }
 
     /// Keeps the mapping until the process ends.

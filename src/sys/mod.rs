@@ -11,6 +11,7 @@ pub mod gs;
 pub mod map;
 pub mod membarrier;
 pub mod memfd;
+pub mod numa;
 pub mod pidfd;
 pub mod rseq;
 pub mod signals;

@@ -18,11 +18,10 @@ use super::record::{OWNER_WORDS, Record};
 use crate::abi::robust::{OWNER_DIED, RobustListHead, TID_MASK};
 use crate::arch;
 use crate::sync::{AtomicIsize, Ordering};
-use crate::sys::thread::{robust_list, set_robust_list};
+use crate::sys::thread::{self, robust_list, set_robust_list};
 use core::mem::MaybeUninit;
 use core::ptr::NonNull;
 use rustix::io::{Errno, Result};
-use rustix::thread::gettid;
 
 /// From the thread pointer to libc's list head, the same in every thread; 0 while not known.
 static LIST: AtomicIsize = AtomicIsize::new(0);
@@ -39,7 +38,7 @@ fn mutex(record: NonNull<Record>) -> *mut libc::pthread_mutex_t {
 
 /// The calling thread's id.
 pub(super) fn tid() -> u32 {
-    gettid().as_raw_nonzero().get().cast_unsigned()
+    thread::ids().1
 }
 
 /// Makes the mutex of a new slot.

@@ -1,4 +1,5 @@
-//! The thread's own words: the thread pointer, our rseq area, `striped_cpu`.
+//! The thread's own words: the thread pointer, our rseq area, `striped_cpu`, and what the
+//! caller's own striping needs.
 //!
 //! They live in one initial-exec TLS block defined in asm, because stable Rust can
 //! neither choose the TLS model nor name a thread-local in an operand, and the fast path
@@ -53,12 +54,47 @@ global_asm!(
     ".long {uninitialized}", // rseq.cpu_id
     ".zero 56",             // rseq.rseq_cs and the rest of the area
     ".long {not_striped}",  // striped_cpu
-    ".zero 60",
+    ".long {not_striped}",  // callers_cpu
+    ".zero 56",             // the caller's base, stride and number of CPUs
     ".popsection",
     uninitialized = const CPU_ID_UNINITIALIZED,
     not_striped = const NOT_STRIPED,
 );
 const _: () = assert!(STRIPED_CPU == 64);
+
+/// Offset of `callers_cpu` in the block: the CPU that `%gs` points at in the caller's stripes.
+pub(super) const CALLERS_CPU: usize = STRIPED_CPU + 4;
+/// Offset of the caller's [`Striping`] in the block.
+const CALLERS: usize = STRIPED_CPU + 8;
+
+/// Stripes that the caller laid out, as this thread has them: all 0 if there are none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(C)]
+pub struct Striping {
+    /// Address of the stripe of CPU 0.
+    pub base: usize,
+    /// Bytes from one stripe to the next.
+    pub stride: usize,
+    /// Stripes that there are.
+    pub cpus: usize,
+}
+const _: () = assert!(CALLERS + size_of::<Striping>() <= 128);
+
+/// The caller's striping, a word of this thread. It is read and written by this thread only;
+/// a signal handler between two of its words is the caller's business.
+#[inline]
+pub fn callers_striping() -> *mut Striping {
+    let block = thread_pointer().wrapping_add_signed(own_area_offset());
+    core::ptr::with_exposed_provenance_mut(block + CALLERS)
+}
+
+/// The CPU that `%gs` points at in the caller's stripes, or [`NOT_STRIPED`]; a word of this
+/// thread, which windows write too.
+#[inline]
+pub fn callers_cpu() -> *mut u32 {
+    let block = thread_pointer().wrapping_add_signed(own_area_offset());
+    core::ptr::with_exposed_provenance_mut(block + CALLERS_CPU)
+}
 
 /// `%fs:0` — address of this thread's control block.
 #[inline]
