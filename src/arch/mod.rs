@@ -61,6 +61,7 @@
 //! here():
 //!     if area.id != cpu: abort                 # Striped: area.cpu_id != striped_cpu
 //!     if *stop != 0: stopped                   # somebody has taken this CPU's stripe
+//!                                              # (ByCaller: no such line)
 //!
 //! load(word):                      window { here(); old = *word }
 //! store(word, v):                  window { here(); *word = v }
@@ -180,7 +181,7 @@ pub struct At {
     pub field: isize,
     /// What it is compared with ([`Indexed`] alone).
     pub cpu: u32,
-    /// The stop word: an address ([`Indexed`]), or an offset from the GS base.
+    /// The stop word: an address ([`Indexed`]), or an offset from the GS base ([`Striped`]).
     pub stop: usize,
     /// The word: likewise.
     pub word: usize,

@@ -14,6 +14,7 @@ use super::runs::Runs;
 use crate::abi::rseq::{CPU_ID, MM_CID};
 use crate::error::{Error, Result};
 use crate::sync::AtomicU64;
+use crate::sys::cpus::MAX_IDS;
 use crate::sys::map::PAGE;
 use rustix::io::Errno;
 
@@ -99,13 +100,13 @@ impl Geometry {
     ///
     /// # Errors
     ///
-    /// EPROTO for another magic or version, or a geometry that cannot be or is not of `cpus`
+    /// EPROTO for another magic or version, or a geometry that cannot be or has less than `cpus`
     /// stripes.
     pub(super) fn from_word(operation: &'static str, word: u64, cpus: u32) -> Result<Self> {
         let shift = (word >> 24) as u32 & 0xff;
         let (stride, found) = (1_usize.checked_shl(shift).unwrap_or(0), word as u32 & 0x7f_ffff);
         let index = if word >> 23 & 1 == 0 { Index::CpuId } else { Index::MmCid };
-        let known = (word >> 32) as u32 == MAGIC && found == cpus;
+        let known = (word >> 32) as u32 == MAGIC && (cpus..=MAX_IDS).contains(&found);
         Self::new(operation, stride, found, index).ok().filter(|_| known).ok_or_else(|| {
             Error::with(
                 operation,
@@ -162,6 +163,7 @@ mod tests {
                 let geometry = Geometry::new(OP, stride, cpus, index).unwrap();
                 assert_eq!(Geometry::from_word(OP, geometry.word(), cpus).unwrap(), geometry);
                 assert!(Geometry::from_word(OP, geometry.word(), cpus + 1).is_err());
+                assert_eq!(Geometry::from_word(OP, geometry.word(), cpus - 1).unwrap(), geometry);
                 assert!(Geometry::from_word(OP, geometry.word() ^ 1 << 32, cpus).is_err());
                 assert!(geometry.header() >= 64 + stride / 64);
             }

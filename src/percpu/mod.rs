@@ -54,7 +54,9 @@ mod block;
 mod cell;
 mod counter;
 mod geometry;
+pub mod gs;
 mod implementation;
+pub mod raw;
 mod runs;
 mod site;
 mod stack;
@@ -62,6 +64,7 @@ mod stats;
 mod stop;
 mod stripes;
 mod turn;
+mod word;
 
 pub use area::{Area, AreaBuilder, MappedArea};
 pub use cell::Cell;
@@ -70,6 +73,7 @@ pub use geometry::Index;
 pub use implementation::{Implementation, implementation};
 pub use stack::{Node, Stack};
 pub use stats::{Stats, stats};
+pub use word::{Integer, On, Stripe, Word};
 
 /// Bytes from one stripe to the next.
 pub const STRIDE: usize = 4096;

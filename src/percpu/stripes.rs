@@ -63,6 +63,11 @@ impl Stripes {
         ptr::with_exposed_provenance_mut(self.base.wrapping_add(gs_offset))
     }
 
+    /// Is that GS base one of ours?
+    pub(super) const fn has_base(&self, base: usize) -> bool {
+        base.wrapping_sub(self.base) < self.cpus as usize * STRIDE
+    }
+
     /// Points `%gs` at the stripe of this CPU, if it is ours to point.
     ///
     /// A base that is neither 0 nor one of ours belongs to somebody who set it in this thread
@@ -76,8 +81,7 @@ impl Stripes {
         }
         // SAFETY: the implementation is `gs`, so FSGSBASE works.
         let base = unsafe { arch::gs_base() };
-        let ours = base.wrapping_sub(self.base) < self.cpus as usize * STRIDE;
-        if base != 0 && !ours {
+        if base != 0 && !self.has_base(base) {
             return false;
         }
         RESTRIPES.count();
