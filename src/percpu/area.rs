@@ -282,7 +282,7 @@ impl AreaBuilder {
         Self { stride: STRIDE, index: Index::CpuId, numa: false, cpu_ids: 0 }
     }
 
-    /// Bytes from one stripe to the next: a power of two from 4096 to 2^30. The default is the
+    /// Bytes from one stripe to the next: a power of two from 4096 to 2^34. The default is the
     /// fastest: `%gs` reaches it.
     #[must_use]
     pub const fn stride(mut self, bytes: usize) -> Self {
@@ -333,7 +333,7 @@ impl AreaBuilder {
     ///
     /// # Errors
     ///
-    /// EINVAL for a stride that is no power of two from 4096 to 2^30 and for over 8192 CPU ids;
+    /// EINVAL for a stride that is no power of two from 4096 to 2^34 and for over 8192 CPU ids;
     /// EOVERFLOW if all stripes
     /// together exceed user space; EOPNOTSUPP for [`Index::MmCid`] where rseq has no `mm_cid` (before
     /// Linux 6.3, or glibc before 2.41 without it); ENOMEM.
