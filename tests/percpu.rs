@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{child, missing, role, succeed};
+use common::{child, in_each_implementation, missing, role, succeed};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr::{self, NonNull};
@@ -10,24 +10,6 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use unmerged::percpu::{Area, Counter, Implementation, implementation};
-
-/// Executes `test` once in each implementation; whether this process is such a child and
-/// should go on.
-fn in_each_implementation(test: &str) -> bool {
-    let Some(wanted) = role() else {
-        for wanted in ["gs", "rseq", "portable"] {
-            let mut command = child(test, wanted);
-            command.env("UNMERGED_PERCPU", wanted);
-            succeed(command);
-        }
-        return false;
-    };
-    if implementation().name() != wanted {
-        let feature = if wanted == "gs" { "fsgsbase" } else { "rseq" };
-        missing(feature, implementation().name());
-    }
-    true
-}
 
 fn pin(cpu: u32) -> bool {
     let mut set = MaybeUninit::<libc::cpu_set_t>::zeroed();

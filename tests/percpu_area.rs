@@ -2,31 +2,12 @@
 
 mod common;
 
-use common::{child, missing, role, succeed};
+use common::{in_each_implementation, missing};
 use proptest::prelude::*;
 use std::os::fd::AsRawFd;
 use std::sync::Barrier;
-use unmerged::percpu::{
-    AreaBuilder, Implementation, Index, Integer, MappedArea, On, Word, gs, implementation,
-};
+use unmerged::percpu::{AreaBuilder, Index, Integer, MappedArea, On, Word, gs};
 use unmerged::sys::{cpus, features::features, rseq};
-
-/// Executes `test` once in each implementation; whether this process is such a child and
-/// should go on.
-fn in_each_implementation(test: &str) -> bool {
-    let Some(wanted) = role() else {
-        for wanted in ["gs", "rseq", "portable"] {
-            let mut command = child(test, wanted);
-            command.env("UNMERGED_PERCPU", wanted);
-            succeed(command);
-        }
-        return false;
-    };
-    if implementation().name() != wanted {
-        missing(if wanted == "gs" { "fsgsbase" } else { "rseq" }, implementation().name());
-    }
-    true
-}
 
 #[test]
 fn strides_and_sizes_that_cannot_be() {
@@ -443,5 +424,4 @@ fn gs_stripes_of_the_caller() {
     assert_eq!(bytes, (4 * ADDS) as u8);
     assert!((0..ids).all(|cpu| word(cpu, 2) >> 33 == 0));
     assert_eq!(HITS.sum(), 4 * ADDS + 3);
-    assert!(implementation() != Implementation::Portable || !HITS.per_cpu().next().is_none());
 }

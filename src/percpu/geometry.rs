@@ -8,7 +8,7 @@
 //! …          as many for atomics, the overflow stripes
 //! ```
 //!
-//! The first word of a window stripe is its stop word ([`exclusive`](super::exclusive)).
+//! The first word of a window stripe is its stop word ([`stop`](super::stop)).
 
 use super::runs::Runs;
 use crate::abi::rseq::{CPU_ID, MM_CID};

@@ -130,7 +130,7 @@ fn current() -> Option<Striping> {
 /// `base + n * stride`.
 ///
 /// Nothing is read or written there before an operation of this module is. All CPU ids from 0 to
-/// [the last possible one](crate::probe) have a stripe.
+/// [the last possible one](crate::probe()) have a stripe.
 ///
 /// # Errors
 ///

@@ -12,7 +12,7 @@ use super::{Implementation, STRIDE, site};
 use crate::arch::{self, Outcome, portable};
 use crate::sync::Published;
 use crate::sys::features::features;
-use crate::sys::{cpus, rseq};
+use crate::sys::{cpus, object, rseq};
 use core::ptr;
 
 /// Decided once per process.
@@ -34,6 +34,9 @@ pub(super) fn stripes() -> &'static Stripes {
         let cpus = features.cpus.end();
         let wanted = Implementation::wanted();
         let implementation = Implementation::choose(features, wanted.as_deref());
+        if implementation != Implementation::Portable {
+            object::keep_loaded();
+        }
         if implementation == Implementation::Gs {
             // Without memory for a first block there is nothing that %gs could point at.
             let geometry = Geometry { stride: STRIDE, cpus, index: Index::CpuId };

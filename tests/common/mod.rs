@@ -47,6 +47,24 @@ pub(crate) fn succeed(mut command: Command) {
     }
 }
 
+/// Executes `test` once in each implementation of percpu; whether this process is such a child
+/// and should go on.
+pub(crate) fn in_each_implementation(test: &str) -> bool {
+    let implementation = unmerged::percpu::implementation;
+    let Some(wanted) = role() else {
+        for wanted in ["gs", "rseq", "portable"] {
+            let mut command = child(test, wanted);
+            command.env("UNMERGED_PERCPU", wanted);
+            succeed(command);
+        }
+        return false;
+    };
+    if implementation().name() != wanted {
+        missing(if wanted == "gs" { "fsgsbase" } else { "rseq" }, implementation().name());
+    }
+    true
+}
+
 /// Another process that plays a part and talks in lines; killed when this is dropped.
 pub(crate) struct Player {
     process: Child,
