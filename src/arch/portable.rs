@@ -6,6 +6,8 @@
 //! addition, because nothing interrupts and retries it: so counts stay exact even where two
 //! threads claim the same CPU.
 
+pub mod ring;
+
 use super::{NOT_STRIPED, Outcome};
 use crate::abi::rseq::CPU_ID_UNINITIALIZED;
 use crate::sync::{AtomicU32, AtomicU64, Ordering};

@@ -53,11 +53,14 @@ mod area;
 mod cell;
 mod counter;
 mod implementation;
+mod ring;
 mod stripes;
+mod turn;
 
 pub use area::Area;
 pub use counter::Counter;
 pub use implementation::{Implementation, implementation};
+pub use ring::{Reader, Record, Reservation, Ring, RingStats, Source, WhenFull};
 
 /// Bytes from one stripe to the next.
 pub const STRIDE: usize = 4096;

@@ -6,7 +6,7 @@ use crate::abi::robust::RobustListHead;
 use core::ffi::{c_int, c_long};
 use core::mem::size_of;
 use core::ptr::{self, NonNull};
-use rustix::io::Result;
+use rustix::io::{Errno, Result};
 use rustix::time::{ClockId, clock_gettime};
 
 /// `getcpu(&cpu, &node, NULL)` — where the calling thread runs; stale at once.
@@ -20,6 +20,21 @@ pub fn cpu_and_node() -> Result<(u32, u32)> {
     // SAFETY: both words are on this stack and outlive the call.
     errno::zero(unsafe { libc::syscall(libc::SYS_getcpu, &raw mut cpu, &raw mut node, none) })?;
     Ok((cpu, node))
+}
+
+/// `getpid()` and `gettid()` — the calling thread's process and own id.
+pub fn ids() -> (u32, u32) {
+    let id = |pid: rustix::process::Pid| pid.as_raw_nonzero().get().cast_unsigned();
+    (id(rustix::process::getpid()), id(rustix::thread::gettid()))
+}
+
+/// `tgkill(process, thread, 0)` — whether there is no such thread, seen from this process's
+/// namespace of process ids. A process that was killed is there until its parent has waited for
+/// it.
+pub fn is_gone(process: u32, thread: u32) -> bool {
+    // SAFETY: signal 0 is not sent.
+    let answer = unsafe { libc::syscall(libc::SYS_tgkill, process, thread, 0) };
+    matches!(errno::zero(answer), Err(Errno::SRCH | Errno::INVAL))
 }
 
 /// `prctl(PR_GET_NAME)` — the calling thread's name, padded with zeros.
@@ -96,6 +111,14 @@ mod tests {
         assert_eq!(&name, b"a name of 15 ch\0");
         let (wall, cpu) = (monotonic(), cpu_time());
         assert!(cpu_time() > cpu && monotonic() > wall);
+    }
+
+    #[test]
+    fn threads_that_are_there_and_gone() {
+        let (process, thread) = ids();
+        assert!(!is_gone(process, thread) && !is_gone(1, 1));
+        let (_, other) = std::thread::spawn(ids).join().unwrap();
+        assert!(other != thread && is_gone(u32::MAX, 0) && is_gone(process, 0));
     }
 
     #[test]

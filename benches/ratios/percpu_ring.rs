@@ -1,0 +1,50 @@
+//! The rows of per-CPU rings.
+//!
+//! All arms keep the newest records and are never drained: once full, each publication
+//! also makes room for itself, which is part of the figure of every arm.
+
+use crate::harness::{Options, Row, Target, each, pinned};
+use crossbeam_queue::ArrayQueue;
+use std::collections::VecDeque;
+use std::hint::black_box;
+use std::sync::Mutex;
+use unmerged::percpu::{Ring, WhenFull};
+
+pub(crate) fn rows(options: &Options) {
+    pinned(0, || {
+        ring::<16>(options, "percpu/ring-16", Target::Faster(4.0));
+        ring::<64>(options, "percpu/ring-64", Target::None);
+    });
+}
+
+/// Bytes of our ring; the others have as many records.
+const CAPACITY: usize = 64 << 10;
+
+fn ring<const N: usize>(options: &Options, name: &'static str, target: Target) {
+    let records = CAPACITY / (N + 8);
+    let record = black_box([7_u8; N]);
+
+    let ring = Ring::private(CAPACITY, WhenFull::Overwrite).unwrap();
+    let ours = each(|| {
+        let _ = ring.publish(black_box(&record));
+    });
+
+    let locked = Mutex::new(VecDeque::with_capacity(records));
+    let mutex = each(|| {
+        let mut queue = locked.lock().unwrap();
+        if queue.len() == records {
+            queue.pop_front();
+        }
+        queue.push_back(*black_box(&record));
+    });
+
+    let queue = ArrayQueue::new(records);
+    let crossbeam = each(|| {
+        queue.force_push(*black_box(&record));
+    });
+
+    Row::new(name, ours)
+        .peer("mutex", target, mutex)
+        .peer("crossbeam", target, crossbeam)
+        .run(options);
+}
