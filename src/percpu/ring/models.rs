@@ -72,18 +72,26 @@ impl Shared {
     }
 }
 
+/// Runs both sides, each in a thread of its own: loom does not go back behind the first access
+/// of the thread that a model begins in.
+fn both<A: 'static, B: 'static>(
+    shared: &Arc<Shared>,
+    one: impl FnOnce(&Shared) -> A + 'static,
+    other: impl FnOnce(&Shared) -> B + 'static,
+) -> (A, B) {
+    let (for_one, for_other) = (shared.clone(), shared.clone());
+    let one = thread::spawn(move || one(&for_one));
+    let other = thread::spawn(move || other(&for_other));
+    (one.join().unwrap(), other.join().unwrap())
+}
+
 /// Fails when the store or the load of the head is relaxed.
 #[test]
 fn a_head_brings_its_record() {
     model(|| {
-        let shared = Shared::with(0);
-        let writer = thread::spawn({
-            let shared = shared.clone();
-            move || assert_eq!(shared.publish(&[7]), Publication::Done)
-        });
-        let taken = shared.take(1);
+        let publish = |shared: &Shared| assert_eq!(shared.publish(&[7]), Publication::Done);
+        let (taken, ()) = both(&Shared::with(0), |shared| shared.take(1), publish);
         assert!(taken.is_empty() || taken == [7]);
-        writer.join().unwrap();
     });
 }
 
@@ -91,17 +99,14 @@ fn a_head_brings_its_record() {
 #[test]
 fn padding_brings_the_records_before_it() {
     model(|| {
-        let shared = Shared::with(0);
-        let writer = thread::spawn({
-            let shared = shared.clone();
-            move || {
-                assert_eq!(shared.publish(&[7]), Publication::Done);
-                shared.stripe().pad(RECORD + 2, 6);
-            }
-        });
-        let taken = shared.take(1);
+        let publish_and_pad = |shared: &Shared| {
+            assert_eq!(shared.publish(&[7]), Publication::Done);
+            shared.stripe().pad(2 * RECORD + 4, 4);
+        };
+        let shared = Shared::with(1);
+        assert_eq!(shared.take(1), [1]);
+        let (taken, ()) = both(&shared, |shared| shared.take(1), publish_and_pad);
         assert!(taken.is_empty() || taken == [7]);
-        writer.join().unwrap();
     });
 }
 
@@ -110,20 +115,20 @@ fn padding_brings_the_records_before_it() {
 #[test]
 fn room_comes_back_after_the_reading() {
     model(|| {
-        let shared = Shared::with(3);
-        let reader = thread::spawn({
-            let shared = shared.clone();
-            move || {
-                // Stands for the record at index 0, which only this reader takes away.
-                shared.beside.with(|value| assert_eq!(unsafe { *value }, 0));
-                assert_eq!(shared.take(1), [1, 2, 3]);
+        let read = |shared: &Shared| {
+            // Stands for the record at index 0, which only this reader takes away.
+            shared.beside.with(|value| assert_eq!(unsafe { *value }, 0));
+            assert_eq!(shared.take(1)[..3], [1, 2, 3]);
+        };
+        let write = |shared: &Shared| {
+            // At index 6, then at index 0.
+            if shared.publish(&[4]) == Publication::Done
+                && shared.publish(&[5]) == Publication::Done
+            {
+                shared.beside.with_mut(|value| unsafe { *value = 5 });
             }
-        });
-        // At index 6, then at index 0.
-        if shared.publish(&[4]) == Publication::Done && shared.publish(&[5]) == Publication::Done {
-            shared.beside.with_mut(|value| unsafe { *value = 5 });
-        }
-        reader.join().unwrap();
+        };
+        both(&Shared::with(3), read, write);
     });
 }
 
@@ -132,12 +137,8 @@ fn room_comes_back_after_the_reading() {
 fn readers_share_the_records() {
     model(|| {
         let shared = Shared::with(2);
-        let other = thread::spawn({
-            let shared = shared.clone();
-            move || shared.take(1)
-        });
-        let mut all = shared.take(1);
-        all.extend(other.join().unwrap());
+        let (mut all, others) = both(&shared, |shared| shared.take(1), |shared| shared.take(1));
+        all.extend(others);
         assert_eq!(all, [1, 2]);
         let counts = shared.stripe().counts();
         assert_eq!((counts.published, counts.taken, counts.lost), (2, 2, 0));
@@ -149,16 +150,11 @@ fn readers_share_the_records() {
 #[test]
 fn what_is_overwritten_is_not_delivered() {
     model(|| {
-        let shared = Shared::new(UNITS as u64);
+        let shared = Shared::with(0);
         shared.overwrite(&[1, 1]);
         shared.overwrite(&[2, 2]);
-        let shared = Arc::new(shared);
-        let writer = thread::spawn({
-            let shared = shared.clone();
-            move || shared.overwrite(&[3, 3])
-        });
-        let taken = shared.take(2);
-        writer.join().unwrap();
+        let (taken, ()) =
+            both(&shared, |shared| shared.take(2), |shared| shared.overwrite(&[3, 3]));
         assert!(taken.chunks(2).all(|words| words[0] == words[1]), "{taken:?}");
         let rest = shared.take(2);
         let counts = shared.stripe().counts();
@@ -174,20 +170,13 @@ fn what_is_overwritten_is_not_delivered() {
 fn the_tail_goes_forward() {
     model(|| {
         let shared = Shared::with(0);
-        let writer = thread::spawn({
-            let shared = shared.clone();
-            move || shared.publish(&[1])
-        });
-        let reader = thread::spawn({
-            let shared = shared.clone();
-            move || shared.take(1).len() as u64
-        });
-        shared.stripe().evict(1);
-        assert_eq!(writer.join().unwrap(), Publication::Done);
-        let taken = reader.join().unwrap();
+        let publish_and_read = |shared: &Shared| {
+            assert_eq!(shared.publish(&[1]), Publication::Done);
+            shared.take(1).len() as u64
+        };
+        let (taken, ()) = both(&shared, publish_and_read, |shared| shared.stripe().evict(1));
         let counts = shared.stripe().counts();
-        assert_eq!((counts.published, counts.taken), (1, taken));
-        assert!(counts.lost <= 1 - taken, "{counts:?}");
+        assert_eq!((counts.published, counts.taken, counts.lost), (1, taken, 1 - taken));
     });
 }
 
@@ -195,14 +184,10 @@ fn the_tail_goes_forward() {
 #[test]
 fn nothing_is_taken_before_it_is_passed() {
     model(|| {
-        let shared = Shared::with(1);
-        let reader = thread::spawn({
-            let shared = shared.clone();
-            move || shared.take(1)
-        });
-        let counts = shared.stripe().counts();
+        let (taken, counts) =
+            both(&Shared::with(1), |shared| shared.take(1), |shared| shared.stripe().counts());
+        assert_eq!(taken, [1]);
         assert!(counts.lost <= 1 && counts.taken <= 1, "{counts:?}");
-        assert_eq!(reader.join().unwrap(), [1]);
     });
 }
 
@@ -211,18 +196,17 @@ fn nothing_is_taken_before_it_is_passed() {
 #[test]
 fn whoever_finds_it_open_finds_it_known() {
     model(|| {
-        let shared = Arc::new(Shared::new(0));
         let told = Arc::new(AtomicU64::new(0).ready());
-        let first = thread::spawn({
-            let (shared, told) = (shared.clone(), told.clone());
-            move || {
-                told.store(1, Ordering::Relaxed);
-                shared.stripe().open();
+        let tell = told.clone();
+        let open = move |shared: &Shared| {
+            tell.store(1, Ordering::Relaxed);
+            shared.stripe().open();
+        };
+        let publish = move |shared: &Shared| {
+            if shared.publish(&[1]) == Publication::Done {
+                assert_eq!(told.load(Ordering::Relaxed), 1);
             }
-        });
-        if shared.publish(&[1]) == Publication::Done {
-            assert_eq!(told.load(Ordering::Relaxed), 1);
-        }
-        first.join().unwrap();
+        };
+        both(&Arc::new(Shared::new(0)), open, publish);
     });
 }
