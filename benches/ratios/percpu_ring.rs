@@ -26,7 +26,8 @@ fn ring<const N: usize>(options: &Options, name: &'static str, target: Target) {
 
     let ring = Ring::private(CAPACITY, WhenFull::Overwrite).unwrap();
     let ours = each(|| {
-        let _ = ring.publish(black_box(&record));
+        let record: &[u8; N] = black_box(&record);
+        let _ = ring.publish(record);
     });
 
     let locked = Mutex::new(VecDeque::with_capacity(records));

@@ -199,7 +199,6 @@ pub unsafe fn ring_publish_vectors(
 /// As [`ring_publish_words`]; the lengths of the parts must add up to `len`, and `step` have
 /// room for them.
 #[inline(never)]
-#[expect(clippy::too_many_arguments, reason = "each is a register")]
 pub unsafe fn ring_publish_parts(
     area: isize,
     cpu: u32,

@@ -37,6 +37,17 @@ pub struct Record<'b> {
     pub bytes: &'b [u8],
 }
 
+/// The stripe being read.
+#[derive(Debug, Clone, Copy)]
+struct Visit {
+    index: u32,
+    /// Where its head was when this began.
+    until: u64,
+    /// Records that may still come: more were never in front of that head, unless another
+    /// process keeps bringing old ones back.
+    most: u64,
+}
+
 /// Takes records out of a ring.
 ///
 /// Several readers, in one process or in many, share the records: each goes to one of
@@ -45,8 +56,7 @@ pub struct Record<'b> {
 #[derive(Debug)]
 pub struct Reader<'r> {
     ring: &'r Ring<'r>,
-    /// The stripe being read, and where its head was when this began.
-    stripe: Option<(u32, u64)>,
+    stripe: Option<Visit>,
     /// Where to look for the next stripe.
     next: u32,
     buffer: Vec<u64>,
@@ -75,18 +85,23 @@ impl<'r> Reader<'r> {
         const OPERATION: &str = "percpu::Reader::next";
         let place = &self.ring.place;
         while self.left == 0 {
-            let Some((index, until)) = self.stripe else {
+            let Some(Visit { index, until, most }) = self.stripe.filter(|visit| visit.most > 0)
+            else {
                 let Some(index) = place.next_opened(self.next) else {
-                    self.next = 0;
+                    (self.stripe, self.next) = (None, 0);
                     return Ok(None);
                 };
                 self.next = index + 1;
-                self.stripe = Some((index, place.stripe(index).head()));
+                let until = place.stripe(index).head();
+                let most = place.shape.capacity as u64 / 16;
+                self.stripe = Some(Visit { index, until, most });
                 continue;
             };
             match place.stripe(index).take(until, &mut self.buffer) {
                 Ok(Some(batch)) => {
                     (self.at, self.left, self.sequence) = (0, batch.records, batch.sequence);
+                    let most = most.saturating_sub(batch.records);
+                    self.stripe = Some(Visit { index, until, most });
                 }
                 Ok(None) => self.stripe = None,
                 Err(Fault::Corrupt(records)) => {
@@ -103,7 +118,7 @@ impl<'r> Reader<'r> {
                 }
             }
         }
-        let index = self.stripe.map_or(0, |(index, _)| index);
+        let index = self.stripe.map_or(0, |visit| visit.index);
         let (source, sequence) = (self.source(index), self.sequence);
         let len = self.buffer[self.at] as usize;
         let words = &self.buffer[self.at + 1..self.at + units(len) as usize];

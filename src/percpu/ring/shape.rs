@@ -123,6 +123,8 @@ impl Shape {
 pub(super) struct Place {
     pub(super) start: NonNull<u8>,
     pub(super) shape: Shape,
+    /// First byte of stripe 0, and how far it is to the next.
+    stripes: NonNull<u8>,
     stride: usize,
 }
 
@@ -131,8 +133,13 @@ pub(super) struct Place {
 struct Opened<'a>(&'a [AtomicU64]);
 
 impl Place {
-    const fn new(start: NonNull<u8>, shape: Shape) -> Self {
-        Self { start, shape, stride: shape.stride() }
+    /// # Safety
+    ///
+    /// The memory must have the size of the shape.
+    const unsafe fn new(start: NonNull<u8>, shape: Shape) -> Self {
+        // SAFETY: the stripes follow the header in the memory.
+        let stripes = unsafe { start.add(HEADER) };
+        Self { start, shape, stripes, stride: shape.stride() }
     }
 
     /// Makes a ring in zeroed memory.
@@ -150,7 +157,8 @@ impl Place {
         // SAFETY: aligned, readable and writable, written by atomics.
         let header = unsafe { start.cast::<AtomicU64>().as_ref() };
         match header.compare_exchange(0, shape.word(), Ordering::Release, Ordering::Relaxed) {
-            Ok(_) => Ok(Self::new(start, shape)),
+            // SAFETY: checked above.
+            Ok(_) => Ok(unsafe { Self::new(start, shape) }),
             Err(found) => Err(Error::with(
                 operation,
                 Errno::EXIST,
@@ -174,14 +182,15 @@ impl Place {
         let header = unsafe { start.cast::<AtomicU64>().as_ref() };
         let shape = Shape::of(operation, header.load(Ordering::Acquire))?;
         check(operation, start, len, shape.size())?;
-        Ok(Self::new(start, shape))
+        // SAFETY: checked above.
+        Ok(unsafe { Self::new(start, shape) })
     }
 
     /// First byte of stripe `index`.
     #[inline]
     pub(super) fn address(&self, index: u32) -> *mut u8 {
         debug_assert!(index < self.shape.stripes());
-        self.start.as_ptr().wrapping_add(HEADER + index as usize * self.stride)
+        self.stripes.as_ptr().wrapping_add(index as usize * self.stride)
     }
 
     /// Stripe `index`.
