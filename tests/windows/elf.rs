@@ -9,8 +9,8 @@ use object::{Endianness, Object, ObjectSection, RelocationFlags, SectionKind};
 
 use crate::cases::CASES;
 use crate::machine::Code;
-use crate::model;
 use crate::rules::{self, Descriptor, Shape, Text};
+use crate::world;
 
 /// Files to read, separated by colons, and the operations that each must have a window of,
 /// separated by commas.
@@ -100,9 +100,9 @@ impl Text for File<'_> {
 fn known() -> Vec<(Shape, &'static str)> {
     let code = Code::default();
     let shape = |case| {
-        let (window, _) = model::trace(&code, case).expect("a window");
+        let (window, _) = world::trace(&code, case).expect("a window");
         let at = |at| code.instruction(at);
-        rules::shape(&model::instructions(&code, &window).map(at).collect::<Vec<_>>())
+        rules::shape(&world::instructions(&code, &window).map(at).collect::<Vec<_>>())
     };
     let mut known = Vec::new();
     for case in CASES {
@@ -163,4 +163,42 @@ fn every_descriptor_of_the_files_that_are_named() {
     let files: Vec<_> = files.split(':').map(str::to_owned).collect();
     let operations = std::env::var(OPERATIONS).unwrap_or_default();
     check_files(&files, &operations.split(',').filter(|name| !name.is_empty()).collect::<Vec<_>>());
+}
+
+/// Where the file has the byte of this address.
+fn place(bytes: &[u8], address: u64) -> usize {
+    let file = ElfFile64::<Endianness>::parse(bytes).unwrap();
+    let inside = |section: object::read::elf::ElfSection64<'_, '_, Endianness>| {
+        let (start, len) = section.file_range()?;
+        let offset = address.checked_sub(section.address())?;
+        (section.address() != 0 && offset < len).then_some((start + offset) as usize)
+    };
+    file.sections().find_map(inside).unwrap()
+}
+
+/// This very binary, with one fault in it.
+#[test]
+fn faults_in_a_file_are_found() {
+    let mut own = std::fs::read(std::env::current_exe().unwrap()).unwrap();
+    assert!(windows(&own).is_ok());
+    // A few of them: each time, the whole file is read again.
+    for descriptor in File::read(&own).unwrap().descriptors.into_iter().take(3) {
+        let nop = [0x90; 5];
+        for (address, fault, says) in [
+            (descriptor.address, &[1][..], "must be 0"),
+            (descriptor.address + 4, &[1], "must be 0"),
+            (descriptor.address + 16, &[descriptor.length as u8 - 1], "inside an instruction"),
+            (descriptor.abort - 4, &[0], "no signature"),
+            (descriptor.start - 5, &nop, "does not store"),
+            (descriptor.start, &[0xcc], "leaves the window"),
+        ] {
+            let at = place(&own, address);
+            let at = at..at + fault.len();
+            let right = own[at.clone()].to_vec();
+            own[at.clone()].copy_from_slice(fault);
+            let found = windows(&own).unwrap_err();
+            own[at].copy_from_slice(&right);
+            assert!(found.contains(says), "{found} should say {says:?}");
+        }
+    }
 }

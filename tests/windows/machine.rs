@@ -3,7 +3,7 @@
 //! that it interrupts. [`execute`](crate::execute) has the instructions.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use iced_x86::Instruction;
 use unmerged::abi::rseq::{CPU_ID, CPU_ID_START, RSEQ_CS, SIGNATURE};
@@ -17,11 +17,15 @@ pub(crate) type Result<T> = std::result::Result<T, String>;
 /// Where a call returns to: an address of no code.
 const RETURN: u64 = 0xdead_0000;
 
+/// More than the instructions of a call and what it calls.
+const REMAINDERS: usize = 4096;
+
 /// The code: the image of this process, with bytes changed where a test spoils it.
 #[derive(Debug, Default)]
 pub(crate) struct Code {
     patches: BTreeMap<u64, u8>,
-    decoded: RefCell<HashMap<u64, Instruction>>,
+    /// The last instruction of each remainder, with its address.
+    decoded: RefCell<Vec<(u64, Instruction)>>,
 }
 
 impl Code {
@@ -35,8 +39,13 @@ impl Code {
     }
 
     pub(crate) fn instruction(&self, address: u64) -> Instruction {
-        let decode = || image::decode(address, |at| self.byte(at));
-        *self.decoded.borrow_mut().entry(address).or_insert_with(decode)
+        let mut decoded = self.decoded.borrow_mut();
+        decoded.resize(REMAINDERS, (0, Instruction::default()));
+        let slot = &mut decoded[address as usize % REMAINDERS];
+        if slot.0 != address {
+            *slot = (address, image::decode(address, |at| self.byte(at)));
+        }
+        slot.1
     }
 
     /// The descriptor at this address.
@@ -101,10 +110,15 @@ pub(crate) struct Ram {
 
 impl Ram {
     pub(crate) fn find(&self, address: u64, len: usize) -> Option<(usize, usize)> {
-        self.regions.iter().enumerate().find_map(|(n, region)| {
-            let offset = usize::try_from(address.checked_sub(region.address)?).ok()?;
-            (offset.checked_add(len)? <= region.bytes.len()).then_some((n, offset))
-        })
+        // Plain, because an unoptimised build spends most of its time here.
+        for (n, region) in self.regions.iter().enumerate() {
+            let offset = address.wrapping_sub(region.address) as usize;
+            let size = region.bytes.len();
+            if offset < size && len <= size - offset {
+                return Some((n, offset));
+            }
+        }
+        None
     }
 
     pub(crate) fn peek(&self, address: u64, len: usize) -> Option<&[u8]> {
@@ -196,7 +210,11 @@ impl Thread {
 
     /// Executes one instruction.
     pub(crate) fn step(&mut self, code: &Code, ram: &mut Ram) -> Result<()> {
-        let instruction = code.instruction(self.context.ip);
+        let ip = self.context.ip;
+        let instruction = code.instruction(ip);
+        if instruction.is_invalid() && code.byte(ip).is_none() {
+            return Err(format!("goes to {ip:#x}, out of this program's own code"));
+        }
         let step = Step { thread: self, code, ram, instruction: &instruction };
         step.execute().map_err(|what| format!("{:#x} {instruction}: {what}", instruction.ip()))
     }

@@ -24,3 +24,5 @@ mod model;
 mod planted;
 mod ptrace;
 mod rules;
+mod tracer;
+mod world;
