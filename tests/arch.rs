@@ -5,7 +5,6 @@ mod common;
 
 use common::missing;
 use std::ptr;
-use unmerged::abi::rseq::{RseqCs, SIGNATURE};
 use unmerged::arch::{
     self, Answer, At, ByCaller, Id, Indexed, NOT_STRIPED, Outcome, Striped, Structures, Words,
     portable,
@@ -412,83 +411,4 @@ fn the_menu_of_librseq() {
     assert_eq!((copy(9, 7, 1), unsafe { target.read_volatile() }), (refused, 0));
     assert_eq!((copy(8, 5, 1), copy(1, 0, 2), get(0)), (done, done, 2));
     assert_eq!(unsafe { target.cast::<[u8; 8]>().read_volatile() }, [1, 2, 3, 4, 5, 0, 0, 0]);
-}
-
-// The linker names the ends of a section whose name is an identifier.
-unsafe extern "C" {
-    #[link_name = "__start___rseq_cs"]
-    static FIRST: [RseqCs; 0];
-    #[link_name = "__stop___rseq_cs"]
-    static END: [RseqCs; 0];
-}
-
-/// All descriptors, as the linker left them in this very binary: each 32-aligned, of a short
-/// window that begins right behind the store of `rseq_cs`, its abort address outside of the
-/// window and right behind the signature.
-#[test]
-fn descriptors_of_this_binary() {
-    let (first, end) = (&raw const FIRST, &raw const END);
-    let (first, end) = (first.cast::<RseqCs>(), end.cast::<RseqCs>());
-    assert!(first.is_aligned());
-    let bytes = end.addr() - first.addr();
-    assert_eq!(bytes % size_of::<RseqCs>(), 0);
-    let count = bytes / size_of::<RseqCs>();
-    assert!(count >= 3, "{count} descriptors for three sequences");
-    for n in 0..count {
-        // SAFETY: between the ends of the section, relocated before main.
-        let descriptor = unsafe { &*first.add(n) };
-        let window = descriptor.start_ip..descriptor.start_ip + descriptor.post_commit_offset;
-        assert_eq!((descriptor.version, descriptor.flags), (0, 0));
-        assert!((8..128).contains(&descriptor.post_commit_offset), "{descriptor:?}");
-        assert!(!window.contains(&descriptor.abort_ip), "{descriptor:?}");
-        let text = |address: u64| ptr::with_exposed_provenance::<u8>(address as usize);
-        // SAFETY: the abort stub is text of this binary, the signature precedes it.
-        let signature = unsafe { text(descriptor.abort_ip - 4).cast::<u32>().read_unaligned() };
-        assert_eq!(signature, SIGNATURE);
-        // mov qword ptr fs:[area + 8], s: prefix, REX, opcode, ModRM, perhaps SIB, and 8.
-        // SAFETY: text of this binary in front of the window.
-        let store: [u8; 5] = unsafe { text(descriptor.start_ip - 5).cast::<[u8; 5]>().read() };
-        assert_eq!((store[0], store[2], store[4]), (0x64, 0x89, 8), "{store:x?}");
-    }
-}
-
-/// What `gs_restripe` writes, as a model of a thread.
-#[derive(Clone, Copy)]
-struct Thread {
-    base: u32,
-    striped: u32,
-}
-
-/// Executes `gs_restripe` on CPU 2 from step `pc` on, with an interruption in front of
-/// each step: none, or a signal handler that does an operation of its own on CPU 0, 1 or 2.
-/// The window starts at step `first`; an interruption inside it aborts. Whether base and
-/// `striped_cpu` always agreed when somebody relied on it.
-fn restripe_holds(mut thread: Thread, pc: usize, first: usize) -> bool {
-    [None, Some(0), Some(1), Some(2)].into_iter().all(|handler| {
-        if let Some(cpu) = handler {
-            if thread.striped == cpu && thread.base != cpu {
-                return false; // the handler adds to the stripe of another CPU
-            }
-            thread = Thread { base: cpu, striped: cpu };
-        }
-        let aborted = handler.is_some() && first < pc && pc < 3;
-        let mut next = thread;
-        match pc {
-            0 => next.striped = NOT_STRIPED,
-            1 => next.base = 2,
-            2 => next.striped = 2,
-            _ => {}
-        }
-        let agree = thread.striped == NOT_STRIPED || thread.striped == thread.base;
-        if pc == 3 || aborted { agree } else { restripe_holds(next, pc + 1, first) }
-    })
-}
-
-/// `NOT_STRIPED` is written inside the window. In front of it, the model finds the stripe
-/// of another CPU under a handler's operation.
-#[test]
-fn restripe_survives_every_interruption() {
-    let start = Thread { base: 0, striped: 0 };
-    assert!(restripe_holds(start, 0, 0));
-    assert!(!restripe_holds(start, 0, 1));
 }

@@ -105,7 +105,7 @@ fn known() -> Vec<(Shape, &'static str)> {
         rules::shape(&world::instructions(&code, &window).map(at).collect::<Vec<_>>())
     };
     let mut known = Vec::new();
-    for case in CASES {
+    for case in CASES.iter() {
         let row = (shape(case), case.operation());
         if !known.contains(&row) {
             known.push(row);

@@ -307,6 +307,18 @@ impl Step<'_> {
         Ok(())
     }
 
+    /// `div`, which the compiler puts in front of a window, never in one.
+    fn divide(&mut self) -> Result<()> {
+        let (width, by) = (self.width(0), self.read(0)?);
+        if width != 8 || by == 0 {
+            return Err("a division that is not known".into());
+        }
+        let general = &mut self.thread.context.general;
+        let value = u128::from(general[2]) << 64 | u128::from(general[0]);
+        (general[0], general[2]) = ((value / by) as u64, (value % by) as u64);
+        Ok(())
+    }
+
     pub(crate) fn execute(mut self) -> Result<()> {
         use Mnemonic as M;
         let mut next = self.instruction.next_ip();
@@ -398,6 +410,7 @@ impl Step<'_> {
             }
             M::Shl | M::Shr | M::Sar => self.shift()?,
             M::Imul | M::Mul => self.multiply()?,
+            M::Div => self.divide()?,
             M::Xchg => {
                 let (a, b) = (self.read(0)?, self.read(1)?);
                 self.write(0, b)?;

@@ -125,7 +125,7 @@ fn holds(code: &Code, case: &Case, reach: Reach) -> Result<usize> {
 #[test]
 fn every_interruption_of_every_window() {
     let code = Code::default();
-    for case in CASES {
+    for case in CASES.iter() {
         match holds(&code, case, Reach::of(case)) {
             Ok(ways) => println!("{}: {ways} ways", case.name),
             Err(what) => panic!("{}: {what}", case.name),
@@ -220,7 +220,7 @@ fn spoilt(code: &Code, case: &Case) -> Vec<(&'static str, Code)> {
 fn spoilt_windows_are_rejected() {
     let code = Code::default();
     let mut faults: BTreeMap<_, Vec<_>> = BTreeMap::new();
-    for case in CASES {
+    for case in CASES.iter() {
         for (what, spoilt) in spoilt(&code, case) {
             faults.entry((case.operation(), what)).or_default().push((case, spoilt));
         }

@@ -6,7 +6,7 @@ use core::arch::asm;
 use std::io::IoSlice;
 
 /// One window of a ring: the rules are those of the `window!` of the other sequences. What
-/// differs is the second way out: a sequence may jump to `{full}`, which lies outside.
+/// differs is the second way out: a sequence may jump to `5f`, full.
 macro_rules! window {
     (
         area: $area:expr,
@@ -33,9 +33,12 @@ macro_rules! window {
             ".long {signature}",
             "4:",
             "jmp {aborted}",
+            "5:",
+            "jmp {full}",
             ".popsection",
             s = out(reg) _,
             aborted = label { return Publication::Aborted },
+            full = label { return Publication::Full },
             area = in(reg) $area,
             cpu = in(reg) $cpu,
             rseq_cs = const RSEQ_CS,
@@ -69,19 +72,18 @@ macro_rules! publish {
                 "mov {s:e}, dword ptr [{stripe} + {ring_limit}]", // s = low(stripe.limit)
                 "sub {s:e}, {h:e}",                               // s = low(limit - h)
                 "cmp {s:e}, {step:e}",                            // s < low(step)?
-                "jb {full}",                                      // yes: full
+                "jb 5f",                                          // yes: full
                 "mov {p}, {h}",
                 "and {p}, {mask}",                                // p = i = h & mask
                 "lea {s:e}, [{p} + {step} - 1]",                  // s = i + low(step) - 1
                 "cmp {s:e}, {mask:e}",                            // s > mask?
-                "ja {full}",                                      // yes: full
+                "ja 5f",                                          // yes: full
                 "lea {p}, [{stripe} + {p} * 8 + {ring_data}]",    // p = &stripe.data[i]
                 "mov qword ptr [{p}], {len}",                     // data[i] = len
                 $($payload,)+
                 "add {h}, {step}",                                // h = h + step
                 "mov qword ptr [{stripe}], {h}",                  // stripe.head = h
             ],
-            full = label { return Publication::Full },
             stripe = in(reg) $stripe,
             mask = in(reg) $mask,
             step = in(reg) $step,

@@ -6,10 +6,17 @@
 //! operation with branches or a loop has several rows, `name/way`; together they must pass
 //! every instruction of its window.
 
-use unmerged::arch::{self, Outcome};
+mod librseq;
+mod ring;
+mod structures;
+mod words;
+
+use std::sync::LazyLock;
+use unmerged::abi::rseq::CPU_ID;
+use unmerged::arch::{self, At, Id, Outcome, Publication};
 
 /// Bytes of a stripe, and of the memory that belongs to the caller of an operation.
-pub(crate) const STRIDE: usize = 256;
+pub(crate) const STRIDE: usize = 1024;
 
 /// What a call is given.
 #[derive(Debug, Clone, Copy, Default)]
@@ -36,13 +43,39 @@ impl Operands {
         let stripe = self.stripes.wrapping_add((self.cpu as usize).wrapping_mul(STRIDE));
         std::ptr::with_exposed_provenance_mut(stripe.wrapping_add(offset))
     }
+
+    /// Address `offset` bytes into the caller's own memory.
+    #[inline(always)]
+    fn own<T>(&self, offset: usize) -> *mut T {
+        std::ptr::with_exposed_provenance_mut(self.buffer.wrapping_add(offset))
+    }
+
+    /// The caller's CPU, as librseq's windows want it.
+    #[inline(always)]
+    fn id(&self) -> Id {
+        Id { area: self.area, field: self.area + CPU_ID as isize, cpu: self.cpu }
+    }
+
+    /// [`WORD`] of the stripe in the shape `Indexed`; the stop word is the first of the stripe.
+    #[inline(always)]
+    fn indexed(&self) -> At {
+        let Id { area, field, cpu } = self.id();
+        let address = |offset| self.on_stripe::<u8>(offset).addr();
+        At { area, field, cpu, stop: address(0), word: address(WORD) }
+    }
+
+    /// The same in the shape `Striped`.
+    #[inline(always)]
+    fn striped(&self) -> At {
+        At { area: self.area, field: 0, cpu: 0, stop: 0, word: WORD }
+    }
 }
 
 /// What a call answers: in two registers, so that the tracer and the emulator can read it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[repr(C)]
 pub(crate) struct Answer {
-    /// 0 if the window was aborted, else 1.
+    /// 0 if the window was aborted, else 1: done, refused or stopped.
     pub(crate) done: u64,
     /// The operation's value, if it has one.
     pub(crate) value: u64,
@@ -52,6 +85,57 @@ impl From<Outcome> for Answer {
     #[inline(always)]
     fn from(outcome: Outcome) -> Self {
         Self { done: u64::from(outcome as u8 == Outcome::Done as u8), value: 0 }
+    }
+}
+
+/// The value of a window that was refused without one.
+const REFUSED: u64 = 0x0bad;
+/// The value of a window that found its CPU stopped.
+const STOPPED: u64 = 0x57_0b;
+
+/// What a window brings out, as a number.
+trait Value {
+    fn value(self) -> u64;
+}
+impl Value for () {
+    #[inline(always)]
+    fn value(self) -> u64 {
+        REFUSED
+    }
+}
+impl Value for usize {
+    #[inline(always)]
+    fn value(self) -> u64 {
+        self as u64
+    }
+}
+impl<T: Into<u64>> Value for (u32, T) {
+    #[inline(always)]
+    fn value(self) -> u64 {
+        self.1.into()
+    }
+}
+
+impl<D: Value, R: Value> From<arch::Answer<D, R>> for Answer {
+    #[inline(always)]
+    fn from(answer: arch::Answer<D, R>) -> Self {
+        match answer {
+            arch::Answer::Done(value) => Self { done: 1, value: value.value() },
+            arch::Answer::Refused(value) => Self { done: 1, value: value.value() },
+            arch::Answer::Stopped => Self { done: 1, value: STOPPED },
+            arch::Answer::Aborted => Self { done: 0, value: 0 },
+        }
+    }
+}
+
+impl From<Publication> for Answer {
+    #[inline(always)]
+    fn from(publication: Publication) -> Self {
+        match publication {
+            Publication::Done => Self { done: 1, value: 0 },
+            Publication::Full => Self { done: 1, value: REFUSED },
+            Publication::Aborted => Self { done: 0, value: 0 },
+        }
     }
 }
 
@@ -132,21 +216,28 @@ impl Case {
 macro_rules! call {
     (|$operands:ident| $attempt:expr) => {{
         #[inline(never)]
-        unsafe extern "C" fn call($operands: &Operands) -> Answer {
+        unsafe extern "C" fn call($operands: &crate::cases::Operands) -> crate::cases::Answer {
             // SAFETY: the operands name memory of the size that the operation needs, on the
             // stripe that the shape leads to, and the thread's own words.
-            Answer::from(unsafe { $attempt })
+            crate::cases::Answer::from(unsafe { $attempt })
         }
         call
     }};
 }
+
+use call;
 
 /// Where the operations work in the stripe. Not at its beginning, so that an offset that is
 /// forgotten shows.
 const WORD: usize = 0x48;
 
 /// Every window of `arch`.
-pub(crate) const CASES: &[Case] = &[
+pub(crate) static CASES: LazyLock<Vec<Case>> = LazyLock::new(|| {
+    [COUNTERS, &words::cases(), structures::CASES, librseq::CASES, ring::CASES].concat()
+});
+
+/// The windows whose only result is done or aborted.
+const COUNTERS: &[Case] = &[
     Case::new(
         "load_add_store_u64",
         Shape::Cpu,
