@@ -455,7 +455,7 @@ fn a_writer_that_is_stepped_gets_there() {
         }
         let mut seen = Seen::default();
         // Thousands of steps each.
-        let records = if std::env::var("UNMERGED_STRESS_SECONDS").is_ok() { 8 } else { 1 };
+        let records = if std::env::var("UNMERGED_STRESS_SECONDS").is_ok() { 3 } else { 1 };
         for n in 0..records {
             let sample = Sample::new(1, n, 30 + 40 * n as usize);
             // SAFETY: the trap flag, until it is taken back below.
