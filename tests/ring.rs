@@ -4,13 +4,14 @@ mod common;
 
 use common::{child, missing, role, succeed};
 use proptest::prelude::*;
+use std::arch::asm;
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{IoSlice, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr::{self, NonNull};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use unmerged::abi::rseq::{RseqCs, SIGNATURE};
 use unmerged::percpu::{
@@ -431,6 +432,61 @@ fn storms_of_fences_lose_nothing() {
     });
     ring.drain(|record| seen.see(record)).unwrap();
     assert_conserved(ring.stats(), 30_000, seen.records, 0);
+}
+
+/// A signal at every instruction of a publish, whose handler publishes too: windows are aborted
+/// without end, so the record goes to an overflow stripe, and there every step is interrupted.
+#[test]
+fn a_writer_that_is_stepped_gets_there() {
+    if !in_each_implementation("a_writer_that_is_stepped_gets_there") {
+        return;
+    }
+    for when_full in [WhenFull::Refuse, WhenFull::Overwrite] {
+        HANDLED.store(0, Ordering::Relaxed);
+        let (published, refused) = (&PUBLISHED, &REFUSED);
+        let before = [published, refused].map(|counter| counter.load(Ordering::Relaxed));
+        let ring: &Ring<'_> = Box::leak(Box::new(Ring::private(2048, when_full).unwrap()));
+        STEPPED.store(ptr::from_ref(ring).cast_mut(), Ordering::Relaxed);
+        // SAFETY: the handler publishes, which handlers may, and counts.
+        unsafe {
+            let mut action = MaybeUninit::<libc::sigaction>::zeroed().assume_init();
+            action.sa_sigaction = on_step as *const () as usize;
+            assert_eq!(libc::sigaction(libc::SIGTRAP, &raw const action, ptr::null_mut()), 0);
+        }
+        let mut seen = Seen::default();
+        // Thousands of steps each.
+        let records = if std::env::var("UNMERGED_STRESS_SECONDS").is_ok() { 3 } else { 1 };
+        for n in 0..records {
+            let sample = Sample::new(1, n, 30 + 40 * n as usize);
+            // SAFETY: the trap flag, until it is taken back below.
+            unsafe { asm!("pushfq", "or qword ptr [rsp], 0x100", "popfq") };
+            let done = ring.publish(sample.bytes());
+            // SAFETY: as above.
+            unsafe { asm!("pushfq", "and qword ptr [rsp], -0x101", "popfq") };
+            let counter = if done.is_ok() { published } else { refused };
+            counter.fetch_add(1, Ordering::Relaxed);
+            ring.drain(|record| seen.see(record)).unwrap();
+        }
+        assert!(HANDLED.load(Ordering::Relaxed) > 200);
+        let all = [published, refused].map(|counter| counter.load(Ordering::Relaxed));
+        assert_conserved(ring.stats(), all[0] - before[0], seen.records, all[1] - before[1]);
+        if when_full == WhenFull::Overwrite {
+            assert_eq!(refused.load(Ordering::Relaxed), before[1]);
+        }
+        // The stepped ones that were not refused or overwritten went this way.
+        let stepped = seen.last.keys().filter(|(_, writer)| *writer == 1);
+        assert!(stepped.into_iter().all(|(source, _)| matches!(source, Source::Overflow(_))));
+    }
+}
+
+static STEPPED: AtomicPtr<Ring<'static>> = AtomicPtr::new(ptr::null_mut());
+
+extern "C" fn on_step(_: libc::c_int) {
+    // SAFETY: leaked by the test.
+    if let Some(ring) = unsafe { STEPPED.load(Ordering::Relaxed).as_ref() } {
+        let n = HANDLED.fetch_add(1, Ordering::Relaxed);
+        publish(ring, UNORDERED, n, n as usize % 100);
+    }
 }
 
 /// The file of a ring, inherited by a child.

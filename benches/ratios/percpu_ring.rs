@@ -7,7 +7,6 @@ use crate::harness::{Options, Row, Target, each, pin, pinned};
 use crossbeam_queue::ArrayQueue;
 use std::collections::VecDeque;
 use std::hint::black_box;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Barrier, Mutex};
 use std::time::Instant;
 use unmerged::percpu::{Ring, WhenFull};
@@ -62,20 +61,23 @@ fn ring_threads(options: &Options, name: &'static str, threads: usize) {
     let records = CAPACITY / (N + 8);
     let record = black_box([7_u8; N]);
     let on_all = |op: &(dyn Fn(u64) + Sync), n: u64| -> f64 {
-        let (start, longest) = (Barrier::new(threads), AtomicU64::new(0));
-        std::thread::scope(|scope| {
-            for me in 0..threads {
-                let (start, longest) = (&start, &longest);
-                scope.spawn(move || {
-                    pin(me);
-                    start.wait();
-                    let begin = Instant::now();
-                    op(n);
-                    longest.fetch_max(begin.elapsed().as_nanos() as u64, Ordering::Relaxed);
-                });
-            }
+        let start = Barrier::new(threads);
+        let spans: Vec<(Instant, Instant)> = std::thread::scope(|scope| {
+            let start = &start;
+            let run = move |me| {
+                pin(me);
+                start.wait();
+                let begin = Instant::now();
+                op(n);
+                (begin, Instant::now())
+            };
+            let all: Vec<_> = (0..threads).map(|me| scope.spawn(move || run(me))).collect();
+            all.into_iter().map(|thread| thread.join().unwrap()).collect()
         });
-        longest.into_inner() as f64 / threads as f64
+        // From the first begin to the last end: with more threads than CPUs some wait.
+        let begin = spans.iter().map(|span| span.0).min();
+        let end = spans.iter().map(|span| span.1).max();
+        end.zip(begin).map_or(0.0, |(end, begin)| (end - begin).as_nanos() as f64) / threads as f64
     };
 
     let ring = Ring::private(CAPACITY, WhenFull::Overwrite).unwrap();

@@ -10,19 +10,20 @@ use std::os::fd::{FromRawFd, OwnedFd};
 use std::path::Path;
 use unmerged::percpu::Ring;
 
-/// How often the ring is looked at.
-const EVERY: Timespec = Timespec { tv_sec: 0, tv_nsec: 2_000_000 };
+/// How long the ring is left alone when there was nothing in it.
+const PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
+const NONE: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 
 pub(crate) fn run(fd: i32, output: &Path) -> Result<()> {
     // SAFETY: the parent let this process inherit it, for this.
     let file = unsafe { OwnedFd::from_raw_fd(fd) };
     let ring = Ring::from_file(&file)?;
     let input = std::io::stdin();
-    let mut events = Vec::new();
+    let (mut events, mut pause) = (Vec::new(), NONE);
     loop {
-        let ended = poll(&mut [PollFd::new(&input, PollFlags::IN)], Some(&EVERY))? > 0;
+        let ended = poll(&mut [PollFd::new(&input, PollFlags::IN)], Some(&pause))? > 0;
         // After the end, what was published before it is still to come.
-        ring.drain(|record| {
+        let records = ring.drain(|record| {
             if let Some((header, name)) = Header::parse(record.bytes) {
                 let name = String::from_utf8_lossy(name).into_owned();
                 events.push((header, name, record.source));
@@ -31,6 +32,7 @@ pub(crate) fn run(fd: i32, output: &Path) -> Result<()> {
         if ended {
             break;
         }
+        pause = if records == 0 { PAUSE } else { NONE };
     }
     // The ring has them CPU by CPU, by their ends. Of two that begin together the longer one is
     // outside.

@@ -105,7 +105,7 @@ fn run(args: &Args) -> Result<()> {
         if stats.published != expected || stats.taken + stats.lost != stats.published {
             return Err(format!("{expected} records expected: {stats:?}").into());
         }
-        let events = check::file(&args.output)?;
+        let events = check::file(&args.output, stats.taken == expected && stats.refused == 0)?;
         if events != stats.taken {
             return Err(format!("{events} events in the file, {} were taken", stats.taken).into());
         }

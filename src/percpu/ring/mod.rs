@@ -1,5 +1,6 @@
 //! Ring buffers of records of any size, one per CPU.
 
+mod control;
 #[cfg(all(test, loom))]
 mod models;
 mod reader;

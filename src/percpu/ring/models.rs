@@ -2,7 +2,8 @@
 //!
 //! A stripe of 8 units: records of 2 units with one word, or of 3 with two.
 
-use super::stripe::{Control, RECORD, Room, Stripe, units};
+use super::control::Control;
+use super::stripe::{RECORD, Room, Stripe, units};
 use crate::arch::Publication;
 use crate::sync::{AtomicU64, Ordering, model};
 use loom::sync::Arc;

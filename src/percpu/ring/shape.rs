@@ -1,7 +1,8 @@
 //! The shape of a ring: what its one header word says, and where its stripes are.
 
 use super::WhenFull;
-use super::stripe::{Control, Stripe};
+use super::control::Control;
+use super::stripe::Stripe;
 use crate::arch::RING_DATA;
 use crate::error::{Error, Result};
 use crate::percpu::stripes::stripes;

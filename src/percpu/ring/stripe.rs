@@ -35,18 +35,14 @@
 //! behind a position are found by two hints, which are brought up to date long before they
 //! are half a lap of 32 bits behind.
 
+use super::control::{Control, MARKS};
 use crate::arch::portable::ring::{self, Words};
-use crate::arch::{Publication, RING_DATA, RING_LIMIT, RING_PAD};
-use crate::sync::{AtomicU64, Ordering, assert_layout};
-use core::mem::offset_of;
-use crossbeam_utils::CachePadded;
+use crate::arch::{Publication, RING_PAD};
+use crate::sync::{AtomicU64, Ordering};
 use std::io::IoSlice;
 
 /// A position that is one record further.
 pub(super) const RECORD: u64 = 1 << 32;
-
-/// Places where an evictor may go without a walk.
-const MARKS: usize = 8;
 
 /// Exchanges that may fail before a reader or evictor lets others have it. Each failure is
 /// somebody's success, unless another process scribbles.
@@ -60,47 +56,6 @@ pub(super) const fn units(len: usize) -> u64 {
     let words = len.div_ceil(8);
     (if words == 0 { 1 } else { words }) as u64 + 1
 }
-
-/// The words in front of a stripe's data.
-#[derive(Debug)]
-#[repr(C)]
-pub(super) struct Control {
-    writer: CachePadded<Writer>,
-    reader: CachePadded<Reader>,
-    pub(super) turn: CachePadded<AtomicU64>,
-}
-
-#[derive(Debug)]
-#[repr(C)]
-struct Writer {
-    head: AtomicU64,
-    /// Records that were refused.
-    refused: AtomicU64,
-}
-
-#[derive(Debug)]
-#[repr(C)]
-struct Reader {
-    limit: AtomicU64,
-    taken: AtomicU64,
-    /// Hints: units and records that the limit has passed, or a little less.
-    units: AtomicU64,
-    records: AtomicU64,
-    /// Heads that were, by their eighth of the data: a mark that is inside is a record's begin.
-    marks: [AtomicU64; MARKS],
-}
-
-/// Where windows find the count of refused records.
-pub(super) const REFUSED: usize = 8;
-
-assert_layout!(
-    offset_of!(Writer, refused) == REFUSED,
-    size_of::<Control>() == RING_DATA,
-    offset_of!(Control, writer) == 0,
-    offset_of!(Writer, head) == 0,
-    offset_of!(Control, reader) == RING_LIMIT,
-    offset_of!(Reader, limit) == 0,
-);
 
 /// Records and units from one position to a later one.
 #[derive(Debug, Clone, Copy)]
@@ -162,27 +117,6 @@ pub(super) struct Stripe<'a> {
     pub(super) control: &'a Control,
     /// A power of two of units.
     pub(super) data: &'a [AtomicU64],
-}
-
-#[cfg(all(test, loom))]
-impl Control {
-    /// Of a stripe with `units`, opened, for a model.
-    pub(super) fn ready(units: u64) -> Self {
-        let word = |value| AtomicU64::new(value).ready();
-        let writer = Writer { head: word(0), refused: word(0) };
-        let reader = Reader {
-            limit: word(units.saturating_sub(1)),
-            taken: word(0),
-            units: word(0),
-            records: word(0),
-            marks: core::array::from_fn(|_| word(0)),
-        };
-        Self {
-            writer: CachePadded::new(writer),
-            reader: CachePadded::new(reader),
-            turn: CachePadded::new(word(0)),
-        }
-    }
 }
 
 impl Stripe<'_> {

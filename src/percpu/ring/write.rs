@@ -1,6 +1,7 @@
 //! The writing side: where the first window did not do it.
 
-use super::stripe::{RECORD, REFUSED, Room, units};
+use super::control::REFUSED;
+use super::stripe::{RECORD, Room, units};
 use super::{Ring, WhenFull};
 use crate::arch::{self, Publication, RING_DATA};
 use crate::error::{Error, Result};
