@@ -53,8 +53,10 @@ mod area;
 mod block;
 mod cell;
 mod counter;
+mod depot;
 mod geometry;
 mod implementation;
+mod pool;
 mod runs;
 mod site;
 mod stack;
@@ -68,6 +70,7 @@ pub use cell::Cell;
 pub use counter::Counter;
 pub use geometry::Index;
 pub use implementation::{Implementation, implementation};
+pub use pool::{Pool, PoolLimits, Pooled};
 pub use stack::{Node, Stack};
 pub use stats::{Stats, stats};
 
