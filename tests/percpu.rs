@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{child, in_each_implementation, missing, role, succeed};
+use common::{child, in_each_implementation, missing, refuse, role, succeed};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr::{self, NonNull};
@@ -422,7 +422,7 @@ fn a_refused_registration_is_a_clean_fallback() {
     match role().as_deref() {
         None => succeed(child(TEST, "filter")),
         Some("filter") => {
-            refuse_rseq();
+            refuse(libc::SYS_rseq, libc::ENOSYS);
             let mut command = child(TEST, "refused");
             command.env("GLIBC_TUNABLES", "glibc.pthread.rseq=0");
             succeed(command);
@@ -433,24 +433,5 @@ fn a_refused_registration_is_a_clean_fallback() {
             std::thread::spawn(|| HITS.add(6)).join().unwrap();
             assert_eq!(HITS.sum(), 11);
         }
-    }
-}
-
-/// From here on rseq(2) answers ENOSYS, in this process and what it executes.
-fn refuse_rseq() {
-    use libc::{BPF_ABS, BPF_JEQ, BPF_JMP, BPF_K, BPF_LD, BPF_RET, BPF_W};
-    let statement = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
-    let mut filter = [
-        statement(BPF_LD | BPF_W | BPF_ABS, 0, 0, 0), // the number of the call
-        statement(BPF_JMP | BPF_JEQ | BPF_K, 0, 1, libc::SYS_rseq as u32),
-        statement(BPF_RET | BPF_K, 0, 0, libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32),
-        statement(BPF_RET | BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
-    ];
-    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
-    // SAFETY: the program outlives the call; no privilege is gained by it.
-    unsafe {
-        assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
-        let mode = libc::SECCOMP_MODE_FILTER;
-        assert_eq!(libc::prctl(libc::PR_SET_SECCOMP, mode, &raw const program), 0);
     }
 }

@@ -111,6 +111,7 @@ impl Site {
             match window(place) {
                 Answer::Done(done) => return Some(Ok(done)),
                 Answer::Refused(refused) => return Some(Err(refused)),
+                Answer::Stopped if self.was_forsaken(cpus::current()) => {}
                 Answer::Stopped => break,
                 Answer::Aborted => ABORTS.count(),
             }

@@ -100,17 +100,27 @@ impl Site {
             let numbers = format_args!("CPU {cpu}; there are stripes for 0 to {}", cpus - 1);
             return Err(Error::with(operation, Errno::INVAL, numbers));
         }
-        let word = ptr::with_exposed_provenance::<AtomicU64>(self.stop_word(cpu));
-        // SAFETY: the first word of a stripe, mapped as long as the cell is; windows read it,
-        // atomics write it.
-        let word = unsafe { &*word };
-        let _turn = Turn::wait_private(word).ok_or_else(|| {
+        let _turn = Turn::wait_private(self.stop_of(cpu)).ok_or_else(|| {
             let numbers = format_args!("CPU {cpu} is stopped by this thread already");
             Error::with(operation, Errno::DEADLK, numbers)
         })?;
         // A concurrency id can be anybody's on any CPU.
         fence(operation, (self.geometry.index == Index::CpuId).then_some(cpu))?;
         Ok(own(self.on_stripe(cpu)))
+    }
+
+    /// Whether nobody has stopped `cpu`: not any more, or in a process that this one was forked
+    /// from, whose thread will not start it here. Then it is started.
+    #[cold]
+    pub(super) fn was_forsaken(&self, cpu: u32) -> bool {
+        Turn::take_private(self.stop_of(cpu % self.geometry.cpus)).is_some()
+    }
+
+    fn stop_of(&self, cpu: u32) -> &AtomicU64 {
+        let word = ptr::with_exposed_provenance::<AtomicU64>(self.stop_word(cpu));
+        // SAFETY: the first word of a stripe, mapped as long as the cell is; windows read it,
+        // atomics write it.
+        unsafe { &*word }
     }
 }
 

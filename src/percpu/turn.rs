@@ -10,6 +10,10 @@
 //! |---|---|
 //! | 0 | free |
 //! | process id << 32 \| thread id | taken |
+//! | thread id | taken, in private memory |
+//!
+//! In private memory the process is not named: a thread that is not of this process is one of
+//! those that it was forked from, and gone. That saves a system call each time.
 //!
 //! Taken by an exchange with acquire, given back with release: the next owner sees all that
 //! the last one did. An owner that died is succeeded, by an exchange against its own id, so
@@ -27,10 +31,16 @@ use crate::sys::thread;
 pub(super) struct Owner(pub(super) u64);
 
 impl Owner {
-    /// The calling thread.
+    /// The calling thread, for words that another process may see.
+    #[allow(dead_code, reason = "of use in shared memory")]
     pub(super) fn this_thread() -> Self {
         let (process, thread) = thread::ids();
         Self(u64::from(process) << 32 | u64::from(thread))
+    }
+
+    /// The calling thread, for words of private memory.
+    fn this_thread_here() -> Self {
+        Self(thread::id().into())
     }
 
     /// Whether `word` is this one's already.
@@ -44,9 +54,15 @@ impl Owner {
 
     /// Whether `owner` will not go on: it has ended, or, where the memory is `private`, it
     /// is a thread of the process that this one was forked from.
+    #[allow(dead_code, reason = "as above")]
     pub(super) fn is_gone(self, owner: Self, private: bool) -> bool {
         private && owner.process() != self.process()
             || thread::is_gone(owner.process(), owner.0 as u32)
+    }
+
+    /// The same of a word of private memory. Asked only where the word is found taken.
+    fn is_not_here(self) -> bool {
+        self.process() != 0 || thread::is_gone(thread::ids().0, self.0 as u32)
     }
 }
 
@@ -60,17 +76,16 @@ pub(super) struct Turn<'a> {
 impl<'a> Turn<'a> {
     /// Takes one on a word of private memory, for the calling thread.
     pub(super) fn take_private(word: &'a AtomicU64) -> Option<Self> {
-        let me = Owner::this_thread();
-        Self::take(word, me, |owner| me.is_gone(owner, true))
+        Self::take(word, Owner::this_thread_here(), Owner::is_not_here)
     }
 
     /// The same, however long another thread has it. `None` if this very thread has it, and would
     /// wait for itself.
     pub(super) fn wait_private(word: &'a AtomicU64) -> Option<Self> {
-        let me = Owner::this_thread();
+        let me = Owner::this_thread_here();
         let mut looks = 0_u32;
         loop {
-            let turn = Self::take(word, me, |owner| me.is_gone(owner, true));
+            let turn = Self::take(word, me, Owner::is_not_here);
             if turn.is_some() || me.has(word) {
                 return turn;
             }
@@ -140,6 +155,30 @@ mod tests {
         }
         word.store(1 << 32 | 1, Ordering::Relaxed);
         assert!(Turn::take(&word, me, |of| me.is_gone(of, false)).is_none());
+    }
+
+    #[test]
+    fn one_owner_in_private_memory() {
+        let word = AtomicU64::new(0);
+        let turn = Turn::take_private(&word).unwrap();
+        assert!(Turn::take_private(&word).is_none());
+        assert!(Turn::wait_private(&word).is_none());
+        let left = std::thread::scope(|scope| {
+            let other = scope.spawn(|| {
+                assert!(Turn::take_private(&word).is_none());
+                Owner::this_thread_here()
+            });
+            other.join().unwrap()
+        });
+        drop(turn);
+        // A thread that has ended, one of the parent's (every process has another 1), garbage.
+        for left in [left.0, 1, u64::MAX, 1 << 32 | 1] {
+            word.store(left, Ordering::Relaxed);
+            drop(Turn::take_private(&word).unwrap());
+            word.store(left, Ordering::Relaxed);
+            drop(Turn::wait_private(&word).unwrap());
+            assert_eq!(word.load(Ordering::Relaxed), 0);
+        }
     }
 }
 

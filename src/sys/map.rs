@@ -216,6 +216,17 @@ impl Mapping {
     pub fn leak(self) -> NonNull<u8> {
         core::mem::ManuallyDrop::new(self).start
     }
+
+    /// A mapping that was [leaked](Self::leak), to be unmapped after all.
+    ///
+    /// # Safety
+    ///
+    /// It must be one, given by the address and length that it had, and be reclaimed once.
+    pub unsafe fn reclaim(address: usize, len: usize) -> Self {
+        let start = core::ptr::with_exposed_provenance_mut(address);
+        // SAFETY: the caller says that there is a mapping, and none is at 0.
+        Self { start: unsafe { NonNull::new_unchecked(start) }, len }
+    }
 }
 
 impl Drop for Mapping {

@@ -24,8 +24,12 @@ pub fn cpu_and_node() -> Result<(u32, u32)> {
 
 /// `getpid()` and `gettid()` — the calling thread's process and own id.
 pub fn ids() -> (u32, u32) {
-    let id = |pid: rustix::process::Pid| pid.as_raw_nonzero().get().cast_unsigned();
-    (id(rustix::process::getpid()), id(rustix::thread::gettid()))
+    (rustix::process::getpid().as_raw_nonzero().get().cast_unsigned(), id())
+}
+
+/// `gettid()` — the calling thread's id.
+pub fn id() -> u32 {
+    rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned()
 }
 
 /// `tgkill(process, thread, 0)` — whether there is no such thread, seen from this process's

@@ -3,6 +3,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::Duration;
 
 /// A kernel feature is missing: says so, with what took over. Where `UNMERGED_REQUIRE` (a
 /// comma-separated list) names the feature, that is a failure.
@@ -47,22 +48,52 @@ pub(crate) fn succeed(mut command: Command) {
     }
 }
 
-/// Executes `test` once in each implementation of percpu; whether this process is such a child
+/// Executes `test` once in each implementation of `percpu`; whether this process is such a child
 /// and should go on.
 pub(crate) fn in_each_implementation(test: &str) -> bool {
-    let implementation = unmerged::percpu::implementation;
+    in_each_implementation_with(test, &[])
+}
+
+/// The same with more in the environment.
+pub(crate) fn in_each_implementation_with(test: &str, environment: &[(&str, &str)]) -> bool {
     let Some(wanted) = role() else {
         for wanted in ["gs", "rseq", "portable"] {
             let mut command = child(test, wanted);
-            command.env("UNMERGED_PERCPU", wanted);
+            command.env("UNMERGED_PERCPU", wanted).envs(environment.iter().copied());
             succeed(command);
         }
         return false;
     };
-    if implementation().name() != wanted {
-        missing(if wanted == "gs" { "fsgsbase" } else { "rseq" }, implementation().name());
+    let implementation = unmerged::percpu::implementation().name();
+    if implementation != wanted {
+        missing(if wanted == "gs" { "fsgsbase" } else { "rseq" }, implementation);
     }
     true
+}
+
+/// How long a storm lasts: `usual`, or what `UNMERGED_STRESS_SECONDS` says.
+pub(crate) fn stress(usual: Duration) -> Duration {
+    let seconds = std::env::var("UNMERGED_STRESS_SECONDS").ok();
+    seconds.map_or(usual, |seconds| Duration::from_secs(seconds.parse().unwrap()))
+}
+
+/// From here on this system call fails with `errno`, in this process and what it executes.
+pub(crate) fn refuse(call: libc::c_long, errno: i32) {
+    use libc::{BPF_ABS, BPF_JEQ, BPF_JMP, BPF_K, BPF_LD, BPF_RET, BPF_W};
+    let statement = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
+    let mut filter = [
+        statement(BPF_LD | BPF_W | BPF_ABS, 0, 0, 0), // the number of the call
+        statement(BPF_JMP | BPF_JEQ | BPF_K, 0, 1, call as u32),
+        statement(BPF_RET | BPF_K, 0, 0, libc::SECCOMP_RET_ERRNO | errno as u32),
+        statement(BPF_RET | BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+    // SAFETY: the program outlives the call; no privilege is gained by it.
+    unsafe {
+        assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+        let mode = libc::SECCOMP_MODE_FILTER;
+        assert_eq!(libc::prctl(libc::PR_SET_SECCOMP, mode, &raw const program), 0);
+    }
 }
 
 /// Another process that plays a part and talks in lines; killed when this is dropped.

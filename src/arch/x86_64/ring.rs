@@ -225,15 +225,15 @@ pub unsafe fn ring_publish_parts(
             payload: [
                 "lea rdi, [{p} + 8]",               // rdi = &data[i + 1]
                 "mov {s}, qword ptr [{parts}]",
-                "5:",                               // for each part s:
+                "8:",                               // for each part s:
                 "cmp {s}, qword ptr [{parts} + 8]",
-                "je 6f",
+                "je 7f",
                 "mov rsi, qword ptr [{s}]",         // rsi = part.base
                 "mov rcx, qword ptr [{s} + 8]",     // rcx = part.len
                 "add {s}, 16",
                 "rep movsb",                        // copy
-                "jmp 5b",
-                "6:",
+                "jmp 8b",
+                "7:",
             ],
             parts = in(reg) parts.as_ptr(),
             p = out(reg) _,
