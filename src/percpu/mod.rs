@@ -50,14 +50,18 @@
 //! | exec | gone, like all memory; a shared one stays with the others |
 
 mod area;
+mod asymmetric;
 mod block;
 mod cell;
 mod counter;
 mod counter_array;
+mod door;
 mod geometry;
 mod histogram;
 pub mod gs;
 mod implementation;
+mod lock;
+mod process;
 pub mod raw;
 mod ring;
 mod runs;
@@ -77,6 +81,7 @@ pub use counter_array::{CounterArray, Element};
 pub use geometry::Index;
 pub use histogram::Histogram;
 pub use implementation::{Implementation, implementation};
+pub use lock::{Guard, Lock};
 pub use ring::{Reader, Record, Reservation, Ring, RingStats, Source, WhenFull};
 pub use snapshot::{Bucket, HistogramSnapshot};
 pub use stack::{Node, Stack};
