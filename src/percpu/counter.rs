@@ -233,7 +233,7 @@ fn release(stripes: &Stripes, word: usize) {
 }
 
 /// Adds `n` in an area of another geometry.
-fn add_at(site: &Site, n: u64) {
+pub(super) fn add_at(site: &Site, n: u64) {
     let done = site.attempt(|place| {
         on!(place, |Shape, at| {
             // SAFETY: the site's words are this counter's, which windows and this function update.
