@@ -154,8 +154,8 @@ fn fault(
     }
     let mut info = InstructionInfoFactory::new();
     let info = info.info(one);
-    let is_stack =
-        |register: Register| matches!(register.full_register(), Register::RSP | Register::RBP);
+    // rbp is a register like any other where functions have no frame pointer.
+    let is_stack = |register: Register| register.full_register() == Register::RSP;
     let stack = info.used_registers().iter().any(|used| is_stack(used.register()));
     stack.then_some("uses the stack")
 }
