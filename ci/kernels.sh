@@ -5,11 +5,13 @@ set -euo pipefail
 
 usage() {
     cat <<'EOF'
-usage: ci/kernels.sh [5.10] [6.1] [6.12] [7]
+usage: ci/kernels.sh [5.10] [6.1] [6.12] [7] [6.12/hard]
 
 Builds the crate's tests and examples, boots each named kernel series (all
-four if none is named) in QEMU by software emulation, and runs every test
-binary there as an ordinary user. The kernels are Debian's packages, taken from
+if none is named) in QEMU by software emulation, and runs every test
+binary there as an ordinary user. A series with "/hard" behind it is booted
+without FSGSBASE, with two NUMA nodes, and runs the tests of per-CPU memory
+while a CPU goes offline and comes back. The kernels are Debian's packages, taken from
 the archive that this machine's apt is set up for and kept in a cache, with lists
 of their own; apt's configuration is left alone.
 
@@ -32,7 +34,7 @@ busybox, jq); otherwise those must be there.
 EOF
 }
 
-all_series=(5.10 6.1 6.12 7)
+all_series=(5.10 6.1 6.12 7 6.12/hard)
 cache=${UNMERGED_KERNELS_CACHE:-${XDG_CACHE_HOME:-${HOME:?}/.cache}/unmerged-kernels}
 seconds=${UNMERGED_KERNELS_TIMEOUT:-300}
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -47,7 +49,7 @@ die() {
 
 # Suites to look for a series in, the likeliest first.
 suites_of() {
-    case $1 in
+    case ${1%/hard} in
         5.10) echo bullseye ;;
         6.1) echo bookworm ;;
         6.12) echo trixie ;;
@@ -59,9 +61,10 @@ suites_of() {
 # Features that a series has, so that a test may not skip over them there.
 require_of() {
     local list=rseq,fsgsbase,ptrace,two-cpus,membarrier,membarrier-rseq,membarrier-global,pidfd,seal-future-write,schedstat
-    case $1 in 6.1 | 6.12 | 7) list+=,futex-waitv ;; esac
-    case $1 in 6.12 | 7) list+=,memfd-noexec,futex2,rseq-extended ;; esac
+    case $1 in 6.1 | 6.12* | 7) list+=,futex-waitv ;; esac
+    case $1 in 6.12* | 7) list+=,memfd-noexec,futex2,rseq-extended ;; esac
     case $1 in 7) list+=,futex-numa,rseq-v2 ;; esac
+    case $1 in */hard) list=${list/,fsgsbase/},numa ;; esac
     echo "$list"
 }
 
@@ -326,15 +329,21 @@ build_initramfs() {
 
 # --- Guest -----------------------------------------------------------------
 
-# boot_guest KERNEL REQUIRE LOG: its status is 124 or 137 if the time ran out.
+# boot_guest SERIES KERNEL REQUIRE LOG: its status is 124 or 137 if the time ran out.
 boot_guest() {
-    local variable line="console=ttyS0 quiet panic=-1 UNMERGED_REQUIRE=$2" numa=()
+    local variable line="console=ttyS0 quiet panic=-1 UNMERGED_REQUIRE=$3" numa=() hard=0
+    case $1 in
+        */hard)
+            hard=1
+            line+=' nofsgsbase UNMERGED_HOTPLUG=1 UNMERGED_TESTS=arch:lock:percpu:ring:stack:windows'
+            ;;
+    esac
     # The kernel hands what it does not know on to init as environment.
     for variable in UNMERGED_PERCPU RUST_BACKTRACE; do
         [[ -z ${!variable:-} ]] || line+=" $variable=${!variable}"
     done
     # shellcheck disable=SC2054 # the commas are QEMU's
-    [[ ${UNMERGED_KERNELS_NUMA:-0} != 1 ]] || numa=(
+    [[ ${UNMERGED_KERNELS_NUMA:-$hard} != 1 ]] || numa=(
         -object memory-backend-ram,id=m0,size=512M -numa node,nodeid=0,cpus=0-1,memdev=m0
         -object memory-backend-ram,id=m1,size=512M -numa node,nodeid=1,cpus=2-3,memdev=m1
     )
@@ -342,8 +351,8 @@ boot_guest() {
     timeout --foreground --kill-after=10 "$seconds" qemu-system-x86_64 \
         -accel tcg,thread=multi -cpu max -smp 4 -m 1024 "${numa[@]}" \
         -nographic -monitor none -serial stdio -vga none -nic none -no-reboot \
-        -kernel "$1" -initrd "$work/initramfs" -append "$line" \
-        </dev/null >"$3" 2>&1
+        -kernel "$2" -initrd "$work/initramfs" -append "$line" \
+        </dev/null >"$4" 2>&1
 }
 
 # read_log REQUIRE: from a serial log makes a line "passed failed skipped", the
@@ -418,18 +427,20 @@ show_failure() {
 
 # test_kernel SERIES: adds to the sums.
 test_kernel() {
-    local log=$logs/$1.log kernel require status=0 lines line name
+    local log=$logs/${1/\//-}.log kernel require status=0 lines line name
     require=$(require_of "$1")
-    if ! kernel=$(fetch_kernel "$1" "$logs/$1.apt.log"); then
+    if ! kernel=$(fetch_kernel "${1%/hard}" "${log%.log}.apt.log"); then
         echo "kernel $1: not run, no kernel to be had"
         ((failed += 1))
         return 0
     fi
-    boot_guest "$kernel" "$require" "$log" || status=$?
+    boot_guest "$1" "$kernel" "$require" "$log" || status=$?
     mapfile -t lines < <(read_log "$require" <"$log")
     read -r p f s <<<"${lines[0]}"
     ((passed += p, failed += f, skipped += s)) || true
-    echo "${lines[1]/kernel \?:/kernel $1:}"
+    lines[1]=${lines[1]/kernel \?:/kernel $1:}
+    case $1 in */hard) lines[1]=${lines[1]/:/ (hard):} ;; esac
+    echo "${lines[1]}"
     case $status in
         0) ;;
         124 | 137) note "kernel $1: stopped after $seconds s" ;;

@@ -149,6 +149,40 @@ fn every_kind_of_area_counts() {
     }
 }
 
+/// Node of the page at this address, or an errno below 0.
+fn node_of(address: std::ptr::NonNull<u8>) -> i32 {
+    let (page, mut status) = (address.as_ptr(), i32::MIN);
+    let none = std::ptr::null::<u8>();
+    // SAFETY: asks for the node of one page; moves none.
+    let answer = unsafe {
+        libc::syscall(libc::SYS_move_pages, 0, 1, &raw const page, none, &raw mut status, 0)
+    };
+    if answer == 0 { status } else { -1 }
+}
+
+/// Stripes lie on the node of their CPU, whoever touches them first.
+#[test]
+fn stripes_are_placed() {
+    let nodes = unmerged::sys::numa::nodes();
+    if nodes.len() < 2 {
+        return missing("numa", "all stripes on one node");
+    }
+    for builder in [AreaBuilder::new(), AreaBuilder::new().stride(16384)] {
+        let file = builder.numa(true).memory_file("placed").unwrap();
+        for mapped in [builder.numa(true).private().unwrap(), file] {
+            let cell = mapped.area().alloc(8).unwrap();
+            for (node, cpus) in &nodes {
+                for cpu in cpus.iter() {
+                    let word = cell.on_cpu(cpu).unwrap();
+                    // SAFETY: a word of the stripe, which nobody uses.
+                    unsafe { word.cast::<u64>().write_volatile(1) };
+                    assert_eq!(node_of(word), *node as i32, "CPU {cpu}");
+                }
+            }
+        }
+    }
+}
+
 /// An area of one process cannot be another's, and what another process made is looked at
 /// before it is believed.
 #[test]

@@ -6,7 +6,8 @@ mod common;
 use common::{child, in_each_implementation, missing, role, succeed};
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicU64, Ordering};
-use unmerged::percpu::{Counter, Node, Stack, Word, implementation, stats};
+use unmerged::percpu::{Counter, Node, Stack, Word, gs, implementation, stats};
+use unmerged::sys::{features::features, gs::Claim};
 
 static HITS: Counter = Counter::new();
 static SPARE: Stack<u64> = Stack::new();
@@ -301,4 +302,93 @@ fn a_thread_that_is_stepped_makes_progress() {
         unsafe { libc::ptrace(libc::PTRACE_SINGLESTEP, pid, 0, 0) };
     }
     assert!(steps > 100);
+}
+
+static STRIPES: [AtomicU64; 1 << 16] = [const { AtomicU64::new(0) }; 1 << 16];
+static IN_HANDLER: AtomicU64 = AtomicU64::new(0);
+
+extern "C" fn on_alarm(_: libc::c_int) {
+    let base = STRIPES.as_ptr().addr();
+    // 64 bytes for each of up to 8192 CPU ids.
+    if gs::set(base, 64).is_ok() {
+        // SAFETY: every stripe has a word at 8, which these operations alone write.
+        let _ = unsafe { gs::fetch_add::<u64>(8, 1) };
+        let _ = gs::clear();
+    }
+    HITS.add(1);
+    IN_HANDLER.fetch_add(1, Ordering::Relaxed);
+}
+
+/// A handler lays stripes of its own and takes them away, in the middle of anything.
+#[test]
+fn a_handler_with_stripes_of_its_own() {
+    if !in_each_implementation("a_handler_with_stripes_of_its_own") {
+        return;
+    }
+    if features().gs != Claim::Free {
+        return missing("fsgsbase", "no stripes of the caller's");
+    }
+    // Outside of a handler first: this is where memory is taken.
+    let _ = STRIPES.as_ptr().expose_provenance();
+    gs::set(STRIPES.as_ptr().addr(), 64).unwrap();
+    gs::clear().unwrap();
+    HITS.add(1);
+    // SAFETY: the handler uses what is in use.
+    unsafe {
+        let mut action = std::mem::MaybeUninit::<libc::sigaction>::zeroed().assume_init();
+        action.sa_sigaction = on_alarm as *const () as usize;
+        action.sa_flags = libc::SA_RESTART;
+        assert_eq!(libc::sigaction(libc::SIGALRM, &raw const action, std::ptr::null_mut()), 0);
+    }
+    let tick = |us| {
+        let every = libc::timeval { tv_sec: 0, tv_usec: us };
+        let timer = libc::itimerval { it_interval: every, it_value: every };
+        // SAFETY: a timer of this process.
+        unsafe { libc::setitimer(libc::ITIMER_REAL, &raw const timer, std::ptr::null_mut()) };
+    };
+    tick(20);
+    let mut here = 1;
+    while IN_HANDLER.load(Ordering::Relaxed) < 1000 {
+        HITS.add(1);
+        here += 1;
+    }
+    tick(0);
+    let handled = IN_HANDLER.load(Ordering::Relaxed);
+    assert_eq!(HITS.sum(), here + handled);
+    let theirs = STRIPES.iter().map(|word| word.load(Ordering::Relaxed)).sum::<u64>();
+    assert_eq!(theirs, handled);
+}
+
+/// The table of cases names tests that exist.
+#[test]
+fn the_table_of_cases_is_true() {
+    let sources = [
+        ("arch", include_str!("arch.rs")),
+        ("lock_array", include_str!("lock_array.rs")),
+        ("percpu", include_str!("percpu.rs")),
+        ("percpu_area", include_str!("percpu_area.rs")),
+        ("percpu_life", include_str!("percpu_life.rs")),
+        ("ring", include_str!("ring.rs")),
+        ("stack_pool", include_str!("stack_pool.rs")),
+        (
+            "windows",
+            concat!(
+                include_str!("windows/elf.rs"),
+                include_str!("windows/model.rs"),
+                include_str!("windows/ptrace.rs"),
+                include_str!("windows/rules.rs"),
+            ),
+        ),
+    ];
+    let mut named = 0;
+    for name in include_str!("percpu-cases.md").split('`') {
+        let Some((file, test)) = name.split_once("::") else { continue };
+        let Some((_, source)) = sources.iter().find(|(name, _)| *name == file) else { continue };
+        if test.contains("::") {
+            continue; // a unit test or a model
+        }
+        assert!(source.contains(&format!("fn {test}(")), "{name} does not exist");
+        named += 1;
+    }
+    assert!(named > 60, "{named}");
 }

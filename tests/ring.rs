@@ -1022,36 +1022,3 @@ fn memory_is_committed_where_it_is_written() {
         assert!((8192..=40 * 4096).contains(&resident), "{resident}");
     }
 }
-
-// The linker names the ends of a section whose name is an identifier.
-unsafe extern "C" {
-    #[link_name = "__start___rseq_cs"]
-    static FIRST: [RseqCs; 0];
-    #[link_name = "__stop___rseq_cs"]
-    static END: [RseqCs; 0];
-}
-
-/// The descriptors of all windows in this binary: each begins right behind the store of
-/// `rseq_cs`; its abort address is outside, behind the signature.
-#[test]
-fn descriptors_of_this_binary() {
-    let (first, end) = (&raw const FIRST, &raw const END);
-    let (first, end) = (first.cast::<RseqCs>(), end.cast::<RseqCs>());
-    let count = (end.addr() - first.addr()) / size_of::<RseqCs>();
-    assert!(count >= 4, "{count} descriptors");
-    for n in 0..count {
-        // SAFETY: between the ends of the section, relocated before main.
-        let descriptor = unsafe { &*first.add(n) };
-        let window = descriptor.start_ip..descriptor.start_ip + descriptor.post_commit_offset;
-        assert!((10..256).contains(&descriptor.post_commit_offset), "{descriptor:?}");
-        assert!(!window.contains(&descriptor.abort_ip), "{descriptor:?}");
-        let text = |address: u64| ptr::with_exposed_provenance::<u8>(address as usize);
-        // SAFETY: the abort stub is text of this binary, the signature precedes it.
-        let signature = unsafe { text(descriptor.abort_ip - 4).cast::<u32>().read_unaligned() };
-        assert_eq!(signature, SIGNATURE);
-        // mov qword ptr fs:[area + 8], s: prefix, REX, opcode, ModRM, perhaps SIB, and 8.
-        // SAFETY: text of this binary in front of the window.
-        let store: [u8; 5] = unsafe { text(descriptor.start_ip - 5).cast::<[u8; 5]>().read() };
-        assert_eq!((store[0], store[2], store[4]), (0x64, 0x89, 8), "{store:x?}");
-    }
-}
