@@ -11,6 +11,7 @@ mod harness;
 mod mshare;
 mod peer;
 mod percpu;
+mod percpu_structures;
 mod task_shared;
 
 use harness::Options;
@@ -19,6 +20,7 @@ fn main() {
     peer::play(&[(task_shared::SLEEPERS, task_shared::sleepers), (mshare::SERVER, mshare::serve)]);
     let options = Options::from_args();
     percpu::rows(&options);
+    percpu_structures::rows(&options);
     task_shared::rows(&options);
     futex2::rows(&options);
     mshare::rows(&options);

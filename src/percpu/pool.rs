@@ -1,7 +1,7 @@
 //! A pool of objects with an array on every CPU.
 
 use super::depot::{Batch, Depot, MOST};
-use super::site::{Lazy, Site, on, window};
+use super::site::{Lazy, Site, on, quickly, slowly};
 use crate::error::Result;
 use crate::sync::{AtomicU64, Ordering};
 use crate::{arch::Structures, sys::cpus};
@@ -177,7 +177,6 @@ impl<T, F> Pool<T, F> {
 
     /// Bytes of a cell: on a window stripe the count and the slots of an array, on an overflow
     /// stripe the batch of the CPU in the first word.
-    #[inline]
     const fn bytes(&self) -> usize {
         8 * (1 + self.limits.per_cpu)
     }
@@ -186,13 +185,13 @@ impl<T, F> Pool<T, F> {
     /// What other CPUs have is left alone.
     #[inline]
     pub fn try_get(&self) -> Option<Box<T>> {
-        let popped = window!(&self.cell, self.bytes(), |Shape, at| {
+        let popped = quickly!(&self.cell, |Shape, at| {
             // SAFETY: the cell is an array of objects.
             unsafe { Shape::array_pop(at) }
         });
         let object = match popped {
-            Ok(Some(Ok(object))) => object,
-            other => self.refill(matches!(other, Ok(Some(Err(())))))?,
+            Some(object) => object,
+            None => self.get_slowly()?,
         };
         // SAFETY: taken from the pool, by this thread alone.
         Some(unsafe { from_word(object) })
@@ -206,16 +205,15 @@ impl<T, F> Pool<T, F> {
     #[inline]
     pub fn try_put(&self, object: Box<T>) -> core::result::Result<(), Box<T>> {
         let (object, capacity) = (into_word(object), self.limits.per_cpu);
-        let pushed = window!(&self.cell, self.bytes(), |Shape, at| {
+        let pushed = quickly!(&self.cell, |Shape, at| {
             // SAFETY: the cell is an array with room for so many objects; this one is ours.
             unsafe { Shape::array_push(at, capacity, object) }
         });
-        match pushed {
-            Ok(Some(Ok(()))) => Ok(()),
-            other if self.flush(object, matches!(other, Ok(Some(Err(()))))) => Ok(()),
-            // SAFETY: it came from a box above, and nobody else got it.
-            _ => Err(unsafe { from_word(object) }),
+        if pushed.is_some() || self.put_slowly(object) {
+            return Ok(());
         }
+        // SAFETY: it came from a box above, and nobody else got it.
+        Err(unsafe { from_word(object) })
     }
 
     /// Puts an object back, also one that was made elsewhere; drops it if there is no room for it.
@@ -251,9 +249,37 @@ impl<T, F> Pool<T, F> {
         }
     }
 
-    /// An object for a CPU whose array is empty (`windows_run`), or cannot be used.
     #[cold]
     #[inline(never)]
+    fn get_slowly(&self) -> Option<usize> {
+        let popped = slowly!(&self.cell, self.bytes(), |Shape, at| {
+            // SAFETY: as in `try_get`.
+            unsafe { Shape::array_pop(at) }
+        });
+        match popped {
+            Some(Ok(object)) => Some(object),
+            Some(Err(())) => self.refill(true),
+            None => self.refill(false),
+        }
+    }
+
+    /// Whether there was room.
+    #[cold]
+    #[inline(never)]
+    fn put_slowly(&self, object: usize) -> bool {
+        let capacity = self.limits.per_cpu;
+        let pushed = slowly!(&self.cell, self.bytes(), |Shape, at| {
+            // SAFETY: as in `try_put`.
+            unsafe { Shape::array_push(at, capacity, object) }
+        });
+        match pushed {
+            Some(Ok(())) => true,
+            Some(Err(())) => self.flush(object, true),
+            None => self.flush(object, false),
+        }
+    }
+
+    /// An object for a CPU whose array is empty (`windows_run`), or cannot be used.
     fn refill(&self, windows_run: bool) -> Option<usize> {
         let word = self.parking();
         let mut batch = self.depot.unpark(word);
@@ -290,8 +316,6 @@ impl<T, F> Pool<T, F> {
 
     /// Keeps an object of a CPU whose array is full (`windows_run`), or cannot be used; whether
     /// there was room.
-    #[cold]
-    #[inline(never)]
     fn flush(&self, object: usize, windows_run: bool) -> bool {
         if let Some(site) = self.cell.known().filter(|_| windows_run) {
             let Some(mut batch) = self.depot.take_empty() else { return false };
