@@ -282,6 +282,11 @@ impl<T, F> Pool<T, F> {
     /// An object for a CPU whose array is empty (`windows_run`), or cannot be used.
     fn refill(&self, windows_run: bool) -> Option<usize> {
         let word = self.parking();
+        if !ptr::eq(word, &raw const self.spare) {
+            // What was put back before there was a cell.
+            let left = self.depot.unpark(&self.spare);
+            left.into_iter().for_each(|left| self.depot.release(left));
+        }
         let mut batch = self.depot.unpark(word);
         if batch.as_ref().is_none_or(|batch| batch.len() == 0) {
             let empty = batch.take();
@@ -561,5 +566,75 @@ impl<T, F> DerefMut for Pooled<'_, T, F> {
 impl<T: fmt::Debug, F> fmt::Debug for Pooled<'_, T, F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Pooled").field(&**self).finish()
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    fn pool(limits: PoolLimits) -> Pool<usize> {
+        Pool::with_limits(|| unreachable!(), limits)
+    }
+
+    /// What a thread does that cannot run windows, here also before there is a cell.
+    #[test]
+    fn without_windows() {
+        let pool = pool(PoolLimits::new().per_cpu(3).batch(2).shared(6));
+        let put = |value| pool.flush(into_word(Box::new(value)), false);
+        // SAFETY: taken from the pool, by this thread alone.
+        let get = || pool.refill(false).map(|object| *unsafe { from_word::<usize>(object) });
+        assert_eq!(get(), None);
+        assert!((1..=3).all(put));
+        assert!(pool.cell.known().is_none() && pool.spare.load(Ordering::Relaxed) != 0);
+        assert_eq!((pool.len(), get()), (3, Some(3)));
+        let room = 2 * pool.depot.batches() - 2;
+        assert!((0..room).all(put) && !put_and_free(&pool));
+        assert_eq!(pool.len(), room + 2);
+        assert_eq!(core::iter::from_fn(get).count(), room + 2);
+        // With a cell: nothing is left behind in the old place.
+        assert!(put(4));
+        pool.cell.site_of(pool.bytes()).unwrap();
+        assert!(put(5));
+        let mut both = [get(), get()];
+        both.sort_unstable();
+        assert_eq!((both, get()), ([Some(4), Some(5)], None));
+    }
+
+    /// Whether there was room for one more.
+    fn put_and_free(pool: &Pool<usize>) -> bool {
+        let object = into_word(Box::new(0_usize));
+        let put = pool.flush(object, false);
+        if !put {
+            // SAFETY: ours, as the pool has not taken it.
+            drop(unsafe { from_word::<usize>(object) });
+        }
+        put
+    }
+
+    #[test]
+    fn what_is_left_is_dropped() {
+        use crate::sync::AtomicUsize;
+        static LIVE: AtomicUsize = AtomicUsize::new(0);
+        struct Counted;
+        impl Drop for Counted {
+            fn drop(&mut self) {
+                LIVE.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+        let make = || {
+            LIVE.fetch_add(1, Ordering::Relaxed);
+            Counted
+        };
+        let pool = Pool::with_limits(make, PoolLimits::new().per_cpu(3).batch(2).shared(6));
+        // Something before there is a cell, and something that windows do not see.
+        assert!((0..3).all(|_| pool.flush(into_word(Box::new(make())), false)));
+        let users: Vec<_> = (0..100).map(|_| pool.get()).collect();
+        assert_eq!(LIVE.load(Ordering::Relaxed), 100);
+        assert!(pool.flush(into_word(Box::new(make())), false));
+        drop(users);
+        assert_eq!(LIVE.load(Ordering::Relaxed), pool.len());
+        drop(pool);
+        assert_eq!(LIVE.load(Ordering::Relaxed), 0);
     }
 }
