@@ -56,13 +56,18 @@ mod counter;
 mod depot;
 mod geometry;
 mod implementation;
+mod limits;
+mod list;
+mod node;
 mod pool;
+mod pooled;
 mod runs;
 mod site;
 mod stack;
 mod stats;
 mod stop;
 mod stripes;
+mod taken;
 mod turn;
 
 pub use area::{Area, AreaBuilder, MappedArea};
@@ -70,8 +75,11 @@ pub use cell::Cell;
 pub use counter::Counter;
 pub use geometry::Index;
 pub use implementation::{Implementation, implementation};
-pub use pool::{Pool, PoolLimits, Pooled};
-pub use stack::{Node, Stack};
+pub use limits::PoolLimits;
+pub use node::Node;
+pub use pool::Pool;
+pub use pooled::Pooled;
+pub use stack::Stack;
 pub use stats::{Stats, stats};
 
 /// Bytes from one stripe to the next.

@@ -1,5 +1,6 @@
 //! A stack with a list on every CPU.
 
+use super::node::Node;
 use super::site::{Lazy, Site, quickly, slowly};
 use super::turn::Turn;
 use crate::arch::portable::Portable;
@@ -8,61 +9,8 @@ use crate::error::{Error, Result};
 use crate::sync::{AtomicU64, Ordering};
 use core::fmt;
 use core::marker::PhantomData;
-use core::ops::{Deref, DerefMut};
 use core::ptr;
 use rustix::io::Errno;
-
-/// A value that a [`Stack`] can hold: the value, and one word for the stack's own use.
-#[repr(C)]
-pub struct Node<T> {
-    /// The address of the next node while this one is in a list. Windows write it.
-    next: AtomicU64,
-    value: T,
-}
-
-impl<T> Node<T> {
-    /// A node on the heap.
-    pub fn new(value: T) -> Box<Self> {
-        Box::new(Self { next: AtomicU64::new(0), value })
-    }
-
-    /// The value alone.
-    pub fn into_inner(self) -> T {
-        self.value
-    }
-
-    /// The address by which lists know it.
-    fn into_word(self: Box<Self>) -> usize {
-        Box::into_raw(self).expose_provenance()
-    }
-
-    /// # Safety
-    ///
-    /// `word` came from [`into_word`](Self::into_word), and from a list to nobody else.
-    unsafe fn from_word(word: usize) -> Box<Self> {
-        // SAFETY: forwarded.
-        unsafe { Box::from_raw(ptr::with_exposed_provenance_mut(word)) }
-    }
-}
-
-impl<T> Deref for Node<T> {
-    type Target = T;
-    fn deref(&self) -> &T {
-        &self.value
-    }
-}
-
-impl<T> DerefMut for Node<T> {
-    fn deref_mut(&mut self) -> &mut T {
-        &mut self.value
-    }
-}
-
-impl<T: fmt::Debug> fmt::Debug for Node<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Node").field(&self.value).finish()
-    }
-}
 
 /// A stack with a list on every CPU: what is pushed on a CPU is popped on that CPU.
 ///
@@ -198,8 +146,8 @@ impl<T> Stack<T> {
     /// # Errors
     ///
     /// EPERM where a CPU cannot be fenced: the kernel has no membarrier (before Linux 5.10, or a
-    /// filter) and this thread may not run on it. EDEADLK in a handler that interrupted this
-    /// thread in a drain or a pop. Such a list is left alone; all others have been handed out.
+    /// filter) and this thread may not run on it. EDEADLK in a handler that interrupted
+    /// an operation of its thread. Such a list is left alone; all others have been handed out.
     pub fn drain(&self, mut each: impl FnMut(Box<Node<T>>)) -> Result<usize> {
         const OPERATION: &str = "percpu::Stack::drain";
         let mut outcome = Ok(());
