@@ -36,8 +36,9 @@ pub(crate) fn rows(options: &Options) {
         MUTEX.lock().unwrap().push(Box::default());
     });
     let bounded = || {
-        let object = black_box(bounded.pop());
-        object.map(|object| bounded.push(object));
+        let object = bounded.pop().unwrap_or_default();
+        used(&object);
+        let _ = bounded.push(object);
     };
     pinned(0, || {
         Row::new("percpu/stack", each(stack))
@@ -69,29 +70,38 @@ pub(crate) fn rows(options: &Options) {
     drain(options);
 }
 
+/// The compiler must take it for used; its address stays in a register.
+fn used(object: &Object) {
+    black_box(object);
+}
+
 fn stack() {
-    let node = black_box(STACK.pop()).unwrap_or_else(|| Node::new([0; 8]));
+    let node = STACK.pop().unwrap_or_else(|| Node::new([0; 8]));
+    used(&node);
     STACK.push(node);
 }
 
 fn pool() {
-    drop(black_box(POOL.get()));
+    used(&POOL.get());
 }
 
 fn mutex() {
     // Two operations: between them a user would use it.
-    let object = black_box(MUTEX.lock().unwrap().pop());
-    object.into_iter().for_each(|object| MUTEX.lock().unwrap().push(object));
+    let object = MUTEX.lock().unwrap().pop().unwrap_or_default();
+    used(&object);
+    MUTEX.lock().unwrap().push(object);
 }
 
 fn queue() {
-    let object = black_box(QUEUE.pop());
-    object.into_iter().for_each(|object| QUEUE.push(object));
+    let object = QUEUE.pop().unwrap_or_default();
+    used(&object);
+    QUEUE.push(object);
 }
 
 fn local() {
     let object = LOCAL.with_borrow_mut(|objects| objects.pop()).unwrap_or_default();
-    LOCAL.with_borrow_mut(|objects| objects.push(black_box(object)));
+    used(&object);
+    LOCAL.with_borrow_mut(|objects| objects.push(object));
 }
 
 /// So many threads on all CPUs; the figure is the time of one operation of all.
