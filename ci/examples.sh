@@ -10,11 +10,13 @@ run() {
 }
 run target/release/examples/doctor
 run target/release/examples/wordcount --check .
+run target/release/examples/trace --check --output target/trace.json src tests
 for percpu in gs rseq portable; do
     export UNMERGED_PERCPU=$percpu
     for processes in 1 2 3; do
         run target/release/examples/wordcount --check --kill-one --processes "$processes" src tests
     done
+    run target/release/examples/trace --check --output target/trace.json src tests
 done
 unset UNMERGED_PERCPU
 export GLIBC_TUNABLES=glibc.pthread.rseq=0

@@ -58,7 +58,7 @@ suites_of() {
 
 # Features that a series has, so that a test may not skip over them there.
 require_of() {
-    local list=rseq,fsgsbase,membarrier,membarrier-rseq,membarrier-global,pidfd,seal-future-write,schedstat
+    local list=rseq,fsgsbase,ptrace,two-cpus,membarrier,membarrier-rseq,membarrier-global,pidfd,seal-future-write,schedstat
     case $1 in 6.1 | 6.12 | 7) list+=,futex-waitv ;; esac
     case $1 in 6.12 | 7) list+=,memfd-noexec,futex2,rseq-extended ;; esac
     case $1 in 7) list+=,futex-numa,rseq-v2 ;; esac

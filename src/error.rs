@@ -29,6 +29,12 @@ enum Detail {
     None,
     Fixed(&'static str),
     Numbers(Box<str>),
+    /// Something of so many bytes where at most so many can be. A signal handler may meet it,
+    /// so it does not allocate.
+    TooLarge {
+        len: usize,
+        most: usize,
+    },
 }
 
 impl Error {
@@ -52,6 +58,12 @@ impl Error {
     #[cold]
     pub(crate) fn with(operation: &'static str, errno: Errno, numbers: fmt::Arguments<'_>) -> Self {
         Self { operation, errno, detail: Detail::Numbers(numbers.to_string().into_boxed_str()) }
+    }
+
+    /// EMSGSIZE with both numbers, without an allocation.
+    #[cold]
+    pub(crate) const fn too_large(operation: &'static str, len: usize, most: usize) -> Self {
+        Self { operation, errno: Errno::MSGSIZE, detail: Detail::TooLarge { len, most } }
     }
 
     /// The errno of the case, for instance 22 for EINVAL.
@@ -120,6 +132,7 @@ impl fmt::Display for Error {
             Detail::None => {}
             Detail::Fixed(reason) => write!(f, "{reason}: ")?,
             Detail::Numbers(numbers) => write!(f, "{numbers}: ")?,
+            Detail::TooLarge { len, most } => write!(f, "{len} bytes of at most {most}: ")?,
         }
         // std knows the words for an errno.
         std::io::Error::from(self.errno).fmt(f)

@@ -9,7 +9,7 @@
 
 #[cfg(not(all(test, loom)))]
 mod imp {
-    pub(crate) use core::sync::atomic::{Ordering, fence};
+    pub(crate) use core::sync::atomic::{Ordering, compiler_fence, fence};
 
     pub(crate) type AtomicBool = core::sync::atomic::AtomicBool;
     pub(crate) type AtomicU8 = core::sync::atomic::AtomicU8;
@@ -33,7 +33,7 @@ mod imp {
     use core::fmt;
     pub(crate) use loom::sync::atomic::fence;
     use std::sync::OnceLock;
-    pub(crate) use std::sync::atomic::Ordering;
+    pub(crate) use std::sync::atomic::{Ordering, compiler_fence};
 
     /// loom's atomics register with the running model when they are made, so they have
     /// no `const` constructor; these make theirs at the first use.

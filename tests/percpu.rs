@@ -289,17 +289,22 @@ fn bad_areas_are_refused_with_the_numbers() {
         let error = open(at, len).unwrap_err();
         assert!(error.is_invalid() && error.to_string().contains(&len.to_string()), "{error}");
     }
-    // Another number of CPUs, a stride that cannot be, another version, garbage.
+    // Fewer CPUs, a stride that cannot be, another version, garbage.
     // SAFETY: inside the mapping, aligned; the test plays a peer of another layout.
     let word = unsafe { memory.cast::<AtomicU64>().as_ref() };
     let own = word.load(Ordering::Relaxed);
-    for other in [own + 1, own - (1 << 24), own + (1 << 32), u64::MAX] {
+    for other in [own - 1, own - (1 << 24), own + (1 << 32), u64::MAX] {
         let before = word.swap(other, Ordering::Relaxed);
         let error = open(memory, size).unwrap_err();
         assert!(error.is_corrupt(), "{error}");
         assert_eq!(error.raw_os_error(), libc::EPROTO);
         word.store(before, Ordering::Relaxed);
     }
+    // More CPUs than this machine has are stripes that nobody uses, if the memory has them.
+    word.store(own + 1, Ordering::Relaxed);
+    open(memory, size + 8192).unwrap();
+    assert!(open(memory, size).unwrap_err().is_invalid());
+    word.store(own, Ordering::Relaxed);
     // SAFETY: mapped for good.
     let area = unsafe { Area::open(memory, size) }.unwrap();
     let error = area.counter(511).unwrap_err();

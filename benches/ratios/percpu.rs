@@ -4,11 +4,13 @@ use crate::harness::{Options, Row, Target, each, in_turn, pin, pinned};
 use crossbeam_utils::CachePadded;
 use std::arch::asm;
 use std::array;
+use std::cell::Cell;
 use std::hint::black_box;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
-use unmerged::percpu::{Counter, Implementation, STRIDE, implementation};
+use unmerged::arch;
+use unmerged::percpu::{AreaBuilder, Counter, Implementation, STRIDE, Word, implementation};
 use unmerged::sys::features::features;
 use unmerged::sys::map::{Access, Mapping};
 use unmerged::sys::rseq;
@@ -19,8 +21,10 @@ pub(crate) fn rows(options: &Options) {
     pinned(0, || {
         counter(options);
         counter_64(options);
+        fetch_add(options);
+        sum(options);
     });
-    counter_2t(options);
+    counter_threads(options);
 }
 
 /// librseq's shape: a handle per counter, the CPU from `cpu_id_start`, the address from both,
@@ -102,13 +106,42 @@ fn counter(options: &Options) {
     HITS.add(1);
     if implementation() == Implementation::Gs {
         row = row.peer("bare-gs", Target::Within(3.0), each(bare_gs));
+        // The window alone, on an offset that the compiler knows.
+        let area = rseq::area();
+        row = row.peer(
+            "bare-window",
+            Target::Within(1.1),
+            each(move || {
+                // SAFETY: the thread is striped; the last word of the stripe is no counter's.
+                let _ = unsafe { arch::gs_load_add_store_u64(area, STRIDE - 16, 1) };
+            }),
+        );
     }
     if let Some(indexed) = Indexed::new() {
         let one = black_box(1); // in a register
         let arm = each(move || Indexed::add(&indexed.handles[0], one));
         row = row.peer("cpu-indexed", Target::Faster(2.3), arm);
     }
-    row.run(options);
+    thread_local!(static OWN: Cell<u64> = const { Cell::new(0) });
+    let own = each(|| OWN.with(|own| own.set(black_box(own.get()) + 1)));
+    let shards: Vec<_> =
+        (0..features().cpus.end()).map(|_| CachePadded::new(AtomicU64::new(0))).collect();
+    row.peer("thread-local", Target::None, own)
+        .peer("sharded-getcpu", Target::None, each(|| by_getcpu(&shards)))
+        .run(options);
+}
+
+/// The window that brings a value out, through the public API.
+fn fetch_add(options: &Options) {
+    static WORD: Word<u64> = Word::new();
+    let word = CachePadded::new(AtomicU64::new(0));
+    let lock_xadd = each(|| {
+        black_box(word.fetch_add(1, Ordering::Relaxed));
+    });
+    let ours = each(|| {
+        black_box(WORD.fetch_add(1).map_or(0, |on| on.value));
+    });
+    Row::new("percpu/fetch-add", ours).peer("lock-xadd", Target::None, lock_xadd).run(options);
 }
 
 fn counter_64(options: &Options) {
@@ -124,27 +157,38 @@ fn counter_64(options: &Options) {
     row.run(options);
 }
 
-/// Two threads on two CPUs; the figure is the time of one operation of both, so half of it
-/// is a perfect speed-up over one thread.
-fn counter_2t(options: &Options) {
-    let on_both = |op: &(dyn Fn(u64) + Sync), n: u64| -> f64 {
-        let (start, spans) = (Barrier::new(2), [const { AtomicU64::new(0) }; 2]);
-        std::thread::scope(|scope| {
-            let (start, spans): (_, [_; 2]) = (&start, array::from_fn(|me| &spans[me]));
-            for (me, span) in spans.into_iter().enumerate() {
-                scope.spawn(move || {
-                    pin(me);
-                    op(1000);
-                    start.wait();
-                    let begin = Instant::now();
-                    op(n);
-                    span.store(begin.elapsed().as_nanos() as u64, Ordering::Relaxed);
-                });
-            }
-        });
-        // The slower of the two decides when 2n operations are done.
-        spans.iter().map(|span| span.load(Ordering::Relaxed)).max().unwrap_or(0) as f64 / 2.0
-    };
+/// `threads` threads, each pinned to the next CPU, do `op` `n` times each; the time of one operation
+/// of all, so that a perfect speed-up over one thread divides it by the number of CPUs.
+fn together(threads: usize, n: u64, op: &(dyn Fn(u64) + Sync)) -> f64 {
+    let start = Barrier::new(threads);
+    let spans: Vec<_> = (0..threads).map(|_| AtomicU64::new(0)).collect();
+    std::thread::scope(|scope| {
+        for (me, span) in spans.iter().enumerate() {
+            let start = &start;
+            scope.spawn(move || {
+                pin(me);
+                op(1000);
+                start.wait();
+                let begin = Instant::now();
+                op(n);
+                span.store(begin.elapsed().as_nanos() as u64, Ordering::Relaxed);
+            });
+        }
+    });
+    // The slowest decides when all operations are done.
+    let last = spans.iter().map(|span| span.load(Ordering::Relaxed)).max().unwrap_or(0);
+    last as f64 / threads as f64
+}
+
+/// What people use instead: relaxed atomics, one for each CPU, a pair of cache lines apart.
+fn by_getcpu(shards: &[CachePadded<AtomicU64>]) {
+    // SAFETY: sched_getcpu takes nothing.
+    let cpu = unsafe { libc::sched_getcpu() } as usize;
+    shards[cpu % shards.len()].fetch_add(1, Ordering::Relaxed);
+}
+
+/// Two threads on two CPUs, then more threads than there are.
+fn counter_threads(options: &Options) {
     let many = |n| (0..n).for_each(|_| HITS.add(1));
     let shared = AtomicU64::new(0);
     let atomics = |n| {
@@ -152,6 +196,9 @@ fn counter_2t(options: &Options) {
             shared.fetch_add(1, Ordering::Relaxed);
         }
     };
+    let shards: Vec<_> =
+        (0..features().cpus.end()).map(|_| CachePadded::new(AtomicU64::new(0))).collect();
+    let getcpu = |n| (0..n).for_each(|_| by_getcpu(&shards));
     let one = |n| {
         let mut took = 0.0;
         pinned(0, || {
@@ -162,8 +209,40 @@ fn counter_2t(options: &Options) {
         });
         took
     };
-    Row::new("percpu/counter-2t", Box::new(|n| on_both(&many, n)))
-        .peer("shared-atomic", Target::Faster(25.0), Box::new(|n| on_both(&atomics, n)))
+    Row::new("percpu/counter-2t", Box::new(|n| together(2, n, &many)))
+        .peer("shared-atomic", Target::Faster(25.0), Box::new(|n| together(2, n, &atomics)))
         .peer("one-thread", Target::Faster(1.8), Box::new(one))
+        .peer("sharded-getcpu", Target::None, Box::new(|n| together(2, n, &getcpu)))
+        .run(options);
+    for (name, threads) in [("percpu/counter-4t", 4), ("percpu/counter-8t", 8)] {
+        Row::new(name, Box::new(move |n| together(threads, n, &many)))
+            .peer("shared-atomic", Target::None, Box::new(|n| together(threads, n, &atomics)))
+            .peer("sharded-getcpu", Target::None, Box::new(|n| together(threads, n, &getcpu)))
+            .run(options);
+    }
+}
+
+/// A read of all stripes: those of this machine, and those of one with 512 CPUs, every one of
+/// which has counted.
+fn sum(options: &Options) {
+    let few = Counter::new();
+    few.add(1);
+    let cpus = features().cpus.end();
+    let mapped = AreaBuilder::new().cpu_ids(512).private().expect("address space for 1024 pages");
+    let cell = mapped.area().alloc(8).expect("an empty area has room");
+    for cpu in 0..512 {
+        let word = cell.on_cpu(cpu).expect("there are 512 stripes").cast::<u64>();
+        // SAFETY: a word of a stripe whose CPU is not there, or runs no window now.
+        unsafe { word.write_volatile(1) };
+    }
+    let many = cell.counter().expect("the cell has 8 bytes");
+    let of = |counter: &Counter<'_>| {
+        black_box(counter.sum());
+    };
+    Row::new("percpu/sum-2", each(|| of(&few))).limit(5.0 * f64::from(cpus)).run(options);
+    let ours = each(|| of(&many));
+    Row::new("percpu/sum-512", ours)
+        .limit(5.0 * 512.0)
+        .peer("sum-2", Target::None, each(|| of(&few)))
         .run(options);
 }

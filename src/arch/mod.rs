@@ -61,6 +61,7 @@
 //! here():
 //!     if area.id != cpu: abort                 # Striped: area.cpu_id != striped_cpu
 //!     if *stop != 0: stopped                   # somebody has taken this CPU's stripe
+//!                                              # (ByCaller: no such line)
 //!
 //! load(word):                      window { here(); old = *word }
 //! store(word, v):                  window { here(); *word = v }
@@ -116,6 +117,40 @@
 //!                                           *word = v }
 //! ```
 //!
+//! # Ring windows
+//!
+//! A stripe of a ring is `head`, `limit` ([`RING_LIMIT`] bytes behind) and, from
+//! [`RING_DATA`] on, `data`: `mask + 1` units of 8 bytes, a power of two. `head` and `limit`
+//! count units in their lower and records in their upper half; `step` is what a record adds to
+//! `head`. Two ways out lie in front of the commit: *abort*, and *full*, for too little room
+//! or none in one piece. Every one answers a [`Publication`].
+//!
+//! ```text
+//! ring_publish(area, cpu, stripe, mask, step, len, payload):
+//!     window {
+//!         if area.cpu_id != cpu: abort
+//!         h = stripe.head
+//!         if low(stripe.limit - h) < low(step): full
+//!         i = h & mask
+//!         if i + low(step) - 1 > mask: full
+//!         stripe.data[i] = len
+//!         stripe.data[i + 1..] = payload         # a word or two, vectors, or a list of parts
+//!         stripe.head = h + step
+//!     }
+//!
+//! ring_pad(area, cpu, stripe, h, at, units):      # nothing more fits in front of the end
+//!     window {
+//!         if area.cpu_id != cpu: abort
+//!         if stripe.head != h: abort
+//!         *at = RING_PAD
+//!         stripe.head = h + units
+//!     }
+//! ```
+//!
+//! The payload lies in the window: an aborted or killed writer has published nothing, and a
+//! signal handler that publishes on the same stripe finds it as if nobody had begun. No value
+//! found in the stripe can make a window write outside of `data`, given `low(step) <= mask`.
+//!
 //! # Other primitives
 //!
 //! ```text
@@ -141,7 +176,8 @@ pub use x86_64::{
     gs_base, gs_load_add_store_u64, gs_load_u64, gs_restripe, gs_restripe_callers,
     load_add_load_load_add_store, load_add_store_u64, load_cbeq_store_add_load_store,
     load_cbne_load_cbne_store, load_cbne_memcpy_store, load_cbne_store, load_cbne_store_store,
-    own_area_offset, set_gs_base, set_striped_cpu, striped_cpu, thread_pointer,
+    own_area_offset, ring_pad, ring_publish_parts, ring_publish_vectors, ring_publish_words,
+    set_gs_base, set_striped_cpu, striped_cpu, thread_pointer,
 };
 
 /// `striped_cpu` of a thread whose `%gs` points at no stripe. It differs from every
@@ -180,7 +216,7 @@ pub struct At {
     pub field: isize,
     /// What it is compared with ([`Indexed`] alone).
     pub cpu: u32,
-    /// The stop word: an address ([`Indexed`]), or an offset from the GS base.
+    /// The stop word: an address ([`Indexed`]), or an offset from the GS base ([`Striped`]).
     pub stop: usize,
     /// The word: likewise.
     pub word: usize,
@@ -251,4 +287,25 @@ pub trait Structures: Words<u8> + Words<u16> + Words<u32> + Words<u64> {
     /// Takes up to `n` words from the top, in the order in which they were put; refused if there
     /// is none.
     unsafe fn array_pop_batch(at: At, to: *mut usize, n: usize) -> Answer<usize, ()>;
+}
+
+/// Offset of `limit` in a stripe of a ring: far enough from `head` for lines that are
+/// fetched in pairs.
+pub const RING_LIMIT: usize = 128;
+
+/// Offset of `data` in a stripe of a ring.
+pub const RING_DATA: usize = 384;
+
+/// In the place of a record's length: nothing more up to the end of the data.
+pub const RING_PAD: u64 = u64::MAX;
+
+/// What became of a ring's window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Publication {
+    /// The commit was executed, once.
+    Done,
+    /// Nothing happened: too little room, or none in one piece.
+    Full,
+    /// Nothing happened: another CPU, a preemption or a signal.
+    Aborted,
 }

@@ -6,6 +6,8 @@
 //! addition, because nothing interrupts and retries it: so counts stay exact even where two
 //! threads claim the same CPU.
 
+pub mod ring;
+
 use super::{Answer, At, NOT_STRIPED, Outcome, Structures, Words};
 use crate::abi::rseq::CPU_ID_UNINITIALIZED;
 use crate::sync::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};

@@ -9,6 +9,7 @@ use super::stripes::stripes;
 use super::{Implementation, STRIDE};
 use crate::error::{Context, Error, Result};
 use crate::sync::{AtomicU64, Ordering};
+use crate::sys::cpus::MAX_IDS;
 use crate::sys::map::{Access, Mapping, Place};
 use crate::sys::{memfd, numa, rseq};
 use core::marker::PhantomData;
@@ -87,7 +88,7 @@ impl<'a> Area<'a> {
     /// # Errors
     ///
     /// EINVAL if the memory is not aligned to 4096 or has less bytes than the area; EPROTO if
-    /// there is no area of this version and number of CPUs in it, or one that is indexed by `mm_cid`
+    /// there is no area of this version in it, or one of fewer CPU ids than this machine has, or one that is indexed by `mm_cid`
     /// and so belongs to one process.
     ///
     /// # Safety
@@ -266,6 +267,7 @@ pub struct AreaBuilder {
     stride: usize,
     index: Index,
     numa: bool,
+    cpu_ids: u32,
 }
 
 impl Default for AreaBuilder {
@@ -277,10 +279,10 @@ impl Default for AreaBuilder {
 impl AreaBuilder {
     /// The default: stride 4096, indexed by CPU, pages where they are first touched.
     pub const fn new() -> Self {
-        Self { stride: STRIDE, index: Index::CpuId, numa: false }
+        Self { stride: STRIDE, index: Index::CpuId, numa: false, cpu_ids: 0 }
     }
 
-    /// Bytes from one stripe to the next: a power of two from 4096 to 2^30. The default is the
+    /// Bytes from one stripe to the next: a power of two from 4096 to 2^34. The default is the
     /// fastest: `%gs` reaches it.
     #[must_use]
     pub const fn stride(mut self, bytes: usize) -> Self {
@@ -304,6 +306,15 @@ impl AreaBuilder {
         self
     }
 
+    /// Stripes for at least so many CPU ids, up to 8192: for an area that a process on a larger
+    /// machine will share after a migration, and to try how code fares there. Stripes of ids that
+    /// this machine has not are address space and nothing else.
+    #[must_use]
+    pub const fn cpu_ids(mut self, least: u32) -> Self {
+        self.cpu_ids = least;
+        self
+    }
+
     fn geometry(&self, operation: &'static str) -> Result<Geometry> {
         let stripes = stripes();
         let windows = stripes.implementation != Implementation::Portable;
@@ -311,14 +322,19 @@ impl AreaBuilder {
             let numbers = format_args!("rseq has {} bytes; mm_cid ends at 28", rseq::size());
             return Err(Error::with(operation, Errno::OPNOTSUPP, numbers));
         }
-        Geometry::new(operation, self.stride, stripes.cpus, self.index)
+        if self.cpu_ids > MAX_IDS {
+            let numbers = format_args!("{} CPU ids; Linux has {MAX_IDS} at most", self.cpu_ids);
+            return Err(Error::with(operation, Errno::INVAL, numbers));
+        }
+        Geometry::new(operation, self.stride, stripes.cpus.max(self.cpu_ids), self.index)
     }
 
     /// An area in memory of this process, which is unmapped when it is dropped.
     ///
     /// # Errors
     ///
-    /// EINVAL for a stride that is no power of two from 4096 to 2^30; EOVERFLOW if all stripes
+    /// EINVAL for a stride that is no power of two from 4096 to 2^34 and for over 8192 CPU ids;
+    /// EOVERFLOW if all stripes
     /// together exceed user space; EOPNOTSUPP for [`Index::MmCid`] where rseq has no `mm_cid` (before
     /// Linux 6.3, or glibc before 2.41 without it); ENOMEM.
     pub fn private(&self) -> Result<MappedArea> {
@@ -401,7 +417,7 @@ impl MappedArea {
     ///
     /// EPERM for a file that is not sealed against changes of its size, or not in ordinary pages;
     /// EINVAL for one that cannot be sealed or has less bytes than the area; EPROTO if there is no
-    /// area of this version and number of CPUs in it; EACCES for a read-only descriptor; ENOMEM.
+    /// area of this version in it, or one of fewer CPU ids than this machine has; EACCES for a read-only descriptor; ENOMEM.
     pub fn open(file: impl AsFd) -> Result<Self> {
         const OPERATION: &str = "percpu::MappedArea::open";
         let file = file.as_fd().try_clone_to_owned().map_err(|error| {

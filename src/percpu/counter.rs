@@ -1,12 +1,13 @@
 //! The counter.
 
-use super::geometry::Index;
+use super::geometry::Geometry;
 use super::site::{Site, on};
 use super::stats::ABORTS;
 use super::stripes::{Stripes, stripes};
-use super::{Implementation, STRIDE, block};
+use super::{Implementation, block};
 use crate::arch::{self, Outcome, Words, portable};
 use crate::sync::{AtomicU64, AtomicUsize, Ordering, assert_layout};
+use crate::sys::features::features;
 use crate::sys::rseq;
 use core::fmt;
 use core::marker::PhantomData;
@@ -37,7 +38,7 @@ pub struct Counter<'a> {
     /// | `…000` | distance of the cell from the GS base (implementation `gs`) |
     /// | `…001`, not `1` | address of the cell's word on stripe 0, plus 1 (the others) |
     /// | `…011` | no memory for a cell: the count itself, above these three bits |
-    /// | `…101` | address of a [`Site`] of the counter's own, plus 5 (areas of another stride) |
+    /// | `…101` | address of a [`Site`] of the counter's own, plus 5 (areas of another geometry) |
     ///
     /// It changes once, from "not assigned"; then only a count in it changes.
     word: AtomicUsize,
@@ -76,8 +77,7 @@ fn assigned(stripes: &Stripes, cell: usize) -> usize {
 impl Counter<'_> {
     /// The counter in a cell of an area.
     pub(super) fn at(site: Site) -> Self {
-        let default = site.geometry.stride == STRIDE && site.geometry.index == Index::CpuId;
-        let word = if default {
+        let word = if site.geometry == stripes().geometry() {
             assigned(stripes(), site.start)
         } else {
             Box::into_raw(Box::new(site)).expose_provenance() + ELSEWHERE
@@ -133,13 +133,13 @@ impl Counter<'_> {
         }
     }
 
-    /// What stripe `n` has, and what is in no stripe.
-    fn words(&self) -> (impl Fn(u32) -> u64, u64) {
+    /// What stripe `n` has, what is in no stripe, and how many CPU ids there are.
+    fn words(&self) -> (impl Fn(u32) -> u64, u64, u32) {
         let word = value(&self.word);
-        let (start, stride) = match Place::of(stripes(), word) {
-            Place::Here(cell) => (cell.addr(), STRIDE),
-            Place::Elsewhere(site) => (site.start, site.geometry.stride),
-            Place::Nowhere => (0, 0),
+        let (start, Geometry { stride, cpus, .. }) = match Place::of(stripes(), word) {
+            Place::Here(cell) => (cell.addr(), stripes().geometry()),
+            Place::Elsewhere(site) => (site.start, site.geometry),
+            Place::Nowhere => (0, stripes().geometry()),
         };
         let of = move |stripe: u32| {
             if start == 0 {
@@ -152,7 +152,7 @@ impl Counter<'_> {
         };
         let spilled = word & TAG == SPILLED;
         let rest = if spilled { word.cast_signed() >> TAG_BITS } else { 0 };
-        (of, rest as u64)
+        (of, rest as u64, cpus)
     }
 
     /// The sum over all CPUs, the offline ones too.
@@ -161,17 +161,19 @@ impl Counter<'_> {
     /// may be and some may not: the sum of a counter that also goes down may be a value that
     /// it never had.
     pub fn sum(&self) -> u64 {
-        let (word, rest) = self.words();
-        (0..2 * stripes().cpus).map(word).fold(rest, u64::wrapping_add)
+        let (word, rest, cpus) = self.words();
+        (0..2 * cpus).map(word).fold(rest, u64::wrapping_add)
     }
 
     /// The possible CPU ids, each with what was counted on it: the parts of
     /// [`sum`](Self::sum). What was added without a window is counted for the CPU on which
     /// that addition began.
     pub fn per_cpu(&self) -> impl Iterator<Item = (u32, u64)> {
-        let ((word, mut rest), cpus) = (self.words(), stripes().cpus);
-        let possible = crate::sys::features::features().cpus.iter();
-        possible.map(move |cpu| {
+        let (word, mut rest, cpus) = self.words();
+        let listed = &features().cpus;
+        // An area may have more stripes than this machine has ids.
+        let ids = listed.iter().chain(listed.end()..cpus);
+        ids.map(move |cpu| {
             let rest = core::mem::take(&mut rest);
             (cpu, word(cpu).wrapping_add(word(cpus + cpu)).wrapping_add(rest))
         })
@@ -231,7 +233,7 @@ fn release(stripes: &Stripes, word: usize) {
 }
 
 /// Adds `n` in an area of another geometry.
-fn add_at(site: &Site, n: u64) {
+pub(super) fn add_at(site: &Site, n: u64) {
     let done = site.attempt(|place| {
         on!(place, |Shape, at| {
             // SAFETY: the site's words are this counter's, which windows and this function update.

@@ -8,12 +8,13 @@
 //! …          as many for atomics, the overflow stripes
 //! ```
 //!
-//! The first word of a window stripe is its stop word ([`exclusive`](super::exclusive)).
+//! The first word of a window stripe is its stop word ([`stop`](super::stop)).
 
 use super::runs::Runs;
 use crate::abi::rseq::{CPU_ID, MM_CID};
 use crate::error::{Error, Result};
 use crate::sync::AtomicU64;
+use crate::sys::cpus::MAX_IDS;
 use crate::sys::map::PAGE;
 use rustix::io::Errno;
 
@@ -47,14 +48,14 @@ const MAGIC: u32 = u32::from_be_bytes(*b"uPC2");
 const BITMAP: usize = 64;
 
 /// The largest stride, in bytes.
-pub(super) const MAX_STRIDE: usize = 1 << 30;
+pub(super) const MAX_STRIDE: usize = 1 << 34;
 
 impl Geometry {
     /// A geometry, if there is one.
     ///
     /// # Errors
     ///
-    /// EINVAL for a stride that is no power of two from 4096 to 2^30; EOVERFLOW if the whole
+    /// EINVAL for a stride that is no power of two from 4096 to 2^34; EOVERFLOW if the whole
     /// would be larger than user space.
     pub(super) fn new(
         operation: &'static str,
@@ -99,13 +100,13 @@ impl Geometry {
     ///
     /// # Errors
     ///
-    /// EPROTO for another magic or version, or a geometry that cannot be or is not of `cpus`
+    /// EPROTO for another magic or version, or a geometry that cannot be or has less than `cpus`
     /// stripes.
     pub(super) fn from_word(operation: &'static str, word: u64, cpus: u32) -> Result<Self> {
         let shift = (word >> 24) as u32 & 0xff;
         let (stride, found) = (1_usize.checked_shl(shift).unwrap_or(0), word as u32 & 0x7f_ffff);
         let index = if word >> 23 & 1 == 0 { Index::CpuId } else { Index::MmCid };
-        let known = (word >> 32) as u32 == MAGIC && found == cpus;
+        let known = (word >> 32) as u32 == MAGIC && (cpus..=MAX_IDS).contains(&found);
         Self::new(operation, stride, found, index).ok().filter(|_| known).ok_or_else(|| {
             Error::with(
                 operation,
@@ -146,22 +147,23 @@ mod tests {
 
     #[test]
     fn strides_that_cannot_be() {
-        for stride in [0, 1, 8, 2048, 4095, 4097, 12288, 1 << 31, usize::MAX] {
+        for stride in [0, 1, 8, 2048, 4095, 4097, 12288, 1 << 35, usize::MAX] {
             let error = Geometry::new(OP, stride, 4, Index::CpuId).unwrap_err();
             assert!(error.is_invalid(), "{error}");
             assert!(error.to_string().contains(&stride.to_string()), "{error}");
         }
-        let huge = Geometry::new(OP, 1 << 30, 1 << 17, Index::CpuId).unwrap_err();
+        let huge = Geometry::new(OP, 1 << 34, 8192, Index::CpuId).unwrap_err();
         assert_eq!(huge.raw_os_error(), Errno::OVERFLOW.raw_os_error());
     }
 
     #[test]
     fn the_header_word_says_all() {
         for index in [Index::CpuId, Index::MmCid] {
-            for (stride, cpus) in [(4096, 1), (65536, 8192), (1 << 30, 3)] {
+            for (stride, cpus) in [(4096, 1), (65536, 8192), (1 << 34, 3)] {
                 let geometry = Geometry::new(OP, stride, cpus, index).unwrap();
                 assert_eq!(Geometry::from_word(OP, geometry.word(), cpus).unwrap(), geometry);
                 assert!(Geometry::from_word(OP, geometry.word(), cpus + 1).is_err());
+                assert_eq!(Geometry::from_word(OP, geometry.word(), cpus - 1).unwrap(), geometry);
                 assert!(Geometry::from_word(OP, geometry.word() ^ 1 << 32, cpus).is_err());
                 assert!(geometry.header() >= 64 + stride / 64);
             }

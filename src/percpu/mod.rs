@@ -50,37 +50,54 @@
 //! | exec | gone, like all memory; a shared one stays with the others |
 
 mod area;
+mod asymmetric;
 mod block;
 mod cell;
 mod counter;
+mod counter_array;
 mod depot;
+mod door;
 mod geometry;
+pub mod gs;
+mod histogram;
 mod implementation;
 mod limits;
 mod list;
+mod lock;
 mod node;
 mod pool;
 mod pooled;
+mod process;
+pub mod raw;
+mod ring;
 mod runs;
 mod site;
+mod snapshot;
 mod stack;
 mod stats;
 mod stop;
 mod stripes;
 mod taken;
 mod turn;
+mod word;
 
 pub use area::{Area, AreaBuilder, MappedArea};
 pub use cell::Cell;
 pub use counter::Counter;
+pub use counter_array::{CounterArray, Element};
 pub use geometry::Index;
+pub use histogram::Histogram;
 pub use implementation::{Implementation, implementation};
 pub use limits::PoolLimits;
+pub use lock::{Guard, Lock};
 pub use node::Node;
 pub use pool::Pool;
 pub use pooled::Pooled;
+pub use ring::{Reader, Record, Reservation, Ring, RingStats, Source, WhenFull};
+pub use snapshot::{Bucket, HistogramSnapshot};
 pub use stack::Stack;
 pub use stats::{Stats, stats};
+pub use word::{Integer, On, Stripe, Word};
 
 /// Bytes from one stripe to the next.
 pub const STRIDE: usize = 4096;

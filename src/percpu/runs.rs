@@ -183,12 +183,11 @@ mod models {
                     runs.release(60, 8);
                 }
             };
-            let other = thread::spawn({
+            let both = [(); 2].map(|()| {
                 let shared = shared.clone();
-                move || turn(&shared)
+                thread::spawn(move || turn(&shared))
             });
-            turn(&shared);
-            other.join().unwrap();
+            let _ = both.map(|thread| thread.join().unwrap());
             assert_eq!(shared.bitmap[0].load(Ordering::Relaxed), 1);
             assert_eq!(shared.bitmap[1].load(Ordering::Relaxed), 0);
         });

@@ -250,3 +250,24 @@ macro_rules! slowly {
     }};
 }
 pub(super) use slowly;
+
+/// Runs a window on the private cell `$lazy` of `$bytes`: at once if it can, else by
+/// [`Site::attempt`]. `Result<Option<Result<D, R>>>`: ENOMEM without a cell; `None` where the
+/// operation belongs on an overflow stripe.
+macro_rules! window {
+    ($lazy:expr, $bytes:expr, |$Shape:ident, $at:ident| $call:expr) => {{
+        let lazy: &crate::percpu::site::Lazy = $lazy;
+        let first = match lazy.place() {
+            Some(place) => crate::percpu::site::on!(place, |$Shape, $at| $call),
+            None => crate::arch::Answer::Aborted,
+        };
+        match first {
+            crate::arch::Answer::Done(done) => Ok(Some(Ok(done))),
+            crate::arch::Answer::Refused(refused) => Ok(Some(Err(refused))),
+            _ => lazy.site_of($bytes).map(|site| {
+                site.attempt(|place| crate::percpu::site::on!(place, |$Shape, $at| $call))
+            }),
+        }
+    }};
+}
+pub(super) use window;

@@ -184,14 +184,19 @@ mod models {
                 let cpu = cpu.clone();
                 move || (0..2).filter(|_| window(&cpu)).count() as u32
             });
-            let mut taken = 0;
-            for _ in 0..2 {
-                let turn = Turn::take(&cpu.stop, Owner(1), |_| false);
-                assert!(turn.is_some());
-                *cpu.fences.lock().unwrap() += 1;
-                taken += cpu.word.with_mut(|word| unsafe { core::mem::take(&mut *word) });
-            }
-            let added = worker.join().unwrap();
+            let taker = thread::spawn({
+                let cpu = cpu.clone();
+                move || {
+                    let take = || {
+                        let turn = Turn::take(&cpu.stop, Owner(1), |_| false);
+                        assert!(turn.is_some());
+                        *cpu.fences.lock().unwrap() += 1;
+                        cpu.word.with_mut(|word| unsafe { core::mem::take(&mut *word) })
+                    };
+                    take() + take()
+                }
+            });
+            let (added, taken) = (worker.join().unwrap(), taker.join().unwrap());
             let left = cpu.word.with(|word| unsafe { *word });
             assert_eq!(added, taken + left);
         });

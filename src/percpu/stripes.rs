@@ -12,7 +12,7 @@ use super::{Implementation, STRIDE, site};
 use crate::arch::{self, Outcome, portable};
 use crate::sync::Published;
 use crate::sys::features::features;
-use crate::sys::{cpus, rseq};
+use crate::sys::{cpus, object, rseq};
 use core::ptr;
 
 /// Decided once per process.
@@ -40,6 +40,9 @@ fn decide() -> Stripes {
     let cpus = features.cpus.end();
     let wanted = Implementation::wanted();
     let implementation = Implementation::choose(features, wanted.as_deref());
+    if implementation != Implementation::Portable {
+        object::keep_loaded();
+    }
     if implementation == Implementation::Gs {
         // Without memory for a first block there is nothing that %gs could point at.
         let geometry = Geometry { stride: STRIDE, cpus, index: Index::CpuId };
@@ -68,6 +71,11 @@ impl Stripes {
         ptr::with_exposed_provenance_mut(self.base.wrapping_add(gs_offset))
     }
 
+    /// Is that GS base one of ours?
+    pub(super) const fn has_base(&self, base: usize) -> bool {
+        base.wrapping_sub(self.base) < self.cpus as usize * STRIDE
+    }
+
     /// Points `%gs` at the stripe of this CPU, if it is ours to point.
     ///
     /// A base that is neither 0 nor one of ours belongs to somebody who set it in this thread
@@ -81,8 +89,7 @@ impl Stripes {
         }
         // SAFETY: the implementation is `gs`, so FSGSBASE works.
         let base = unsafe { arch::gs_base() };
-        let ours = base.wrapping_sub(self.base) < self.cpus as usize * STRIDE;
-        if base != 0 && !ours {
+        if base != 0 && !self.has_base(base) {
             return false;
         }
         RESTRIPES.count();

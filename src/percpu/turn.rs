@@ -108,6 +108,7 @@ impl<'a> Turn<'a> {
             Err(other) if other == owner.0 => false,
             Err(other) => is_gone(Owner(other)) && exchange(other).is_ok(),
         };
+        // Not made unless taken: dropping it gives the turn back.
         taken.then(|| Self { word, owner })
     }
 }
@@ -131,6 +132,7 @@ mod tests {
         let turn = Turn::take(&word, me, |_| unreachable!()).unwrap();
         // A handler of this very thread.
         assert!(Turn::take(&word, me, |_| unreachable!()).is_none());
+        assert_eq!(word.load(Ordering::Relaxed), me.0);
         let other = std::thread::scope(|scope| {
             let other = scope.spawn(|| {
                 let owner = Owner::this_thread();
@@ -217,6 +219,19 @@ mod models {
             let done = here + other.join().unwrap();
             assert!(done >= 1);
             assert_eq!(shared.place.with(|value| unsafe { *value }), done);
+        });
+    }
+
+    /// A handler finds its own thread's turn and leaves it alone. Fails when the turn that is
+    /// not taken is made, and dropped.
+    #[test]
+    fn a_turn_refused_is_not_given_back() {
+        model(|| {
+            let shared = shared(0);
+            let turn = Turn::take(&shared.word, Owner(1), |_| false).unwrap();
+            assert_eq!(use_turn(&shared, 1, |_| false), 0);
+            assert_eq!(use_turn(&shared, 2, |_| false), 0);
+            drop(turn);
         });
     }
 

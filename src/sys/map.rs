@@ -237,6 +237,26 @@ impl Drop for Mapping {
     }
 }
 
+/// `mincore(start, len)` — bytes of the pages in that range that are in memory.
+///
+/// # Errors
+///
+/// ENOMEM if a part of it is not mapped, EINVAL for a start that is no page.
+pub fn resident(start: *const u8, len: usize) -> Result<usize> {
+    let mut pages = [0_u8; 256];
+    let mut resident = 0;
+    for offset in (0..len).step_by(pages.len() * PAGE) {
+        let part = (len - offset).min(pages.len() * PAGE);
+        let at = start.wrapping_add(offset).cast_mut().cast();
+        // SAFETY: the kernel checks the range, and writes one byte for each of its pages.
+        let answer = unsafe { libc::mincore(at, part, pages.as_mut_ptr()) };
+        super::errno::zero(answer.into())?;
+        let pages = &pages[..part.div_ceil(PAGE)];
+        resident += pages.iter().filter(|&page| page & 1 != 0).count() * PAGE;
+    }
+    Ok(resident)
+}
+
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
@@ -273,6 +293,20 @@ mod tests {
         assert_eq!(map(0, Place::Anywhere), Err(Errno::INVAL));
         assert_eq!(map(PAGE, Place::Exactly(4097)), Err(Errno::INVAL));
         assert_eq!(map(PAGE, Place::Exactly(1 << 60)), Err(Errno::NOMEM));
+    }
+
+    #[test]
+    fn pages_in_memory() {
+        let mapping = Mapping::anonymous(1000 * PAGE, Access::Write).unwrap();
+        // SAFETY: the advice takes nothing away.
+        let _ = unsafe { mapping.advise(Advice::LinuxNoHugepage) };
+        assert_eq!(resident(mapping.start().as_ptr(), mapping.len()), Ok(0));
+        for page in [0, 255, 256, 999] {
+            // SAFETY: our own pages.
+            unsafe { mapping.at(page * PAGE, 1).unwrap().write(1) };
+        }
+        assert_eq!(resident(mapping.start().as_ptr(), mapping.len()), Ok(4 * PAGE));
+        assert_eq!(resident(mapping.start().as_ptr().wrapping_add(1), PAGE), Err(Errno::INVAL));
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub mod map;
 pub mod membarrier;
 pub mod memfd;
 pub mod numa;
+pub mod object;
 pub mod pidfd;
 pub mod rseq;
 pub mod signals;

@@ -1,37 +1,8 @@
 //! The windows of librseq's menu, on addresses of the caller's: cpu-indexed, 64 bits, without a
 //! stop word. `load_add_store` is among the counters' (`rseq.rs`).
 
-use super::window::answer;
-use crate::abi::rseq::{RSEQ_CS, SIGNATURE};
 use crate::arch::{Answer, Id};
-use core::arch::asm;
-
-/// A window of this file: the check of the CPU, then `inside`. An answer without values.
-macro_rules! plain {
-    ($id:expr, [$($inside:expr),+ $(,)?], $($operand:tt)*) => {{
-        let id: Id = $id;
-        let status: usize;
-        answer!(
-            @asm [],
-            [
-                "cmp dword ptr fs:[{field}], {cpu:e}", // area.id == cpu?
-                "jne 4f",                              // no: abort
-                $($inside,)+
-                // Nothing here stops; the label is known to the macro's stubs.
-            ],
-            s = out(reg) status,
-            area = in(reg) id.area,
-            field = in(reg) id.field,
-            cpu = in(reg) id.cpu,
-            $($operand)*
-        );
-        match status {
-            0 => Answer::Done(()),
-            1 => Answer::Refused(()),
-            _ => Answer::Aborted,
-        }
-    }};
-}
+use crate::unmerged_window as window;
 
 /// `load_cbne_store` (librseq: `rseq_load_cbne_store__ptr`); see [`crate::arch`].
 ///
@@ -41,9 +12,9 @@ macro_rules! plain {
 /// that only windows of this CPU write.
 #[inline(always)]
 pub unsafe fn load_cbne_store(id: Id, word: *mut u64, expected: u64, v: u64) -> Answer<(), ()> {
-    // SAFETY: the caller vouches for area and word; the rest is the shape of `answer!`.
+    // SAFETY: the caller vouches for area and word; the rest is the shape of `window!`.
     unsafe {
-        plain! {
+        window! {
             id,
             [
                 "cmp qword ptr [{word}], {expected}", // *word == expected?
@@ -74,7 +45,7 @@ pub unsafe fn load_cbeq_store_add_load_store(
 ) -> Answer<(), ()> {
     // SAFETY: as above.
     unsafe {
-        plain! {
+        window! {
             id,
             [
                 "mov {t}, qword ptr [{word}]", // t = *word
@@ -109,7 +80,7 @@ pub unsafe fn load_add_load_load_add_store(
 ) -> Answer<(), ()> {
     // SAFETY: as above.
     unsafe {
-        plain! {
+        window! {
             id,
             [
                 "mov {t}, qword ptr [{word}]", // t = *word
@@ -143,7 +114,7 @@ pub unsafe fn load_cbne_store_store(
 ) -> Answer<(), ()> {
     // SAFETY: as above.
     unsafe {
-        plain! {
+        window! {
             id,
             [
                 "cmp qword ptr [{word}], {expected}", // *word == expected?
@@ -176,7 +147,7 @@ pub unsafe fn load_cbne_load_cbne_store(
 ) -> Answer<(), ()> {
     // SAFETY: as above.
     unsafe {
-        plain! {
+        window! {
             id,
             [
                 "cmp qword ptr [{word}], {expected}", // *word == expected?
@@ -211,7 +182,7 @@ pub unsafe fn load_cbne_memcpy_store(
 ) -> Answer<(), ()> {
     // SAFETY: as above; the direction flag is clear, as the ABI has it.
     unsafe {
-        plain! {
+        window! {
             id,
             [
                 "cmp qword ptr [{word}], {expected}", // *word == expected?

@@ -8,6 +8,7 @@
 
 mod gs;
 mod librseq;
+mod ring;
 mod rseq;
 mod sequences;
 mod thread;
@@ -18,6 +19,7 @@ pub use librseq::{
     load_add_load_load_add_store, load_cbeq_store_add_load_store, load_cbne_load_cbne_store,
     load_cbne_memcpy_store, load_cbne_store, load_cbne_store_store,
 };
+pub use ring::{ring_pad, ring_publish_parts, ring_publish_vectors, ring_publish_words};
 pub use rseq::{gs_load_add_store_u64, gs_restripe, gs_restripe_callers, load_add_store_u64};
 pub use sequences::{ByCaller, Indexed, Striped};
 pub use thread::{

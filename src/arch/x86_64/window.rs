@@ -1,7 +1,7 @@
-//! The two macros that build every rseq window. `arch/mod.rs` states what each window does.
+//! The macros that build every rseq window. `arch/mod.rs` states what each window does.
 //!
 //! `window!` answers done or aborted, by a jump; `answer!` also brings values out and knows two
-//! more ways to leave. Both keep the rules that no sequence can break then:
+//! more ways to leave; `unmerged_window!` is the one that users are given. All keep the rules that no sequence can break then:
 //!
 //! - the window starts at the very instruction behind the store of `rseq_cs`: between the
 //!   two the thread would run unprotected;
@@ -61,7 +61,7 @@ macro_rules! window {
 /// A window that may bring values out; the `(status, cpu)` of [`settle`](super::sequences).
 ///
 /// Every window of this kind begins with two checks: the CPU is the one that the address was
-/// made for, and the stop word of its stripe is 0. `inside` follows them. It may jump to `5f` to
+/// made for, and the stop word of its stripe is 0, if it has one. `inside` follows them. It may jump to `5f` to
 /// refuse; it must leave `{s}` alone, which holds the descriptor's address until the commit and is
 /// then the status: stable Rust has no `label` beside an output, and a register that is not 0
 /// anyway costs one instruction less than one that is set.
@@ -122,7 +122,7 @@ macro_rules! answer {
         );
         (status, at.cpu)
     }};
-    (@gs $striped:expr, $at:expr, [$($inside:expr),+ $(,)?], $($operand:tt)*) => {{
+    (@gs $striped:expr, [$($stop:expr),*], $at:expr, [$($inside:expr),+ $(,)?], $($operand:tt)*) => {{
         let at: At = $at;
         let (status, cpu): (usize, u32);
         answer!(
@@ -133,8 +133,7 @@ macro_rules! answer {
                 "mov {c:e}, dword ptr fs:[{block} + {striped}]", // c = striped_cpu
                 "cmp {c:e}, dword ptr fs:[{area} + {cpu_id}]",   // c == area.cpu_id?
                 "jne 4f",                                        // no: abort
-                "cmp qword ptr gs:[{stop}], 0",                  // *stop == 0?
-                "jne 6f",                                        // no: stopped
+                $($stop,)*
                 $($inside,)+
             ],
             s = out(reg) status,
@@ -143,13 +142,122 @@ macro_rules! answer {
             striped = const $striped,
             cpu_id = const CPU_ID,
             area = in(reg) at.area,
-            stop = in(reg) at.stop,
             word = in(reg) at.word,
             $($operand)*
         );
         (status, cpu)
     }};
-    (striped, $($rest:tt)*) => { answer!(@gs STRIPED_CPU, $($rest)*) };
-    (by_caller, $($rest:tt)*) => { answer!(@gs CALLERS_CPU, $($rest)*) };
+    (striped, $at:expr, [$($inside:expr),+ $(,)?], $($operand:tt)*) => {
+        answer!(
+            @gs STRIPED_CPU,
+            [
+                "cmp qword ptr gs:[{stop}], 0", // *stop == 0?
+                "jne 6f"                        // no: stopped
+            ],
+            $at, [$($inside,)+], stop = in(reg) $at.stop, $($operand)*
+        )
+    };
+    // The caller's stripes have no stop word.
+    (by_caller, $($rest:tt)*) => { answer!(@gs CALLERS_CPU, [], $($rest)*) };
 }
 pub(super) use {answer, window};
+
+/// A window of one's own: several instructions that happen on one CPU, all or none of them.
+///
+/// It is made at compile time, of asm lines, and answers an
+/// [`Answer<(), ()>`](crate::percpu::raw::Answer). The first argument is the
+/// [`Id`](crate::percpu::raw::Id) of the CPU for which addresses were made; the macro checks it as the first
+/// thing in the window. Then come the lines, then operands as in `asm!`.
+///
+/// ```
+/// use unmerged::percpu::raw::{self, Answer};
+///
+/// /// Moves one unit from `from` to `to`, two words of this CPU, if there is one.
+/// fn take_one(id: raw::Id, from: *mut u64, count: *mut u64) -> Answer<(), ()> {
+///     // SAFETY: both words are this CPU's; one of them is stored to, last.
+///     unsafe {
+///         raw::window!(
+///             id,
+///             [
+///                 "mov {t}, qword ptr [{from}]",  // t = *from
+///                 "sub {t}, 1",                   // t = t - 1
+///                 "jc 5f",                        // it was 0: refuse
+///                 "mov {x}, qword ptr [{count}]", // a look at another word of this CPU
+///                 "test {x}, {x}",
+///                 "jz 5f",                        // it is 0: refuse
+///                 "mov qword ptr [{from}], {t}",  // *from = t, the commit
+///             ],
+///             from = in(reg) from,
+///             count = in(reg) count,
+///             t = out(reg) _,
+///             x = out(reg) _,
+///         )
+///     }
+/// }
+///
+/// let (mut from, mut count) = (2_u64, 1_u64);
+/// while let Some(id) = raw::this_cpu() {
+///     if take_one(id, &raw mut from, &raw mut count) != Answer::Aborted {
+///         assert_eq!(from, 1);
+///         break;
+///     }
+/// }
+/// ```
+///
+/// # Safety
+///
+/// - The last line is the commit: one store, the only one that others may see. Stores before
+///   it go to memory that nobody looks at yet.
+/// - `jmp 5f` refuses, `jmp 4f` aborts; every other jump stays inside. Numeric labels `8` is free
+///   for loops. No call, no system call, no stack.
+/// - Operands are read-only inputs (`in`), scratch and outputs (`out`, `inout`), never `lateout`; `s`,
+///   `area`, `field`, `cpu`, `rseq_cs` and `signature` are taken.
+/// - The words are written by windows of that CPU alone.
+/// - The thread is registered with the area of the id, as it is if the id came from
+///   [`this_cpu`](crate::percpu::raw::this_cpu).
+#[macro_export]
+macro_rules! unmerged_window {
+    ($id:expr, [$($inside:expr),+ $(,)?], $($operand:tt)*) => {{
+        let id: $crate::arch::Id = $id;
+        let status: usize;
+        ::core::arch::asm!(
+            ".pushsection __rseq_cs, \"aw\", @progbits",
+            ".balign 32",
+            "9:",
+            ".long 0, 0",                // version, flags
+            ".quad 2f, 3f - 2f, 4f",     // start_ip, post_commit_offset, abort_ip
+            ".popsection",
+            "lea {s}, [rip + 9b]",       // s = &descriptor
+            "mov qword ptr fs:[{area} + {rseq_cs}], {s}", // area.rseq_cs = &descriptor
+            "2:",
+            "cmp dword ptr fs:[{field}], {cpu:e}", // area.id == cpu?
+            "jne 4f",                    // no: abort
+            $($inside,)+
+            "3:",
+            "xor {s:e}, {s:e}",          // status: done
+            ".pushsection __rseq_failure, \"ax\", @progbits",
+            ".byte 0x0f, 0xb9, 0x3d",    // ud1 edi, [rip + signature]
+            ".long {signature}",
+            "4:",
+            "jmp 7f",                    // status: the descriptor, aborted
+            "5:",
+            "mov {s:e}, 1",              // status: refused
+            "jmp 7f",
+            ".popsection",
+            "7:",
+            s = out(reg) status,
+            area = in(reg) id.area,
+            field = in(reg) id.field,
+            cpu = in(reg) id.cpu,
+            rseq_cs = const $crate::abi::rseq::RSEQ_CS,
+            signature = const $crate::abi::rseq::SIGNATURE,
+            $($operand)*
+            options(nostack)
+        );
+        match status {
+            0 => $crate::arch::Answer::Done(()),
+            1 => $crate::arch::Answer::Refused(()),
+            _ => $crate::arch::Answer::Aborted,
+        }
+    }};
+}
