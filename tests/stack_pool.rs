@@ -614,6 +614,49 @@ fn memory_stays_bounded() {
     assert_eq!(TIGHT_POOL.len(), alive);
 }
 
+/// No memory can be mapped: what there is room for is kept, the rest comes back.
+#[test]
+fn without_memory_nothing_is_lost() {
+    if !in_each_implementation("without_memory_nothing_is_lost") {
+        return;
+    }
+    const OBJECTS: u64 = 200;
+    pin(cpus()[0]);
+    let (stack, pool) = (Stack::new(), Pool::<u64>::new(|| unreachable!()));
+    let nodes: Vec<_> = (0..OBJECTS).map(Node::new).collect();
+    let objects: Vec<_> = (0..OBJECTS).map(Box::new).collect();
+    let mut back = Vec::with_capacity(OBJECTS as usize);
+    let mut popped = Vec::with_capacity(OBJECTS as usize);
+
+    // SAFETY: a limit of this process, which is put back below.
+    let before = unsafe {
+        let mut before = MaybeUninit::<libc::rlimit>::zeroed().assume_init();
+        assert_eq!(libc::getrlimit(libc::RLIMIT_AS, &raw mut before), 0);
+        let none = libc::rlimit { rlim_cur: 1, ..before };
+        assert_eq!(libc::setrlimit(libc::RLIMIT_AS, &raw const none), 0);
+        before
+    };
+    nodes.into_iter().for_each(|node| stack.push(node));
+    back.extend(objects.into_iter().filter_map(|object| pool.try_put(object).err()));
+    let kept = pool.len();
+    (0..OBJECTS / 2).for_each(|_| popped.extend(stack.pop()));
+    // SAFETY: as above.
+    unsafe { assert_eq!(libc::setrlimit(libc::RLIMIT_AS, &raw const before), 0) };
+
+    assert!(!back.is_empty(), "there was memory");
+    assert_eq!(kept + back.len(), OBJECTS as usize);
+    // There is memory again: all is found, on either side of it.
+    let rest: Vec<_> = back.into_iter().filter_map(|object| pool.try_put(object).err()).collect();
+    assert!(rest.is_empty());
+    let objects: HashSet<_> = std::iter::from_fn(|| pool.try_get()).map(|value| *value).collect();
+    assert_eq!(objects.len() as u64, OBJECTS);
+    stack.push(Node::new(OBJECTS));
+    stack.drain(|node| popped.push(node)).unwrap();
+    let mut values: Vec<_> = popped.iter().map(|node| ***node).collect();
+    values.sort_unstable();
+    assert!(values.into_iter().eq(0..=OBJECTS));
+}
+
 #[test]
 fn guards_give_back_or_do_not() {
     if !in_each_implementation("guards_give_back_or_do_not") {

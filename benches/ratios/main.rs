@@ -12,6 +12,7 @@ mod mshare;
 mod peer;
 mod percpu;
 mod percpu_ring;
+mod percpu_structures;
 mod task_shared;
 
 use harness::Options;
@@ -20,6 +21,7 @@ fn main() {
     peer::play(&[(task_shared::SLEEPERS, task_shared::sleepers), (mshare::SERVER, mshare::serve)]);
     let options = Options::from_args();
     percpu::rows(&options);
+    percpu_structures::rows(&options);
     percpu_ring::rows(&options);
     task_shared::rows(&options);
     futex2::rows(&options);

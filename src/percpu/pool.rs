@@ -1,95 +1,15 @@
 //! A pool of objects with an array on every CPU.
 
-use super::depot::{Batch, Depot, MOST};
-use super::site::{Lazy, Site, on, window};
-use crate::error::Result;
+use super::depot::{Batch, Depot};
+use super::limits::PoolLimits;
+use super::pooled::Pooled;
+use super::site::{Lazy, Site, on, quickly, slowly};
 use crate::sync::{AtomicU64, Ordering};
 use crate::{arch::Structures, sys::cpus};
 use core::fmt;
 use core::marker::PhantomData;
 use core::mem::ManuallyDrop;
-use core::ops::{Deref, DerefMut};
 use core::ptr;
-
-/// How many objects a [`Pool`] keeps.
-///
-/// ```
-/// use unmerged::percpu::{Pool, PoolLimits};
-///
-/// const FEW: PoolLimits = PoolLimits::new().per_cpu(7).batch(4).shared(16);
-/// static BUFFERS: Pool<[u8; 4096]> = Pool::with_limits(|| [0; 4096], FEW);
-/// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PoolLimits {
-    per_cpu: usize,
-    batch: usize,
-    shared: usize,
-}
-
-/// Objects that the array of a CPU can have room for: half of a stripe.
-const MOST_PER_CPU: usize = 255;
-
-impl PoolLimits {
-    /// 63 objects on each CPU, batches of 32, 1024 objects in the global list.
-    pub const fn new() -> Self {
-        Self { per_cpu: 63, batch: 32, shared: 1024 }
-    }
-
-    /// Objects in the array of one CPU, from 1 to 255; 63 by default. What is one less than a power
-    /// of two wastes no room. A larger batch is cut to it.
-    ///
-    /// # Panics
-    ///
-    /// If it is out of range; in a constant this is an error of the compiler.
-    #[must_use]
-    pub const fn per_cpu(mut self, objects: usize) -> Self {
-        assert!(0 < objects && objects <= MOST_PER_CPU, "from 1 to 255 objects on a CPU");
-        self.per_cpu = objects;
-        if self.batch > objects {
-            self.batch = objects;
-        }
-        self
-    }
-
-    /// Objects that move between a CPU and the global list at a time, from 1 to what one CPU has
-    /// room for; 32 by default.
-    ///
-    /// # Panics
-    ///
-    /// If it is out of range; in a constant this is an error of the compiler.
-    #[must_use]
-    pub const fn batch(mut self, objects: usize) -> Self {
-        assert!(0 < objects && objects <= self.per_cpu, "from 1 to as many as a CPU has room for");
-        self.batch = objects;
-        self
-    }
-
-    /// Objects in the global list, rounded up to whole batches; 1024 by default. At most 50000
-    /// batches.
-    ///
-    /// # Panics
-    ///
-    /// In [`Pool::with_limits`] if it is out of range; in a constant this is an error of the
-    /// compiler.
-    #[must_use]
-    pub const fn shared(mut self, objects: usize) -> Self {
-        self.shared = objects;
-        self
-    }
-
-    /// Batches of the global list.
-    const fn kept(&self) -> usize {
-        let kept = self.shared.div_ceil(self.batch);
-        assert!(kept <= MOST, "at most 50000 batches in the global list");
-        kept
-    }
-}
-
-impl Default for PoolLimits {
-    fn default() -> Self {
-        Self::new()
-    }
-}
 
 /// A pool of reusable objects with an array of them on every CPU, and a global list.
 ///
@@ -115,7 +35,7 @@ impl Default for PoolLimits {
 /// |---|---|
 /// | any operation but [`drain`](Self::drain) | never locks or waits; the pool itself calls no allocator: it maps memory for the global list when it first has something for it |
 /// | signal handler | [`try_get`](Self::try_get) and [`try_put`](Self::try_put) may be used, also on a pool that they interrupt, once the pool has been used outside of a handler; [`get`](Self::get) and [`put`](Self::put) may call `make` or drop an object, which commonly calls the allocator |
-/// | fork, at any moment | the child has its own copy of what was in the pool. A batch that another thread was just moving is lost to it. A CPU that another thread was just draining is served by the slow way until the child drains it |
+/// | fork, at any moment | the child has its own copy of what was in the pool. What another thread was just moving, a batch or what it drained, is lost to it |
 /// | no memory | nothing is kept for which there is no room, and no operation fails |
 ///
 /// Where no window can run, or too many were aborted, or the CPU is stopped by a drain, the CPU has
@@ -123,11 +43,11 @@ impl Default for PoolLimits {
 /// A handler or a thread that comes while another one has that batch in its hands goes on to the
 /// global list, which is lock-free.
 pub struct Pool<T, F = fn() -> T> {
-    cell: Lazy,
+    pub(super) cell: Lazy,
     limits: PoolLimits,
-    depot: Depot,
+    pub(super) depot: Depot,
     /// What an overflow stripe has, used while there is no memory for a cell.
-    spare: AtomicU64,
+    pub(super) spare: AtomicU64,
     make: F,
     objects: PhantomData<Box<T>>,
 }
@@ -152,7 +72,7 @@ fn into_word<T>(object: Box<T>) -> usize {
 /// # Safety
 ///
 /// `word` came from [`into_word`], and from the pool to nobody else.
-unsafe fn from_word<T>(word: usize) -> Box<T> {
+pub(super) unsafe fn from_word<T>(word: usize) -> Box<T> {
     // SAFETY: forwarded.
     unsafe { Box::from_raw(ptr::with_exposed_provenance_mut(word)) }
 }
@@ -177,8 +97,7 @@ impl<T, F> Pool<T, F> {
 
     /// Bytes of a cell: on a window stripe the count and the slots of an array, on an overflow
     /// stripe the batch of the CPU in the first word.
-    #[inline]
-    const fn bytes(&self) -> usize {
+    pub(super) const fn bytes(&self) -> usize {
         8 * (1 + self.limits.per_cpu)
     }
 
@@ -186,13 +105,13 @@ impl<T, F> Pool<T, F> {
     /// What other CPUs have is left alone.
     #[inline]
     pub fn try_get(&self) -> Option<Box<T>> {
-        let popped = window!(&self.cell, self.bytes(), |Shape, at| {
+        let popped = quickly!(&self.cell, |Shape, at| {
             // SAFETY: the cell is an array of objects.
             unsafe { Shape::array_pop(at) }
         });
         let object = match popped {
-            Ok(Some(Ok(object))) => object,
-            other => self.refill(matches!(other, Ok(Some(Err(())))))?,
+            Some(object) => object,
+            None => self.get_slowly()?,
         };
         // SAFETY: taken from the pool, by this thread alone.
         Some(unsafe { from_word(object) })
@@ -206,16 +125,15 @@ impl<T, F> Pool<T, F> {
     #[inline]
     pub fn try_put(&self, object: Box<T>) -> core::result::Result<(), Box<T>> {
         let (object, capacity) = (into_word(object), self.limits.per_cpu);
-        let pushed = window!(&self.cell, self.bytes(), |Shape, at| {
+        let pushed = quickly!(&self.cell, |Shape, at| {
             // SAFETY: the cell is an array with room for so many objects; this one is ours.
             unsafe { Shape::array_push(at, capacity, object) }
         });
-        match pushed {
-            Ok(Some(Ok(()))) => Ok(()),
-            other if self.flush(object, matches!(other, Ok(Some(Err(()))))) => Ok(()),
-            // SAFETY: it came from a box above, and nobody else got it.
-            _ => Err(unsafe { from_word(object) }),
+        if pushed.is_some() || self.put_slowly(object) {
+            return Ok(());
         }
+        // SAFETY: it came from a box above, and nobody else got it.
+        Err(unsafe { from_word(object) })
     }
 
     /// Puts an object back, also one that was made elsewhere; drops it if there is no room for it.
@@ -251,11 +169,44 @@ impl<T, F> Pool<T, F> {
         }
     }
 
-    /// An object for a CPU whose array is empty (`windows_run`), or cannot be used.
     #[cold]
     #[inline(never)]
+    fn get_slowly(&self) -> Option<usize> {
+        let popped = slowly!(&self.cell, self.bytes(), |Shape, at| {
+            // SAFETY: as in `try_get`.
+            unsafe { Shape::array_pop(at) }
+        });
+        match popped {
+            Some(Ok(object)) => Some(object),
+            Some(Err(())) => self.refill(true),
+            None => self.refill(false),
+        }
+    }
+
+    /// Whether there was room.
+    #[cold]
+    #[inline(never)]
+    fn put_slowly(&self, object: usize) -> bool {
+        let capacity = self.limits.per_cpu;
+        let pushed = slowly!(&self.cell, self.bytes(), |Shape, at| {
+            // SAFETY: as in `try_put`.
+            unsafe { Shape::array_push(at, capacity, object) }
+        });
+        match pushed {
+            Some(Ok(())) => true,
+            Some(Err(())) => self.flush(object, true),
+            None => self.flush(object, false),
+        }
+    }
+
+    /// An object for a CPU whose array is empty (`windows_run`), or cannot be used.
     fn refill(&self, windows_run: bool) -> Option<usize> {
         let word = self.parking();
+        if !ptr::eq(word, &raw const self.spare) {
+            // What was put back before there was a cell.
+            let left = self.depot.unpark(&self.spare);
+            left.into_iter().for_each(|left| self.depot.release(left));
+        }
         let mut batch = self.depot.unpark(word);
         if batch.as_ref().is_none_or(|batch| batch.len() == 0) {
             let empty = batch.take();
@@ -290,8 +241,6 @@ impl<T, F> Pool<T, F> {
 
     /// Keeps an object of a CPU whose array is full (`windows_run`), or cannot be used; whether
     /// there was room.
-    #[cold]
-    #[inline(never)]
     fn flush(&self, object: usize, windows_run: bool) -> bool {
         if let Some(site) = self.cell.known().filter(|_| windows_run) {
             let Some(mut batch) = self.depot.take_empty() else { return false };
@@ -336,73 +285,20 @@ impl<T, F> Pool<T, F> {
     }
 
     /// The window stripes.
-    fn stripes(&self) -> impl Iterator<Item = (Site, u32)> + use<T, F> {
+    pub(super) fn stripes(&self) -> impl Iterator<Item = (Site, u32)> + use<T, F> {
         let site = self.cell.known();
         site.into_iter().flat_map(|site| (0..site.geometry.cpus).map(move |cpu| (site, cpu)))
-    }
-
-    /// Takes every object, from every CPU, the offline ones too, and from the global list, and hands
-    /// it to `each`; how many there were. Each CPU is stopped for as long as its array is copied;
-    /// threads on it go on meanwhile, by the slow way. `each` runs afterwards. Objects that threads
-    /// are just moving, and those that are put back meanwhile, may stay. If `each` panics, what it
-    /// was not given yet goes back.
-    ///
-    /// One CPU costs a fence of 10 to 20 microseconds if it runs this process: it is for now and
-    /// then, and not for signal handlers.
-    ///
-    /// # Errors
-    ///
-    /// EPERM where a CPU cannot be fenced: the kernel has no membarrier (before Linux 5.10, or a
-    /// filter) and this thread may not run on it. EDEADLK in a handler that interrupted a drain of
-    /// its thread. Such a CPU is left alone; everything else has been handed out.
-    pub fn drain(&self, mut each: impl FnMut(Box<T>)) -> Result<usize> {
-        let mut outcome = Ok(());
-        let mut taken = Taken { pool: self, words: [0; MOST_PER_CPU], len: 0, count: 0 };
-        for (site, cpu) in self.stripes() {
-            if count_of(site, cpu) == 0 {
-                continue;
-            }
-            let own = |array| taken.take_array(array);
-            if let Err(error) = site.exclusive("percpu::Pool::drain", cpu, own) {
-                outcome = outcome.and(Err(error));
-            }
-            taken.hand_out(&mut each);
-        }
-        let parked = self.stripes().map(|(site, cpu)| parking_of(site, cpu));
-        for word in parked.chain([&self.spare]) {
-            if let Some(batch) = self.depot.unpark(word) {
-                taken.take_batch(batch);
-                taken.hand_out(&mut each);
-            }
-        }
-        // No more than there can be, or those who flush meanwhile could keep this going.
-        for _ in 0..self.depot.batches() {
-            let Some(batch) = self.depot.take_full() else { break };
-            taken.take_batch(batch);
-            taken.hand_out(&mut each);
-        }
-        outcome.map(|()| taken.count)
-    }
-
-    /// Drops every object that the pool keeps, as [`drain`](Self::drain) takes them; how many there
-    /// were.
-    ///
-    /// # Errors
-    ///
-    /// As [`drain`](Self::drain).
-    pub fn trim(&self) -> Result<usize> {
-        self.drain(drop)
     }
 }
 
 /// The number of objects in the array of a CPU.
-fn count_of(site: Site, cpu: u32) -> usize {
+pub(super) fn count_of(site: Site, cpu: u32) -> usize {
     // SAFETY: a word of the cell, as the site says.
     unsafe { word(site.on_stripe(cpu)) }.load(Ordering::Relaxed) as usize
 }
 
 /// The word on the overflow stripe of a CPU where its batch is.
-fn parking_of(site: Site, cpu: u32) -> &'static AtomicU64 {
+pub(super) fn parking_of(site: Site, cpu: u32) -> &'static AtomicU64 {
     // SAFETY: a word of the cell, as the site says.
     unsafe { word(site.overflow(cpu).word) }
 }
@@ -412,58 +308,9 @@ fn parking_of(site: Site, cpu: u32) -> &'static AtomicU64 {
 /// # Safety
 ///
 /// It must be one; then it is mapped for good, and is written by windows and atomics.
-unsafe fn word(address: usize) -> &'static AtomicU64 {
+pub(super) unsafe fn word(address: usize) -> &'static AtomicU64 {
     // SAFETY: the caller vouches for it; aligned.
     unsafe { &*ptr::with_exposed_provenance(address) }
-}
-
-/// Objects on their way out of a pool. What is not handed out goes back.
-struct Taken<'a, T, F> {
-    pool: &'a Pool<T, F>,
-    words: [usize; MOST_PER_CPU],
-    len: usize,
-    /// Objects handed out so far.
-    count: usize,
-}
-
-impl<T, F> Taken<'_, T, F> {
-    fn add(&mut self, object: usize) {
-        self.words[self.len] = object;
-        self.len += 1;
-    }
-
-    /// Takes what the array of a CPU has that is stopped, or whose pool is gone.
-    fn take_array(&mut self, array: usize) {
-        // SAFETY: the words of an array of the pool's, up to its count.
-        let word = |n: usize| unsafe { word(array + 8 * n) };
-        for n in 1..=word(0).load(Ordering::Relaxed) as usize {
-            self.add(word(n).load(Ordering::Relaxed) as usize);
-        }
-        word(0).store(0, Ordering::Relaxed);
-    }
-
-    fn take_batch(&mut self, mut batch: Batch<'_>) {
-        while let Some(object) = batch.pop() {
-            self.add(object);
-        }
-        self.pool.depot.release(batch);
-    }
-
-    fn hand_out(&mut self, each: &mut impl FnMut(Box<T>)) {
-        while let Some(last) = self.len.checked_sub(1) {
-            self.len = last;
-            self.count += 1;
-            // SAFETY: taken from the pool, by this thread alone.
-            each(unsafe { from_word(self.words[last]) });
-        }
-    }
-}
-
-impl<T, F> Drop for Taken<'_, T, F> {
-    fn drop(&mut self) {
-        let pool = self.pool;
-        self.hand_out(&mut |object| pool.put(object));
-    }
 }
 
 impl<T, F> fmt::Debug for Pool<T, F> {
@@ -475,67 +322,72 @@ impl<T, F> fmt::Debug for Pool<T, F> {
     }
 }
 
-impl<T, F> Drop for Pool<T, F> {
-    fn drop(&mut self) {
-        // Nobody else uses it: no CPU has to be stopped. One that a drain left stopped when this
-        // process was forked would be.
-        for (site, cpu) in self.stripes() {
-            let mut taken = Taken { pool: self, words: [0; MOST_PER_CPU], len: 0, count: 0 };
-            taken.take_array(site.on_stripe(cpu));
-            taken.hand_out(&mut drop);
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    fn pool(limits: PoolLimits) -> Pool<usize> {
+        Pool::with_limits(|| unreachable!(), limits)
+    }
+
+    /// What a thread does that cannot run windows, here also before there is a cell.
+    #[test]
+    fn without_windows() {
+        let pool = pool(PoolLimits::new().per_cpu(3).batch(2).shared(6));
+        let put = |value| pool.flush(into_word(Box::new(value)), false);
+        // SAFETY: taken from the pool, by this thread alone.
+        let get = || pool.refill(false).map(|object| *unsafe { from_word::<usize>(object) });
+        assert_eq!(get(), None);
+        assert!((1..=3).all(put));
+        assert!(pool.cell.known().is_none() && pool.spare.load(Ordering::Relaxed) != 0);
+        assert_eq!((pool.len(), get()), (3, Some(3)));
+        let room = 2 * pool.depot.batches() - 2;
+        assert!((0..room).all(put) && !put_and_free(&pool));
+        assert_eq!(pool.len(), room + 2);
+        assert_eq!(core::iter::from_fn(get).count(), room + 2);
+        // With a cell: nothing is left behind in the old place.
+        assert!(put(4));
+        pool.cell.site_of(pool.bytes()).unwrap();
+        assert!(put(5));
+        let mut both = [get(), get()];
+        both.sort_unstable();
+        assert_eq!((both, get()), ([Some(4), Some(5)], None));
+    }
+
+    /// Whether there was room for one more.
+    fn put_and_free(pool: &Pool<usize>) -> bool {
+        let object = into_word(Box::new(0_usize));
+        let put = pool.flush(object, false);
+        if !put {
+            // SAFETY: ours, as the pool has not taken it.
+            drop(unsafe { from_word::<usize>(object) });
         }
-        // The arrays are empty, so this stops nothing either.
-        let _ = self.trim();
-        let bytes = self.bytes();
-        // SAFETY: nobody uses the cell any more.
-        unsafe { self.cell.release(bytes) };
-    }
-}
-
-/// An object of a [`Pool`]'s, which goes back when this is dropped.
-pub struct Pooled<'a, T, F = fn() -> T> {
-    object: ManuallyDrop<Box<T>>,
-    pool: &'a Pool<T, F>,
-}
-
-impl<T, F> Pooled<'_, T, F> {
-    /// The object, which does not go back.
-    pub fn detach(this: Self) -> Box<T> {
-        let mut this = ManuallyDrop::new(this);
-        // SAFETY: taken once, as `this` is not dropped.
-        unsafe { ManuallyDrop::take(&mut this.object) }
+        put
     }
 
-    /// The object by value; its box is freed.
-    pub fn into_inner(this: Self) -> T {
-        *Self::detach(this)
-    }
-}
-
-impl<T, F> Drop for Pooled<'_, T, F> {
-    #[inline]
-    fn drop(&mut self) {
-        // SAFETY: taken once, here.
-        let object = unsafe { ManuallyDrop::take(&mut self.object) };
-        self.pool.put(object);
-    }
-}
-
-impl<T, F> Deref for Pooled<'_, T, F> {
-    type Target = T;
-    fn deref(&self) -> &T {
-        &self.object
-    }
-}
-
-impl<T, F> DerefMut for Pooled<'_, T, F> {
-    fn deref_mut(&mut self) -> &mut T {
-        &mut self.object
-    }
-}
-
-impl<T: fmt::Debug, F> fmt::Debug for Pooled<'_, T, F> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Pooled").field(&**self).finish()
+    #[test]
+    fn what_is_left_is_dropped() {
+        use crate::sync::AtomicUsize;
+        static LIVE: AtomicUsize = AtomicUsize::new(0);
+        struct Counted;
+        impl Drop for Counted {
+            fn drop(&mut self) {
+                LIVE.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+        let make = || {
+            LIVE.fetch_add(1, Ordering::Relaxed);
+            Counted
+        };
+        let pool = Pool::with_limits(make, PoolLimits::new().per_cpu(3).batch(2).shared(6));
+        // Something before there is a cell, and something that windows do not see.
+        assert!((0..3).all(|_| pool.flush(into_word(Box::new(make())), false)));
+        let users: Vec<_> = (0..100).map(|_| pool.get()).collect();
+        assert_eq!(LIVE.load(Ordering::Relaxed), 100);
+        assert!(pool.flush(into_word(Box::new(make())), false));
+        drop(users);
+        assert_eq!(LIVE.load(Ordering::Relaxed), pool.len());
+        drop(pool);
+        assert_eq!(LIVE.load(Ordering::Relaxed), 0);
     }
 }

@@ -224,6 +224,33 @@ impl Lazy {
     }
 }
 
+/// Runs a window on the private cell `$lazy` if it can be run at once: what `Done` brought. All else
+/// is for a function that is not inlined, which begins with [`slowly`].
+macro_rules! quickly {
+    ($lazy:expr, |$Shape:ident, $at:ident| $call:expr) => {{
+        let lazy: &crate::percpu::site::Lazy = $lazy;
+        match lazy.place().map(|place| crate::percpu::site::on!(place, |$Shape, $at| $call)) {
+            Some(crate::arch::Answer::Done(done)) => Some(done),
+            _ => None,
+        }
+    }};
+}
+pub(super) use quickly;
+
+/// Runs a window on the private cell `$lazy` of `$bytes`, by [`Site::attempt`], and takes the cell
+/// first if need be. `Option<Result<D, R>>`: `None` where the operation belongs on an overflow
+/// stripe, or where there is no memory for a cell, hence no stripe.
+macro_rules! slowly {
+    ($lazy:expr, $bytes:expr, |$Shape:ident, $at:ident| $call:expr) => {{
+        let lazy: &crate::percpu::site::Lazy = $lazy;
+        let site = lazy.site_of($bytes).ok();
+        site.and_then(|site| {
+            site.attempt(|place| crate::percpu::site::on!(place, |$Shape, $at| $call))
+        })
+    }};
+}
+pub(super) use slowly;
+
 /// Runs a window on the private cell `$lazy` of `$bytes`: at once if it can, else by
 /// [`Site::attempt`]. `Result<Option<Result<D, R>>>`: ENOMEM without a cell; `None` where the
 /// operation belongs on an overflow stripe.

@@ -1,6 +1,7 @@
 //! A stack with a list on every CPU.
 
-use super::site::{Lazy, Site, window};
+use super::node::Node;
+use super::site::{Lazy, Site, quickly, slowly};
 use super::turn::Turn;
 use crate::arch::portable::Portable;
 use crate::arch::{Answer, At, Structures};
@@ -8,61 +9,8 @@ use crate::error::{Error, Result};
 use crate::sync::{AtomicU64, Ordering};
 use core::fmt;
 use core::marker::PhantomData;
-use core::ops::{Deref, DerefMut};
 use core::ptr;
 use rustix::io::Errno;
-
-/// A value that a [`Stack`] can hold: the value, and one word for the stack's own use.
-#[repr(C)]
-pub struct Node<T> {
-    /// The address of the next node while this one is in a list. Windows write it.
-    next: AtomicU64,
-    value: T,
-}
-
-impl<T> Node<T> {
-    /// A node on the heap.
-    pub fn new(value: T) -> Box<Self> {
-        Box::new(Self { next: AtomicU64::new(0), value })
-    }
-
-    /// The value alone.
-    pub fn into_inner(self) -> T {
-        self.value
-    }
-
-    /// The address by which lists know it.
-    fn into_word(self: Box<Self>) -> usize {
-        Box::into_raw(self).expose_provenance()
-    }
-
-    /// # Safety
-    ///
-    /// `word` came from [`into_word`](Self::into_word), and from a list to nobody else.
-    unsafe fn from_word(word: usize) -> Box<Self> {
-        // SAFETY: forwarded.
-        unsafe { Box::from_raw(ptr::with_exposed_provenance_mut(word)) }
-    }
-}
-
-impl<T> Deref for Node<T> {
-    type Target = T;
-    fn deref(&self) -> &T {
-        &self.value
-    }
-}
-
-impl<T> DerefMut for Node<T> {
-    fn deref_mut(&mut self) -> &mut T {
-        &mut self.value
-    }
-}
-
-impl<T: fmt::Debug> fmt::Debug for Node<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Node").field(&self.value).finish()
-    }
-}
 
 /// A stack with a list on every CPU: what is pushed on a CPU is popped on that CPU.
 ///
@@ -120,11 +68,11 @@ impl<T> Stack<T> {
     #[inline]
     pub fn push(&self, node: Box<Node<T>>) {
         let node = node.into_word();
-        let pushed = window!(&self.cell, BYTES, |Shape, at| {
+        let pushed = quickly!(&self.cell, |Shape, at| {
             // SAFETY: the cell's first word is the head of a list of nodes; this one is ours.
             unsafe { Shape::list_push(at, node) }
         });
-        if !matches!(pushed, Ok(Some(Ok(())))) {
+        if pushed.is_none() {
             self.push_slowly(node);
         }
     }
@@ -133,13 +81,13 @@ impl<T> Stack<T> {
     /// left alone: see [`drain`](Self::drain).
     #[inline]
     pub fn pop(&self) -> Option<Box<Node<T>>> {
-        let popped = window!(&self.cell, BYTES, |Shape, at| {
+        let popped = quickly!(&self.cell, |Shape, at| {
             // SAFETY: the cell's first word is the head of a list of nodes.
             unsafe { Shape::list_pop(at) }
         });
         let node = match popped {
-            Ok(Some(Ok(node))) => node,
-            _ => self.pop_slowly()?,
+            Some(node) => node,
+            None => self.pop_slowly()?,
         };
         // SAFETY: popped from a list of ours, by this thread alone.
         Some(unsafe { Node::from_word(node) })
@@ -154,18 +102,37 @@ impl<T> Stack<T> {
     #[cold]
     #[inline(never)]
     fn push_slowly(&self, node: usize) {
+        let pushed = slowly!(&self.cell, BYTES, |Shape, at| {
+            // SAFETY: as in `push`.
+            unsafe { Shape::list_push(at, node) }
+        });
+        if pushed.is_none_or(|pushed: core::result::Result<(), ()>| pushed.is_err()) {
+            self.push_overflow(node);
+        }
+    }
+
+    /// Puts a node on this CPU's second list, or where nodes wait for a cell.
+    fn push_overflow(&self, node: usize) {
         let list = self.cell.known().map_or_else(|| self.spare(), |site| site.overflow_here());
         // SAFETY: the head of a list that atomics update, and a node of ours.
         let _: Answer<()> = unsafe { Portable::list_push(list, node) };
     }
 
-    /// The list of windows has nothing, or cannot be used: from this CPU's second list, or from
-    /// what was pushed before there was a cell.
     #[cold]
     #[inline(never)]
     fn pop_slowly(&self) -> Option<usize> {
-        let here = self.cell.known().and_then(|site| take_one(site.overflow_here()));
-        here.or_else(|| take_one(self.spare()))
+        let popped = slowly!(&self.cell, BYTES, |Shape, at| {
+            // SAFETY: as in `pop`.
+            unsafe { Shape::list_pop(at) }
+        });
+        match popped {
+            Some(Ok(node)) => Some(node),
+            // Nothing where windows look, or they do not run.
+            Some(Err(())) | None => {
+                let here = self.cell.known().and_then(|site| take_one(site.overflow_here()));
+                here.or_else(|| take_one(self.spare()))
+            }
+        }
     }
 
     /// Takes every node, from every CPU, the offline ones too, and hands it to `each`; how many
@@ -179,8 +146,8 @@ impl<T> Stack<T> {
     /// # Errors
     ///
     /// EPERM where a CPU cannot be fenced: the kernel has no membarrier (before Linux 5.10, or a
-    /// filter) and this thread may not run on it. EDEADLK in a handler that interrupted this
-    /// thread in a drain or a pop. Such a list is left alone; all others have been handed out.
+    /// filter) and this thread may not run on it. EDEADLK in a handler that interrupted
+    /// an operation of its thread. Such a list is left alone; all others have been handed out.
     pub fn drain(&self, mut each: impl FnMut(Box<Node<T>>)) -> Result<usize> {
         const OPERATION: &str = "percpu::Stack::drain";
         let mut outcome = Ok(());
@@ -340,7 +307,7 @@ mod tests {
     fn what_is_left_is_dropped_and_a_panic_loses_nothing() {
         let stack = Stack::new();
         (0..10).for_each(|n| stack.push(Counted::new(n)));
-        (10..20).for_each(|n| stack.push_slowly(Counted::new(n).into_word()));
+        (10..20).for_each(|n| stack.push_overflow(Counted::new(n).into_word()));
         let before = stack.spare();
         // SAFETY: the head of a list, and a node of ours.
         let _: Answer<()> = unsafe { Portable::list_push(before, Counted::new(20).into_word()) };
@@ -356,7 +323,7 @@ mod tests {
         assert_eq!(stack.drain(|node| seen.push(node.0)).unwrap(), 21 - 7);
         assert_eq!(LIVE.load(Ordering::Relaxed), 0);
         (0..10).for_each(|n| stack.push(Counted::new(n)));
-        (10..20).for_each(|n| stack.push_slowly(Counted::new(n).into_word()));
+        (10..20).for_each(|n| stack.push_overflow(Counted::new(n).into_word()));
         drop(stack);
         assert_eq!(LIVE.load(Ordering::Relaxed), 0);
     }
@@ -364,12 +331,12 @@ mod tests {
     #[test]
     fn what_was_pushed_before_there_was_a_cell_is_found() {
         let stack = Stack::<u32>::new();
-        stack.push_slowly(Node::new(1).into_word());
+        stack.push_overflow(Node::new(1).into_word());
         assert_eq!(stack.spare[0].load(Ordering::Relaxed) != 0, stack.cell.known().is_none());
         assert_eq!(stack.pop().map(|node| node.into_inner()), Some(1));
         assert!(stack.pop().is_none() && stack.cell.known().is_some());
         // A list whose turn another one has is passed over, and drained by nobody but that one.
-        stack.push_slowly(Node::new(2).into_word());
+        stack.push_overflow(Node::new(2).into_word());
         let site = stack.cell.known().unwrap();
         let lists = (0..site.geometry.cpus).map(|cpu| turn_of(site.overflow(cpu)));
         let turns: Vec<_> = lists.map(|turn| Turn::take_private(turn).unwrap()).collect();
