@@ -13,7 +13,6 @@ use std::ptr::{self, NonNull};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-use unmerged::abi::rseq::{RseqCs, SIGNATURE};
 use unmerged::percpu::{
     Counter, Implementation, Record, Ring, RingStats, Source, WhenFull, implementation,
 };
