@@ -11,6 +11,7 @@ mod harness;
 mod mshare;
 mod peer;
 mod percpu;
+mod percpu_lock;
 mod percpu_ring;
 mod task_shared;
 
@@ -20,6 +21,7 @@ fn main() {
     peer::play(&[(task_shared::SLEEPERS, task_shared::sleepers), (mshare::SERVER, mshare::serve)]);
     let options = Options::from_args();
     percpu::rows(&options);
+    percpu_lock::rows(&options);
     percpu_ring::rows(&options);
     task_shared::rows(&options);
     futex2::rows(&options);

@@ -27,26 +27,31 @@ pub(super) struct Stripes {
 
 /// What was decided. Of threads that come first together one decides; what another made (a
 /// block of address space that is chained) is used like any other.
+#[inline]
 pub(super) fn stripes() -> &'static Stripes {
     static STRIPES: Published<Stripes> = Published::new();
-    STRIPES.get_or_make(|| {
-        let features = features();
-        let cpus = features.cpus.end();
-        let wanted = Implementation::wanted();
-        let implementation = Implementation::choose(features, wanted.as_deref());
-        if implementation != Implementation::Portable {
-            object::keep_loaded();
-        }
-        if implementation == Implementation::Gs {
-            // Without memory for a first block there is nothing that %gs could point at.
-            let geometry = Geometry { stride: STRIDE, cpus, index: Index::CpuId };
-            return match Block::first(&geometry) {
-                Ok(base) => Stripes { implementation, cpus, base },
-                Err(_) => Stripes { implementation: Implementation::Rseq, cpus, base: 0 },
-            };
-        }
-        Stripes { implementation, cpus, base: 0 }
-    })
+    STRIPES.get_or_make(decide)
+}
+
+#[cold]
+#[inline(never)]
+fn decide() -> Stripes {
+    let features = features();
+    let cpus = features.cpus.end();
+    let wanted = Implementation::wanted();
+    let implementation = Implementation::choose(features, wanted.as_deref());
+    if implementation != Implementation::Portable {
+        object::keep_loaded();
+    }
+    if implementation == Implementation::Gs {
+        // Without memory for a first block there is nothing that %gs could point at.
+        let geometry = Geometry { stride: STRIDE, cpus, index: Index::CpuId };
+        return match Block::first(&geometry) {
+            Ok(base) => Stripes { implementation, cpus, base },
+            Err(_) => Stripes { implementation: Implementation::Rseq, cpus, base: 0 },
+        };
+    }
+    Stripes { implementation, cpus, base: 0 }
 }
 
 impl Stripes {
