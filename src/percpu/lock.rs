@@ -179,6 +179,12 @@ impl<T> Lock<T> {
         assert!(Self::BYTES <= 2048 && align_of::<T>() <= 64, "T is too large for a stripe");
 
     /// A lock whose values `init` makes.
+    ///
+    /// A `T` that is too large, or aligned to more than 64, does not compile:
+    ///
+    /// ```compile_fail
+    /// static LOCK: unmerged::percpu::Lock<[u8; 4096]> = unmerged::percpu::Lock::new(|| [0; 4096]);
+    /// ```
     pub const fn new(init: fn() -> T) -> Self {
         const { Self::FITS };
         Self { cell: Lazy::new(), init, spare: Stripe::new() }
