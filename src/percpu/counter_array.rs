@@ -193,9 +193,8 @@ impl<'a> CounterArray<'a> {
     /// the call; together they are no snapshot.
     pub fn sums(&self) -> Vec<u64> {
         let mut sums = vec![0_u64; self.len];
-        let cpus = self.site.geometry.cpus;
         // Stripe by stripe, as the memory lies.
-        for stripe in features().cpus.iter().flat_map(|cpu| [cpu, cpus + cpu]) {
+        for stripe in 0..2 * self.site.geometry.cpus {
             for (index, sum) in sums.iter_mut().enumerate() {
                 *sum = sum.wrapping_add(self.element(index).on_stripe(stripe));
             }
@@ -288,7 +287,8 @@ impl<'a> Element<'a> {
 
     /// The sum over all CPUs.
     pub fn sum(self) -> u64 {
-        self.per_cpu().fold(0, |sum, (_, n)| sum.wrapping_add(n))
+        let stripes = 0..2 * self.array.site.geometry.cpus;
+        stripes.map(|stripe| self.on_stripe(stripe)).fold(0, u64::wrapping_add)
     }
 
     /// The possible CPU ids, each with what was counted on it.
