@@ -343,7 +343,14 @@ fn fork_while_others_hold() {
                     other == 0 && inherited.one == 1
                 });
             }
-            good && total(&lock) == cpus.len() as u64
+            // Threads of the child wait for each other like any others.
+            let held = lock.lock();
+            std::thread::scope(|scope| {
+                scope.spawn(|| lock.lock().add(1));
+                std::thread::sleep(Duration::from_millis(5));
+                drop(held);
+            });
+            good && total(&lock) == cpus.len() as u64 + 1
         });
         // The same with no lock taken before the walk.
         forked(|| total(&lock) == 0);
@@ -388,6 +395,35 @@ fn values_are_made_late_and_dropped_once() {
     }
     // A value without bytes.
     Lock::new(|| ()).lock();
+}
+
+/// Without address space for more cells a lock is one for all CPUs, and an array is refused.
+#[test]
+fn without_address_space() {
+    if !in_each_implementation("without_address_space") {
+        return;
+    }
+    const LOCKS: usize = 300;
+    let locks: Vec<Lock<Plain>> = (0..LOCKS).map(|_| Lock::default()).collect();
+    locks[0].lock().add(0);
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    let array = {
+        // SAFETY: limits of this process, given back below.
+        unsafe { libc::getrlimit(libc::RLIMIT_AS, &raw mut limit) };
+        let none = libc::rlimit { rlim_cur: 4096, ..limit };
+        // SAFETY: as above.
+        unsafe { libc::setrlimit(libc::RLIMIT_AS, &raw const none) };
+        for _ in 0..2 {
+            locks.iter().for_each(|lock| lock.lock().add(1));
+        }
+        let array = CounterArray::new(100_000).map(drop);
+        // SAFETY: as above.
+        unsafe { libc::setrlimit(libc::RLIMIT_AS, &raw const limit) };
+        array
+    };
+    assert!(array.unwrap_err().is_exhausted());
+    locks.iter().for_each(|lock| lock.lock().add(1));
+    assert!(locks.iter().all(|lock| total(lock) == 3));
 }
 
 /// A panic gives the lock back, of a holder and of the one who makes the value.

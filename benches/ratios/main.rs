@@ -11,6 +11,7 @@ mod harness;
 mod mshare;
 mod peer;
 mod percpu;
+mod percpu_lock;
 mod percpu_ring;
 mod percpu_structures;
 mod task_shared;
@@ -22,6 +23,7 @@ fn main() {
     let options = Options::from_args();
     percpu::rows(&options);
     percpu_structures::rows(&options);
+    percpu_lock::rows(&options);
     percpu_ring::rows(&options);
     task_shared::rows(&options);
     futex2::rows(&options);

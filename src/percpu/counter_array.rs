@@ -59,8 +59,9 @@ const SMALL: usize = WORDS / 2;
 /// a [cell](Cell::counters) of shared memory are the same in both.
 pub struct CounterArray<'a> {
     len: usize,
-    /// Distance from the GS base to word 0 (implementation `gs`, stripes that it reaches), or
-    /// [`UNREACHED`].
+    /// How many of them `%gs` reaches: all (implementation `gs`, stripes of its geometry) or none.
+    reached: usize,
+    /// Distance from the GS base to word 0, if it reaches them.
     gs_offset: usize,
     /// Bytes from the last word of a plane's stripe to the first of the same stripe of the next.
     gap: usize,
@@ -68,9 +69,6 @@ pub struct CounterArray<'a> {
     memory: Memory,
     area: PhantomData<&'a AtomicU64>,
 }
-
-/// No distance: those are multiples of 8.
-const UNREACHED: usize = 1;
 
 /// Whose memory it is.
 enum Memory {
@@ -130,8 +128,8 @@ impl<'a> CounterArray<'a> {
     fn at(len: usize, gap: usize, site: Site, memory: Memory) -> Self {
         let stripes = stripes();
         let gs = stripes.implementation == Implementation::Gs && is_default(&site);
-        let gs_offset = if gs { stripes.gs_offset(site.start) } else { UNREACHED };
-        Self { len, gs_offset, gap, site, memory, area: PhantomData }
+        let (reached, gs_offset) = if gs { (len, stripes.gs_offset(site.start)) } else { (0, 0) };
+        Self { len, reached, gs_offset, gap, site, memory, area: PhantomData }
     }
 
     /// How many counters there are.
@@ -143,8 +141,29 @@ impl<'a> CounterArray<'a> {
     /// The counter of this index; `None` if there is none.
     #[inline]
     pub fn get(&self, index: usize) -> Option<Element<'_>> {
-        let at = index.wrapping_mul(8).wrapping_add((index / WORDS).wrapping_mul(self.gap));
-        (index < self.len).then_some(Element { array: self, at })
+        (index < self.len).then_some(Element { array: self, index })
+    }
+
+    /// Adds by `%gs`, if it reaches the counter, which it only does if there is one.
+    #[inline(always)]
+    fn add_at_once(&self, index: usize, n: u64) -> Outcome {
+        if index >= self.reached {
+            return Outcome::Aborted;
+        }
+        if cfg!(debug_assertions) {
+            stripes().check_gs();
+        }
+        let word = self.gs_offset.wrapping_add(index * 8 + index / WORDS * self.gap);
+        // SAFETY: the implementation is `gs`: the area is known, and if the thread is striped, the
+        // offset leads to this counter's word of its stripe, which only windows update.
+        unsafe { arch::gs_load_add_store_u64(rseq::area(), word, n) }
+    }
+
+    #[cold]
+    #[inline(never)]
+    #[track_caller]
+    fn add_slowly(&self, index: usize, n: u64) {
+        self.element(index).add_elsewhere(n);
     }
 
     #[inline]
@@ -164,7 +183,9 @@ impl<'a> CounterArray<'a> {
     #[inline]
     #[track_caller]
     pub fn add(&self, index: usize, n: u64) {
-        self.element(index).add(n);
+        if self.add_at_once(index, n) != Outcome::Done {
+            self.add_slowly(index, n);
+        }
     }
 
     /// Subtracts `n` from the counter of this index.
@@ -175,7 +196,7 @@ impl<'a> CounterArray<'a> {
     #[inline]
     #[track_caller]
     pub fn sub(&self, index: usize, n: u64) {
-        self.element(index).sub(n);
+        self.add(index, n.wrapping_neg());
     }
 
     /// The sum of the counter of this index over all CPUs, the offline ones too, as
@@ -193,9 +214,8 @@ impl<'a> CounterArray<'a> {
     /// the call; together they are no snapshot.
     pub fn sums(&self) -> Vec<u64> {
         let mut sums = vec![0_u64; self.len];
-        let cpus = self.site.geometry.cpus;
         // Stripe by stripe, as the memory lies.
-        for stripe in features().cpus.iter().flat_map(|cpu| [cpu, cpus + cpu]) {
+        for stripe in 0..2 * self.site.geometry.cpus {
             for (index, sum) in sums.iter_mut().enumerate() {
                 *sum = sum.wrapping_add(self.element(index).on_stripe(stripe));
             }
@@ -231,28 +251,21 @@ fn out_of_bounds(index: usize, len: usize) -> ! {
 #[derive(Clone, Copy)]
 pub struct Element<'a> {
     array: &'a CounterArray<'a>,
-    /// Bytes from word 0 to its word, on every stripe.
-    at: usize,
+    index: usize,
 }
 
 impl<'a> Element<'a> {
     /// Adds `n`.
     #[inline]
     pub fn add(self, n: u64) {
-        let offset = self.array.gs_offset;
-        if offset != UNREACHED {
-            if cfg!(debug_assertions) {
-                stripes().check_gs();
-            }
-            let word = offset.wrapping_add(self.at);
-            // SAFETY: the implementation is `gs`: the area is known, and if the thread is
-            // striped, the offset leads to this counter's word of its stripe, which only windows
-            // update.
-            if unsafe { arch::gs_load_add_store_u64(rseq::area(), word, n) } == Outcome::Done {
-                return;
-            }
+        if self.array.add_at_once(self.index, n) != Outcome::Done {
+            self.add_elsewhere(n);
         }
-        self.add_elsewhere(n);
+    }
+
+    /// Bytes from word 0 to its word, on every stripe.
+    fn at(self) -> usize {
+        self.index * 8 + self.index / WORDS * self.array.gap
     }
 
     /// Subtracts `n`.
@@ -267,19 +280,19 @@ impl<'a> Element<'a> {
     fn add_elsewhere(self, n: u64) {
         let stripes: &Stripes = stripes();
         let Site { start, offset, geometry } = self.array.site;
-        if self.array.gs_offset != UNREACHED {
+        if self.array.reached != 0 {
             ABORTS.count();
         }
         if is_default(&self.array.site) {
-            let word = ptr::with_exposed_provenance_mut(start + self.at);
+            let word = ptr::with_exposed_provenance_mut(start + self.at());
             // SAFETY: this counter's word on stripe 0; the others are `STRIDE` apart.
             return unsafe { stripes.add(word, n) };
         }
-        add_at(&Site { start: start + self.at, offset: offset + self.at, geometry }, n);
+        add_at(&Site { start: start + self.at(), offset: offset + self.at(), geometry }, n);
     }
 
     fn on_stripe(self, stripe: u32) -> u64 {
-        let word = self.array.site.on_stripe(stripe) + self.at;
+        let word = self.array.site.on_stripe(stripe) + self.at();
         let word = ptr::with_exposed_provenance::<AtomicU64>(word);
         // SAFETY: the counter has a word on each stripe, mapped as long as the array is; asm and
         // atomics write it.
@@ -288,7 +301,8 @@ impl<'a> Element<'a> {
 
     /// The sum over all CPUs.
     pub fn sum(self) -> u64 {
-        self.per_cpu().fold(0, |sum, (_, n)| sum.wrapping_add(n))
+        let stripes = 0..2 * self.array.site.geometry.cpus;
+        stripes.map(|stripe| self.on_stripe(stripe)).fold(0, u64::wrapping_add)
     }
 
     /// The possible CPU ids, each with what was counted on it.

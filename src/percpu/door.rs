@@ -76,12 +76,25 @@ impl Door {
         self.waiters.load(Ordering::Relaxed) != 0
     }
 
-    /// Waits. `sleep` is asked to return once the word has changed, and may return any time.
-    pub(super) fn wait(&self, heavy: impl FnOnce() -> bool, sleep: impl FnOnce(bool)) {
+    /// Counts this thread as a waiter, until what is answered is dropped. From here on it may look
+    /// at the word and sleep.
+    pub(super) fn announce(&self, heavy: impl FnOnce() -> bool) -> Waiting<'_> {
         self.waiters.fetch_add(1, Ordering::Relaxed);
-        let fenced = heavy();
-        sleep(fenced);
-        self.waiters.fetch_sub(1, Ordering::Relaxed);
+        Waiting { door: self, is_seen: heavy() }
+    }
+}
+
+/// A waiter.
+#[derive(Debug)]
+pub(super) struct Waiting<'a> {
+    door: &'a Door,
+    /// Whether everybody who leaves sees it, or the fence failed.
+    pub(super) is_seen: bool,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.door.waiters.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -90,62 +103,57 @@ mod models {
     use super::*;
     use crate::sync::{fence, model};
     use loom::cell::UnsafeCell;
-    use loom::sync::{Arc, Condvar, Mutex};
+    use loom::sync::{Arc, Mutex};
     use loom::thread;
 
     struct Shared {
         door: Door,
         /// What the lock protects.
         value: UnsafeCell<u32>,
-        /// The kernel's queue of the word: compares and queues under its lock, wakes under it.
-        queue: Mutex<u32>,
-        woken: Condvar,
+        /// The kernel's part: compares and queues under a lock, wakes under it.
+        queue: Mutex<Queue>,
     }
     // SAFETY: the value is touched by the holder: loom checks.
     unsafe impl Sync for Shared {}
 
+    #[derive(Default)]
+    struct Queue {
+        asleep: bool,
+        woken: bool,
+    }
+
     impl Shared {
         fn new() -> Arc<Self> {
             let door = Door { word: AtomicU32::new(0).ready(), waiters: AtomicU32::new(0).ready() };
-            let (value, queue) = (UnsafeCell::new(0), Mutex::new(0));
-            Arc::new(Self { door, value, queue, woken: Condvar::new() })
+            let (value, queue) = (UnsafeCell::new(0), Mutex::new(Queue::default()));
+            Arc::new(Self { door, value, queue })
         }
 
-        /// Sleeps while the word is `seen`, until a wake.
-        fn sleep(&self, seen: u32) {
-            let mut queue = self.queue.lock().unwrap();
-            if self.door.word.load(Ordering::Relaxed) == seen {
-                *queue += 1;
-                while *queue > 0 {
-                    queue = self.woken.wait(queue).unwrap();
-                }
-            }
-        }
-
-        fn wake(&self) {
-            let mut queue = self.queue.lock().unwrap();
-            *queue = queue.saturating_sub(1);
-            self.woken.notify_one();
-        }
-
-        fn add_one(&self) {
-            while let Err(seen) = self.door.take(1) {
+        /// Takes the lock and leaves, or falls asleep for good.
+        fn add_one(&self) -> u32 {
+            if let Err(seen) = self.door.take(1) {
                 // A fence on both sides is what membarrier amounts to.
-                let heavy = || {
+                let waiting = self.door.announce(|| {
                     fence(Ordering::SeqCst);
                     true
-                };
-                self.door.wait(heavy, |_| self.sleep(seen));
+                });
+                let mut queue = self.queue.lock().unwrap();
+                queue.asleep |= self.door.word.load(Ordering::Relaxed) == seen;
+                // Who sleeps stays counted.
+                core::mem::forget(waiting);
+                return 0;
             }
             self.value.with_mut(|value| unsafe { *value += 1 });
             if self.door.leave(|| fence(Ordering::SeqCst)) {
-                self.wake();
+                let mut queue = self.queue.lock().unwrap();
+                queue.woken |= queue.asleep;
             }
+            1
         }
     }
 
-    /// Two threads take it, one of them twice; who sleeps is woken, or the model has a deadlock.
-    /// Fails when taking or leaving is relaxed, and without either fence.
+    /// Two threads want it; whoever sleeps is woken. Fails when taking or leaving is relaxed,
+    /// without either fence, and when a waiter is not counted.
     #[test]
     fn no_wake_is_lost() {
         model(|| {
@@ -154,9 +162,10 @@ mod models {
                 let shared = shared.clone();
                 move || shared.add_one()
             });
-            shared.add_one();
-            other.join().unwrap();
-            assert_eq!(shared.value.with(|value| unsafe { *value }), 2);
+            let done = shared.add_one() + other.join().unwrap();
+            assert_eq!(shared.value.with(|value| unsafe { *value }), done);
+            let queue = shared.queue.lock().unwrap();
+            assert!(!queue.asleep || queue.woken, "lost wake");
         });
     }
 

@@ -89,10 +89,8 @@ impl Histogram<'_> {
     /// Records `value`, `n` times.
     #[inline]
     pub fn record_many(&self, value: u64, n: u64) {
-        // Every value has a bucket, so there is always one.
-        if let Some(bucket) = self.counters.get(self.scale.bucket_of(value)) {
-            bucket.add(n);
-        }
+        // Every value has a bucket.
+        self.counters.add(self.scale.bucket_of(value), n);
     }
 
     /// What was recorded up to now, on all CPUs. Nothing that was recorded before the call is

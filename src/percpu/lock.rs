@@ -3,8 +3,8 @@
 use super::asymmetric;
 use super::door::Door;
 use super::process::tag;
-use super::site::{Lazy, Site, window};
-use crate::arch::{self, Words};
+use super::site::{Lazy, Site, on, window};
+use crate::arch::{self, Answer, Words};
 use crate::error::Result;
 use crate::futex2::{Deadline, Futex};
 use crate::sync::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
@@ -47,7 +47,8 @@ const GLANCE: Duration = Duration::from_millis(2);
 /// instruction. So `T` is a part of something that is put together by `for_each`, never the truth
 /// about a CPU.
 ///
-/// A `T` is made at the first lock of its place, by the function that [`new`](Self::new) is given,
+/// The first lock of a process registers with membarrier(2), which may take milliseconds. A `T` is
+/// made at the first lock of its place, by the function that [`new`](Self::new) is given,
 /// and dropped with the lock. It has at most 1984 bytes and an alignment of at most 64.
 ///
 /// # Panics
@@ -118,17 +119,23 @@ impl<T> Stripe<T> {
             let holder = self.holder.load(Ordering::Relaxed);
             assert!(holder != this_thread(seen), "this thread holds the lock already");
         }
-        self.door.wait(asymmetric::heavy, |fenced| {
-            let deadline = (!fenced).then(|| Deadline::after(GLANCE));
-            // Whatever it says, the word is looked at again.
-            let _ = self.futex().wait(seen, deadline);
-        });
+        let waiting = self.door.announce(asymmetric::heavy);
+        let deadline = (!waiting.is_seen).then(|| Deadline::after(GLANCE));
+        // Whatever it says, the word is looked at again.
+        let _ = self.futex().wait(seen, deadline);
     }
 
     #[cold]
     #[inline(never)]
     fn wake(&self) {
         self.futex().wake(1);
+    }
+
+    /// Wakes the next one: this thread was woken, and does not take the lock.
+    fn pass_on(&self) {
+        if self.door.has_waiters() {
+            self.wake();
+        }
     }
 
     /// Drops the `T`, unless it belongs to a holder of another process.
@@ -172,6 +179,12 @@ impl<T> Lock<T> {
         assert!(Self::BYTES <= 2048 && align_of::<T>() <= 64, "T is too large for a stripe");
 
     /// A lock whose values `init` makes.
+    ///
+    /// A `T` that is too large, or aligned to more than 64, does not compile:
+    ///
+    /// ```compile_fail
+    /// static LOCK: unmerged::percpu::Lock<[u8; 4096]> = unmerged::percpu::Lock::new(|| [0; 4096]);
+    /// ```
     pub const fn new(init: fn() -> T) -> Self {
         const { Self::FITS };
         Self { cell: Lazy::new(), init, spare: Stripe::new() }
@@ -181,6 +194,15 @@ impl<T> Lock<T> {
     #[inline]
     pub fn lock(&self) -> Guard<'_, T> {
         let tag = tag();
+        match self.attempt_at_once(tag) {
+            Some(here) => self.enter(here, tag),
+            None => self.lock_slowly(tag),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn lock_slowly(&self, tag: u32) -> Guard<'_, T> {
         match self.attempt(tag) {
             Ok(here) => self.enter(here, tag),
             Err(refused) => self.wait_for(refused, tag),
@@ -194,14 +216,35 @@ impl<T> Lock<T> {
     #[inline]
     pub fn try_lock(&self) -> Option<Guard<'_, T>> {
         let tag = tag();
+        match self.attempt_at_once(tag) {
+            Some(here) => Some(self.enter(here, tag)),
+            None => self.try_lock_slowly(tag),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn try_lock_slowly(&self, tag: u32) -> Option<Guard<'_, T>> {
         match self.attempt(tag) {
             Ok(here) => Some(self.enter(here, tag)),
             Err(refused) => self.succeed(refused, tag).ok(),
         }
     }
 
-    /// Takes the stripe that belongs to this thread now, if it is free.
+    /// Takes the stripe of this CPU, if all is as it was last time and it is free.
     #[inline]
+    fn attempt_at_once(&self, tag: u32) -> Option<Here<'_, T>> {
+        let taken = on!(self.cell.place()?, |Shape, at| {
+            // SAFETY: as in `attempt`.
+            unsafe { <Shape as Words<u32>>::load_cbne_store(at, 0, tag) }
+        });
+        match taken {
+            Answer::Done((cpu, _)) => Some(self.of_windows(cpu)),
+            _ => None,
+        }
+    }
+
+    /// Takes the stripe that belongs to this thread now, if it is free.
     fn attempt(&self, tag: u32) -> core::result::Result<Here<'_, T>, Refused<'_, T>> {
         let taken = window!(&self.cell, Self::BYTES, |Shape, at| {
             // SAFETY: the cell begins with the word of a door, which windows take from 0 alone;
@@ -235,14 +278,19 @@ impl<T> Lock<T> {
     /// The stripe that windows of `cpu` take.
     #[inline]
     fn of_windows(&self, cpu: u32) -> Here<'_, T> {
-        // There is a site: a window has run on it.
-        let stripe = self.cell.known().map_or(&self.spare, |site| self.stripe(&site, cpu));
+        // There is a cell: a window has run on it.
+        let stripe = self.cell.on_stripe(cpu).map_or(&self.spare, |start| self.stripe_at(start));
         Here { stripe, cpu }
     }
 
-    #[inline]
     fn stripe(&self, site: &Site, n: u32) -> &Stripe<T> {
-        let stripe = ptr::with_exposed_provenance(site.on_stripe(n));
+        self.stripe_at(site.on_stripe(n))
+    }
+
+    /// The stripe at an address that [`Site::on_stripe`] gives.
+    #[inline]
+    fn stripe_at(&self, start: usize) -> &Stripe<T> {
+        let stripe = ptr::with_exposed_provenance(start);
         // SAFETY: the cell has the size of a `Stripe`, and, being no longer than half of one of
         // the area's, an alignment of that size; zeros are one; it is mapped as long as `self` is.
         unsafe { &*stripe }
@@ -320,10 +368,8 @@ impl<T> Lock<T> {
                 Err(refused) => &refused.here,
             };
             // The wake was for one who takes that stripe.
-            if let Some(stripe) = slept_at.filter(|stripe| !ptr::eq(*stripe, here.stripe)) {
-                if stripe.door.has_waiters() {
-                    stripe.wake();
-                }
+            if let Some(left) = slept_at.filter(|stripe| !ptr::eq(*stripe, here.stripe)) {
+                left.pass_on();
             }
             match attempt {
                 Ok(here) => return self.enter(here, tag),
@@ -382,9 +428,7 @@ impl<T> Lock<T> {
                     Ok(Err(seen)) => seen,
                     Err(error) => {
                         // A wake may have been for this thread.
-                        if stripe.door.has_waiters() {
-                            stripe.wake();
-                        }
+                        stripe.pass_on();
                         return Err(error);
                     }
                 },

@@ -177,6 +177,18 @@ impl Lazy {
         (word != UNTAKEN).then(|| Self::site(word))
     }
 
+    /// Address of the cell on stripe `n`, if it is taken: what [`Site::on_stripe`] says.
+    #[inline]
+    pub(super) fn on_stripe(&self, n: u32) -> Option<usize> {
+        let word = self.word.load(Ordering::Acquire);
+        let start = match word {
+            UNTAKEN => return None,
+            _ if word & 1 == 0 => stripes().cell_at(word).addr(),
+            _ => word & !TAG,
+        };
+        Some(start + n as usize * STRIDE)
+    }
+
     fn site(word: usize) -> Site {
         let stripes = stripes();
         let start = if word & 1 == 0 { stripes.cell_at(word).addr() } else { word & !TAG };

@@ -35,6 +35,7 @@ pub(super) fn stripes() -> &'static Stripes {
 }
 
 #[cold]
+#[inline(never)]
 fn decide() -> Stripes {
     let features = features();
     let cpus = features.cpus.end();
