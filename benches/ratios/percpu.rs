@@ -106,16 +106,21 @@ fn counter(options: &Options) {
     HITS.add(1);
     if implementation() == Implementation::Gs {
         row = row.peer("bare-gs", Target::Within(3.0), each(bare_gs));
-        // The window alone, on an offset that the compiler knows.
+        // The window alone: with what it needs in registers, and loading that as a counter does.
+        // SAFETY of both: the thread is striped; the last words of the stripe are no counter's.
         let area = rseq::area();
-        row = row.peer(
-            "bare-window",
-            Target::Within(1.1),
-            each(move || {
-                // SAFETY: the thread is striped; the last word of the stripe is no counter's.
-                let _ = unsafe { arch::gs_load_add_store_u64(area, STRIDE - 16, 1) };
-            }),
-        );
+        let alone = each(move || {
+            // SAFETY: as above.
+            let _ = unsafe { arch::gs_load_add_store_u64(area, STRIDE - 16, 1) };
+        });
+        let loading = each(|| {
+            static OFFSET: AtomicUsize = AtomicUsize::new(STRIDE - 24);
+            let offset = OFFSET.load(Ordering::Relaxed);
+            // SAFETY: as above.
+            let _ = unsafe { arch::gs_load_add_store_u64(rseq::area(), offset, 1) };
+        });
+        row = row.peer("bare-window", Target::None, alone);
+        row = row.peer("bare-window-loaded", Target::Within(1.1), loading);
     }
     if let Some(indexed) = Indexed::new() {
         let one = black_box(1); // in a register

@@ -42,7 +42,15 @@ const NOBODY: u32 = 3;
 /// State of the process: [`UNKNOWN`] until the first question.
 static OWNER: AtomicU32 = AtomicU32::new(UNKNOWN);
 /// Offset of the area from the thread pointer; written before [`OWNER`] is.
-static AREA: AtomicIsize = AtomicIsize::new(0);
+///
+/// It is loaded before each window, right after the last one stored `rseq_cs`, which lies at 8 in an
+/// area that is aligned to 32. So this word never has the same place in a page as that one: a load
+/// that looks like an earlier store, as far as the low 12 bits of its address go, waits for it
+/// (measured: a counter took 0.76 instead of 0.60 ns in one of two builds).
+static AREA: Apart = Apart(AtomicIsize::new(0));
+
+#[repr(align(32))]
+struct Apart(AtomicIsize);
 /// Bytes of the area that the kernel fills.
 static SIZE: AtomicU32 = AtomicU32::new(0);
 
@@ -114,7 +122,7 @@ fn detect() -> Owner {
 
 /// Two threads that detect at once find the same.
 fn settle(owner: Owner, area: isize, size: u32) -> Owner {
-    AREA.store(area, Ordering::Relaxed);
+    AREA.0.store(area, Ordering::Relaxed);
     SIZE.store(size, Ordering::Relaxed);
     let state = match owner {
         Owner::Libc => LIBC,
@@ -129,7 +137,7 @@ fn settle(owner: Owner, area: isize, size: u32) -> Owner {
 /// something else than `Nobody`; the same for every thread and for good.
 #[inline(always)]
 pub fn area() -> isize {
-    AREA.load(Ordering::Relaxed)
+    AREA.0.load(Ordering::Relaxed)
 }
 
 /// Bytes of the area that the kernel fills, 0 without rseq: `node_id` is there from 24 on,
