@@ -186,7 +186,7 @@ fn handlers_try_the_lock_that_they_interrupt() {
     };
     let (end, done) = (Instant::now() + span(), AtomicU64::new(0));
     std::thread::scope(|scope| {
-        for _ in 0..4 {
+        let threads = [(); 4].map(|()| {
             scope.spawn(|| {
                 let mut n = 0;
                 while Instant::now() < end || HANDLED.load(Ordering::Relaxed) < 100 {
@@ -198,13 +198,15 @@ fn handlers_try_the_lock_that_they_interrupt() {
                     unsafe { libc::pthread_kill(libc::pthread_self(), libc::SIGUSR1) };
                 }
                 done.fetch_add(n, Ordering::Relaxed);
-            });
-        }
+            })
+        });
         for us in [50, 20, 10].into_iter().cycle().take_while(|_| Instant::now() < end) {
             tick(us);
             std::thread::sleep(Duration::from_millis(20));
         }
         tick(0);
+        // The end of a scope is not the end of its threads: a handler may still run in one.
+        let _ = threads.map(|thread| thread.join().unwrap());
     });
     let expected = || done.load(Ordering::Relaxed) + IN_HANDLER.load(Ordering::SeqCst);
     assert_eq!(total(&SIGNALLED), expected());

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{child, in_each_implementation, missing, refuse, role, succeed};
+use common::{child, in_each_implementation, missing, refuse, role, stress, succeed};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr::{self, NonNull};
@@ -109,6 +109,67 @@ fn each_cpu_has_its_own_word() {
         expected.push((cpu, n));
     }
     assert_eq!(counter.per_cpu().collect::<Vec<_>>(), expected);
+}
+
+extern "C" fn on_user_signal(_: libc::c_int) {
+    HITS.add(1);
+    IN_HANDLER.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Everything at once: migrations, signals to oneself, and a timer, both with additions in their
+/// handlers.
+#[test]
+fn storms_of_signals_and_migrations_lose_nothing() {
+    if !in_each_implementation("storms_of_signals_and_migrations_lose_nothing") {
+        return;
+    }
+    HITS.add(1);
+    for signal in [libc::SIGUSR1, libc::SIGALRM] {
+        // SAFETY: the handler uses what is safe in handlers: an atomic, and a counter in use.
+        unsafe {
+            let mut action = MaybeUninit::<libc::sigaction>::zeroed().assume_init();
+            action.sa_sigaction = on_user_signal as *const () as usize;
+            action.sa_flags = libc::SA_RESTART;
+            assert_eq!(libc::sigaction(signal, &raw const action, ptr::null_mut()), 0);
+        }
+    }
+    let tick = |us| {
+        let every = libc::timeval { tv_sec: 0, tv_usec: us };
+        let timer = libc::itimerval { it_interval: every, it_value: every };
+        // SAFETY: a timer of this process.
+        unsafe { libc::setitimer(libc::ITIMER_REAL, &raw const timer, ptr::null_mut()) };
+    };
+    let end = std::time::Instant::now() + stress(Duration::from_millis(200));
+    let (cpus, added) = (cpus(), AtomicU64::new(0));
+    tick(10);
+    std::thread::scope(|scope| {
+        let threads = [0, 1, 2, 3, 4, 5].map(|me| {
+            let (cpus, added) = (&cpus, &added);
+            scope.spawn(move || {
+                let mut n = 0;
+                while std::time::Instant::now() < end {
+                    for _ in 0..64 {
+                        HITS.add(1);
+                        n += 1;
+                    }
+                    match n / 64 % 4 {
+                        0 => drop(pin(cpus[(n as usize / 256 + me) % cpus.len()])),
+                        // SAFETY: a signal to this thread, which has a handler for it.
+                        1 => drop(unsafe { libc::raise(libc::SIGUSR1) }),
+                        2 => std::thread::yield_now(),
+                        _ => {}
+                    }
+                }
+                added.fetch_add(n, Ordering::Relaxed);
+            })
+        });
+        // The end of a scope is not the end of its threads: a handler may still run in one.
+        let _ = threads.map(|thread| thread.join().unwrap());
+    });
+    tick(0);
+    let handled = IN_HANDLER.load(Ordering::Relaxed);
+    assert!(handled > 0);
+    assert_eq!(HITS.sum(), 1 + handled + added.load(Ordering::Relaxed));
 }
 
 static IN_HANDLER: AtomicU64 = AtomicU64::new(0);

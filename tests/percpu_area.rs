@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{in_each_implementation, missing};
+use common::{in_each_implementation, missing, stress};
 use proptest::prelude::*;
 use std::os::fd::AsRawFd;
 use std::sync::Barrier;
@@ -249,27 +249,30 @@ fn taken_and_left_is_what_was_added() {
     if !in_each_implementation("taken_and_left_is_what_was_added") {
         return;
     }
-    const ADDS: u64 = 200_000;
     let word: Word<u32> = Word::new();
-    let adders = 3;
-    let (mut taken, finished) = (0_u64, std::sync::atomic::AtomicU32::new(0));
+    let end = std::time::Instant::now() + stress(std::time::Duration::from_millis(200));
+    let (mut taken, added) = (0_u64, std::sync::atomic::AtomicU64::new(0));
     std::thread::scope(|scope| {
-        for _ in 0..adders {
+        for _ in 0..3 {
             scope.spawn(|| {
-                for _ in 0..ADDS {
-                    word.fetch_add(1).unwrap();
+                let mut n = 0;
+                while std::time::Instant::now() < end {
+                    for _ in 0..1000 {
+                        word.fetch_add(1).unwrap();
+                    }
+                    n += 1000;
                 }
-                finished.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                added.fetch_add(n, std::sync::atomic::Ordering::Relaxed);
             });
         }
-        while finished.load(std::sync::atomic::Ordering::Relaxed) < adders {
+        while std::time::Instant::now() < end {
             for cpu in features().cpus.iter() {
                 taken += u64::from(word.with_exclusive(cpu, |_| 0).unwrap());
             }
         }
     });
     let left: u64 = word.values().map(|on| u64::from(on.value)).sum();
-    assert_eq!(taken + left, u64::from(adders) * ADDS);
+    assert_eq!(taken + left, added.into_inner());
 }
 
 /// What one CPU's word and its overflow word are to do.

@@ -118,21 +118,25 @@ fn storm(
 ) {
     let (cpus, end) = (cpus(), Instant::now() + stress(usual));
     std::thread::scope(|scope| {
-        for me in 0..THREADS {
-            let (cpus, work) = (&cpus, &work);
-            scope.spawn(move || {
-                let mut random = Random(0x9e37_79b9_7f4a_7c15 ^ me << 40 | 1);
-                while Instant::now() < end {
-                    (0..32).for_each(|_| work(&mut random, &|random| inject(random, cpus)));
-                }
-            });
-        }
-        scope.spawn(|| {
+        let mut threads: Vec<_> = (0..THREADS)
+            .map(|me| {
+                let (cpus, work) = (&cpus, &work);
+                scope.spawn(move || {
+                    let mut random = Random(0x9e37_79b9_7f4a_7c15 ^ me << 40 | 1);
+                    while Instant::now() < end {
+                        (0..32).for_each(|_| work(&mut random, &|random| inject(random, cpus)));
+                    }
+                })
+            })
+            .collect();
+        threads.push(scope.spawn(|| {
             while Instant::now() < end {
                 sweep();
                 std::thread::sleep(Duration::from_micros(200));
             }
-        });
+        }));
+        // The end of a scope is not the end of its threads: a handler may still run in one.
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
     });
     alarm(0);
 }
