@@ -1,5 +1,6 @@
 //! Rows, arms, rounds.
 
+use std::sync::Barrier;
 use std::time::Instant;
 
 /// What the command line asks for.
@@ -101,6 +102,35 @@ pub(crate) fn in_turn<'a, T: Sync>(items: &'a [T], op: impl Fn(&T) + Send + 'a) 
         let done = passes * items.len() as u64;
         start.elapsed().as_nanos() as f64 * n as f64 / done as f64
     })
+}
+
+/// `threads` threads, each pinned to the next CPU, do `op` `n` times each; the time from the first
+/// begin to the last end, divided by the operations of all: a perfect speed-up over one
+/// thread divides it by the number of CPUs.
+pub(crate) fn together(threads: usize, n: u64, op: &(dyn Fn(u64) + Sync)) -> f64 {
+    let start = Barrier::new(threads);
+    let spans: Vec<(Instant, Instant)> = std::thread::scope(|scope| {
+        let start = &start;
+        let run = move |me| {
+            pin(me);
+            op(n.min(1000));
+            start.wait();
+            let begin = Instant::now();
+            op(n);
+            (begin, Instant::now())
+        };
+        let all: Vec<_> = (0..threads).map(|me| scope.spawn(move || run(me))).collect();
+        all.into_iter().map(|thread| thread.join().expect("an arm does not panic")).collect()
+    });
+    // With more threads than CPUs some wait for others to end.
+    let begin = spans.iter().map(|span| span.0).min();
+    let end = spans.iter().map(|span| span.1).max();
+    end.zip(begin).map_or(0.0, |(end, begin)| (end - begin).as_nanos() as f64) / threads as f64
+}
+
+/// An arm in which so many threads do `op`; see [`together`].
+pub(crate) fn by_all<'a>(threads: usize, op: impl Fn() + Sync + Send + 'a) -> Arm<'a> {
+    Box::new(move |n| together(threads, n, &|n| (0..n).for_each(|_| op())))
 }
 
 impl<'a> Row<'a> {

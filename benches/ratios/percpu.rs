@@ -1,12 +1,11 @@
 //! The percpu rows.
 
-use crate::harness::{Options, Row, Target, each, in_turn, pin, pinned};
+use crate::harness::{Options, Row, Target, each, in_turn, pinned, together};
 use crossbeam_utils::CachePadded;
 use std::arch::asm;
 use std::array;
 use std::cell::Cell;
 use std::hint::black_box;
-use std::sync::Barrier;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 use unmerged::arch;
@@ -129,10 +128,10 @@ fn counter(options: &Options) {
     }
     thread_local!(static OWN: Cell<u64> = const { Cell::new(0) });
     let own = each(|| OWN.with(|own| own.set(black_box(own.get()) + 1)));
-    let shards: Vec<_> =
-        (0..features().cpus.end()).map(|_| CachePadded::new(AtomicU64::new(0))).collect();
+    let shards = shards(features().cpus.end());
     row.peer("thread-local", Target::None, own)
         .peer("sharded-getcpu", Target::None, each(|| by_getcpu(&shards)))
+        .peer("sharded-thread", Target::None, each(|| by_thread(&shards)))
         .run(options);
 }
 
@@ -162,34 +161,22 @@ fn counter_64(options: &Options) {
     row.run(options);
 }
 
-/// `threads` threads, each pinned to the next CPU, do `op` `n` times each; the time of one operation
-/// of all, so that a perfect speed-up over one thread divides it by the number of CPUs.
-fn together(threads: usize, n: u64, op: &(dyn Fn(u64) + Sync)) -> f64 {
-    let start = Barrier::new(threads);
-    let spans: Vec<_> = (0..threads).map(|_| AtomicU64::new(0)).collect();
-    std::thread::scope(|scope| {
-        for (me, span) in spans.iter().enumerate() {
-            let start = &start;
-            scope.spawn(move || {
-                pin(me);
-                op(1000);
-                start.wait();
-                let begin = Instant::now();
-                op(n);
-                span.store(begin.elapsed().as_nanos() as u64, Ordering::Relaxed);
-            });
-        }
-    });
-    // The slowest decides when all operations are done.
-    let last = spans.iter().map(|span| span.load(Ordering::Relaxed)).max().unwrap_or(0);
-    last as f64 / threads as f64
-}
-
 /// What people use instead: relaxed atomics, one for each CPU, a pair of cache lines apart.
 fn by_getcpu(shards: &[CachePadded<AtomicU64>]) {
     // SAFETY: sched_getcpu takes nothing.
     let cpu = unsafe { libc::sched_getcpu() } as usize;
     shards[cpu % shards.len()].fetch_add(1, Ordering::Relaxed);
+}
+
+/// The same, one for each thread.
+fn by_thread(shards: &[CachePadded<AtomicU64>]) {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    thread_local!(static MINE: usize = NEXT.fetch_add(1, Ordering::Relaxed));
+    shards[MINE.with(|mine| *mine) % shards.len()].fetch_add(1, Ordering::Relaxed);
+}
+
+fn shards(n: u32) -> Vec<CachePadded<AtomicU64>> {
+    (0..n).map(|_| CachePadded::new(AtomicU64::new(0))).collect()
 }
 
 /// Two threads on two CPUs, then more threads than there are.
@@ -201,9 +188,9 @@ fn counter_threads(options: &Options) {
             shared.fetch_add(1, Ordering::Relaxed);
         }
     };
-    let shards: Vec<_> =
-        (0..features().cpus.end()).map(|_| CachePadded::new(AtomicU64::new(0))).collect();
-    let getcpu = |n| (0..n).for_each(|_| by_getcpu(&shards));
+    let (of_cpus, of_threads) = (shards(features().cpus.end()), shards(64));
+    let getcpu = |n| (0..n).for_each(|_| by_getcpu(&of_cpus));
+    let thread = |n| (0..n).for_each(|_| by_thread(&of_threads));
     let one = |n| {
         let mut took = 0.0;
         pinned(0, || {
@@ -218,11 +205,13 @@ fn counter_threads(options: &Options) {
         .peer("shared-atomic", Target::Faster(25.0), Box::new(|n| together(2, n, &atomics)))
         .peer("one-thread", Target::Faster(1.8), Box::new(one))
         .peer("sharded-getcpu", Target::None, Box::new(|n| together(2, n, &getcpu)))
+        .peer("sharded-thread", Target::None, Box::new(|n| together(2, n, &thread)))
         .run(options);
     for (name, threads) in [("percpu/counter-4t", 4), ("percpu/counter-8t", 8)] {
         Row::new(name, Box::new(move |n| together(threads, n, &many)))
             .peer("shared-atomic", Target::None, Box::new(|n| together(threads, n, &atomics)))
             .peer("sharded-getcpu", Target::None, Box::new(|n| together(threads, n, &getcpu)))
+            .peer("sharded-thread", Target::None, Box::new(|n| together(threads, n, &thread)))
             .run(options);
     }
 }

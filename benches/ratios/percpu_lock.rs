@@ -1,13 +1,12 @@
 //! The rows of per-CPU locks, arrays and histograms.
 
-use crate::harness::{Options, Row, Target, each, in_turn, pin, pinned};
+use crate::harness::{Options, Row, Target, by_all, each, in_turn, pinned};
 use crossbeam_utils::CachePadded;
 use std::array;
 use std::cell::UnsafeCell;
 use std::hint::{black_box, spin_loop};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Barrier, Mutex};
-use std::time::Instant;
 use unmerged::percpu::{CounterArray, Histogram, Lock};
 
 pub(crate) fn rows(options: &Options) {
@@ -16,7 +15,9 @@ pub(crate) fn rows(options: &Options) {
         array_64(options);
         histogram(options);
     });
-    lock_2t(options);
+    lock_threads(options, "percpu/lock-2t", 2);
+    lock_threads(options, "percpu/lock-4t", 4);
+    lock_threads(options, "percpu/lock-8t", 8);
 }
 
 static LOCK: Lock<u64> = Lock::new(|| 0);
@@ -85,33 +86,15 @@ fn lock(options: &Options) {
         .run(options);
 }
 
-/// Two threads on two CPUs, and one lock; the figure is the time of one operation of both.
-fn lock_2t(options: &Options) {
-    let on_both = |op: &(dyn Fn() + Sync), n: u64| -> f64 {
-        let (start, spans) = (Barrier::new(2), [const { AtomicU64::new(0) }; 2]);
-        std::thread::scope(|scope| {
-            for (me, span) in spans.iter().enumerate() {
-                let start = &start;
-                scope.spawn(move || {
-                    pin(me);
-                    (0..100).for_each(|_| op());
-                    start.wait();
-                    let begin = Instant::now();
-                    (0..n).for_each(|_| op());
-                    span.store(begin.elapsed().as_nanos() as u64, Ordering::Relaxed);
-                });
-            }
-        });
-        spans.iter().map(|span| span.load(Ordering::Relaxed)).max().unwrap_or(0) as f64 / 2.0
-    };
+/// Several threads, and one lock.
+fn lock_threads(options: &Options, name: &'static str, threads: usize) {
     let (mutex, pthread, spin) = (Mutex::new(0), Pthread::new(), Spin::new());
-    let mutex = || add_one(&mut mutex.lock().unwrap());
-    let pthread = || pthread.add_one();
-    let spin = || spin.add_one();
-    Row::new("percpu/lock-2t", Box::new(|n| on_both(&ours, n)))
-        .peer("mutex", Target::Faster(5.0), Box::new(|n| on_both(&mutex, n)))
-        .peer("pthread", Target::Faster(5.0), Box::new(|n| on_both(&pthread, n)))
-        .peer("spin", Target::Faster(5.0), Box::new(|n| on_both(&spin, n)))
+    // Spinning is hopeless where the holder waits for the CPU.
+    let target = if threads == 2 { Target::Faster(5.0) } else { Target::None };
+    Row::new(name, by_all(threads, ours))
+        .peer("mutex", target, by_all(threads, || add_one(&mut mutex.lock().unwrap())))
+        .peer("pthread", target, by_all(threads, || pthread.add_one()))
+        .peer("spin", target, by_all(threads, || spin.add_one()))
         .run(options);
 }
 

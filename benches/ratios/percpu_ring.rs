@@ -3,12 +3,11 @@
 //! All arms keep the newest records and are never drained: once full, each publication
 //! also makes room for itself, which is part of the figure of every arm.
 
-use crate::harness::{Options, Row, Target, each, pin, pinned};
+use crate::harness::{Options, Row, Target, each, pinned, together};
 use crossbeam_queue::ArrayQueue;
 use std::collections::VecDeque;
 use std::hint::black_box;
-use std::sync::{Barrier, Mutex};
-use std::time::Instant;
+use std::sync::Mutex;
 use unmerged::percpu::{Ring, WhenFull};
 
 pub(crate) fn rows(options: &Options) {
@@ -60,26 +59,6 @@ fn ring_threads(options: &Options, name: &'static str, threads: usize) {
     const N: usize = 16;
     let records = CAPACITY / (N + 8);
     let record = black_box([7_u8; N]);
-    let on_all = |op: &(dyn Fn(u64) + Sync), n: u64| -> f64 {
-        let start = Barrier::new(threads);
-        let spans: Vec<(Instant, Instant)> = std::thread::scope(|scope| {
-            let start = &start;
-            let run = move |me| {
-                pin(me);
-                start.wait();
-                let begin = Instant::now();
-                op(n);
-                (begin, Instant::now())
-            };
-            let all: Vec<_> = (0..threads).map(|me| scope.spawn(move || run(me))).collect();
-            all.into_iter().map(|thread| thread.join().unwrap()).collect()
-        });
-        // From the first begin to the last end: with more threads than CPUs some wait.
-        let begin = spans.iter().map(|span| span.0).min();
-        let end = spans.iter().map(|span| span.1).max();
-        end.zip(begin).map_or(0.0, |(end, begin)| (end - begin).as_nanos() as f64) / threads as f64
-    };
-
     let ring = Ring::private(CAPACITY, WhenFull::Overwrite).unwrap();
     let ours = |n| {
         for _ in 0..n {
@@ -103,8 +82,8 @@ fn ring_threads(options: &Options, name: &'static str, threads: usize) {
             queue.force_push(*black_box(&record));
         }
     };
-    Row::new(name, Box::new(|n| on_all(&ours, n)))
-        .peer("mutex", Target::None, Box::new(|n| on_all(&mutex, n)))
-        .peer("crossbeam", Target::None, Box::new(|n| on_all(&crossbeam, n)))
+    Row::new(name, Box::new(|n| together(threads, n, &ours)))
+        .peer("mutex", Target::None, Box::new(|n| together(threads, n, &mutex)))
+        .peer("crossbeam", Target::None, Box::new(|n| together(threads, n, &crossbeam)))
         .run(options);
 }

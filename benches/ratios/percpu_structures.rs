@@ -1,10 +1,10 @@
 //! The rows of stacks and pools.
 
-use crate::harness::{Options, Row, Target, each, pin, pinned};
+use crate::harness::{Options, Row, Target, by_all, each, pin, pinned};
 use crossbeam_queue::{ArrayQueue, SegQueue};
 use std::cell::RefCell;
 use std::hint::black_box;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Barrier, Mutex};
 use std::time::Instant;
 use unmerged::percpu::{Node, Pool, Stack};
@@ -55,16 +55,16 @@ pub(crate) fn rows(options: &Options) {
     });
     for (threads, name) in [(2, "percpu/stack-2t"), (4, "percpu/stack-4t"), (8, "percpu/stack-8t")]
     {
-        Row::new(name, Box::new(move |n| of_all(threads, n, stack)))
-            .peer("mutex", Target::None, Box::new(move |n| of_all(threads, n, mutex)))
-            .peer("crossbeam", Target::None, Box::new(move |n| of_all(threads, n, queue)))
+        Row::new(name, by_all(threads, stack))
+            .peer("mutex", Target::None, by_all(threads, mutex))
+            .peer("crossbeam", Target::None, by_all(threads, queue))
             .run(options);
     }
     for (threads, name) in [(2, "percpu/pool-2t"), (4, "percpu/pool-4t"), (8, "percpu/pool-8t")] {
-        Row::new(name, Box::new(move |n| of_all(threads, n, pool)))
-            .peer("mutex", Target::None, Box::new(move |n| of_all(threads, n, mutex)))
-            .peer("crossbeam", Target::None, Box::new(move |n| of_all(threads, n, bounded)))
-            .peer("thread-local", Target::None, Box::new(move |n| of_all(threads, n, local)))
+        Row::new(name, by_all(threads, pool))
+            .peer("mutex", Target::None, by_all(threads, mutex))
+            .peer("crossbeam", Target::None, by_all(threads, bounded))
+            .peer("thread-local", Target::None, by_all(threads, local))
             .run(options);
     }
     drain(options);
@@ -102,25 +102,6 @@ fn local() {
     let object = LOCAL.with_borrow_mut(|objects| objects.pop()).unwrap_or_default();
     used(&object);
     LOCAL.with_borrow_mut(|objects| objects.push(object));
-}
-
-/// So many threads on all CPUs; the figure is the time of one operation of all.
-fn of_all(threads: usize, n: u64, op: impl Fn() + Sync) -> f64 {
-    let (start, longest) = (Barrier::new(threads), AtomicU64::new(0));
-    std::thread::scope(|scope| {
-        for me in 0..threads {
-            let (start, longest, op) = (&start, &longest, &op);
-            scope.spawn(move || {
-                pin(me);
-                (0..1000).for_each(|_| op());
-                start.wait();
-                let begin = Instant::now();
-                (0..n).for_each(|_| op());
-                longest.fetch_max(begin.elapsed().as_nanos() as u64, Ordering::Relaxed);
-            });
-        }
-    });
-    longest.into_inner() as f64 / threads as f64
 }
 
 /// What it costs to take the list of one CPU, on which a thread of this process runs or none does.
