@@ -5,6 +5,7 @@ use super::stripe::{RECORD, Room, units};
 use super::{Ring, WhenFull};
 use crate::arch::{self, Publication, RING_DATA};
 use crate::error::{Error, Result};
+use crate::percpu::stats::{ABORTS, FALLBACKS};
 use crate::percpu::turn::{Owner, Turn};
 use crate::sync::Ordering;
 use crate::sys::{cpus, rseq};
@@ -57,6 +58,7 @@ impl Ring<'_> {
         {
             return done;
         }
+        FALLBACKS.count();
         self.publish_on_overflow(record)
     }
 
@@ -73,7 +75,10 @@ impl Ring<'_> {
             // SAFETY: `cpu` is in range; the length was checked and the step has room for it.
             match unsafe { self.window(area, cpu, record) } {
                 Publication::Done => return Some(Ok(())),
-                Publication::Aborted => attempts -= 1,
+                Publication::Aborted => {
+                    ABORTS.count();
+                    attempts -= 1;
+                }
                 Publication::Full => {
                     rooms -= 1;
                     let pad = |head, units| {
