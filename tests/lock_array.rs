@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{child, missing, role, succeed};
+use common::{allowed as cpus, child, handle, missing, pin, pin_thread, role, succeed, tick};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use std::mem::MaybeUninit;
@@ -39,31 +39,6 @@ fn span() -> Duration {
     let seconds = std::env::var("UNMERGED_STRESS_SECONDS").ok();
     let seconds = seconds.and_then(|seconds| seconds.parse().ok());
     Duration::from_secs_f64(seconds.unwrap_or(0.25))
-}
-
-/// Pins a thread of this process, 0 being the caller.
-fn pin_thread(tid: i32, cpu: u32) -> bool {
-    let mut set = MaybeUninit::<libc::cpu_set_t>::zeroed();
-    // SAFETY: a zeroed set is a set; the kernel checks thread and CPU.
-    unsafe {
-        libc::CPU_SET(cpu as usize, &mut *set.as_mut_ptr());
-        libc::sched_setaffinity(tid, size_of::<libc::cpu_set_t>(), set.as_ptr()) == 0
-    }
-}
-
-fn pin(cpu: u32) -> bool {
-    pin_thread(0, cpu)
-}
-
-/// The CPUs that this process may run on.
-fn cpus() -> Vec<u32> {
-    let mut set = MaybeUninit::<libc::cpu_set_t>::zeroed();
-    // SAFETY: the kernel fills the set; the ids are in range.
-    unsafe {
-        libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), set.as_mut_ptr());
-        let set = set.assume_init();
-        (0..libc::CPU_SETSIZE as u32).filter(|&cpu| libc::CPU_ISSET(cpu as usize, &set)).collect()
-    }
 }
 
 /// Waits for a forked child, which must end well.
@@ -165,25 +140,12 @@ fn handlers_try_the_lock_that_they_interrupt() {
         return;
     }
     // SAFETY: the handler uses what is safe in handlers: atomics, and `try_lock`.
-    unsafe {
-        let mut action = MaybeUninit::<libc::sigaction>::zeroed().assume_init();
-        action.sa_sigaction = try_in_handler as *const () as usize;
-        action.sa_flags = libc::SA_RESTART;
-        for signal in [libc::SIGUSR1, libc::SIGALRM] {
-            assert_eq!(libc::sigaction(signal, &raw const action, ptr::null_mut()), 0);
-        }
-    }
+    unsafe { handle(&[libc::SIGUSR1, libc::SIGALRM], try_in_handler) };
     // Every place has its value before a handler comes.
     for cpu in cpus() {
         pin(cpu);
         SIGNALLED.lock().add(0);
     }
-    let tick = |us| {
-        let every = libc::timeval { tv_sec: 0, tv_usec: us };
-        let timer = libc::itimerval { it_interval: every, it_value: every };
-        // SAFETY: a timer of this process.
-        unsafe { libc::setitimer(libc::ITIMER_REAL, &raw const timer, ptr::null_mut()) };
-    };
     let (end, done) = (Instant::now() + span(), AtomicU64::new(0));
     std::thread::scope(|scope| {
         for _ in 0..4 {

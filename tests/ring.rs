@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{child, missing, role, succeed};
+use common::{child, map, missing, pin, role, succeed};
 use proptest::prelude::*;
 use std::arch::asm;
 use std::collections::{BTreeMap, VecDeque};
@@ -33,15 +33,6 @@ fn in_each_implementation(test: &str) -> bool {
         missing(feature, implementation().name());
     }
     true
-}
-
-fn pin(cpu: u32) -> bool {
-    let mut set = MaybeUninit::<libc::cpu_set_t>::zeroed();
-    // SAFETY: a zeroed set is a set; the kernel checks the CPU.
-    unsafe {
-        libc::CPU_SET(cpu as usize, &mut *set.as_mut_ptr());
-        libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), set.as_ptr()) == 0
-    }
 }
 
 fn cpus() -> Vec<u32> {
@@ -325,16 +316,8 @@ extern "C" fn on_alarm(_: libc::c_int) {
 /// A signal every so many microseconds, 0 for none.
 fn tick(us: i64) {
     // SAFETY: the handler publishes, which handlers may, and counts.
-    unsafe {
-        let mut action = MaybeUninit::<libc::sigaction>::zeroed().assume_init();
-        action.sa_sigaction = on_alarm as *const () as usize;
-        action.sa_flags = libc::SA_RESTART;
-        assert_eq!(libc::sigaction(libc::SIGALRM, &raw const action, ptr::null_mut()), 0);
-    }
-    let every = libc::timeval { tv_sec: 0, tv_usec: us };
-    let timer = libc::itimerval { it_interval: every, it_value: every };
-    // SAFETY: a timer of this process.
-    unsafe { libc::setitimer(libc::ITIMER_REAL, &raw const timer, ptr::null_mut()) };
+    unsafe { common::handle(&[libc::SIGALRM], on_alarm) };
+    common::tick(us);
 }
 
 /// 8 threads that change their CPU, a signal whose handler publishes over what it interrupts,
@@ -747,17 +730,6 @@ fn fork_beside_writers() {
         }
         stop.store(true, Ordering::Relaxed);
     });
-}
-
-/// A page-aligned mapping of a memory file, shared by whoever has the file.
-fn map(file: &impl AsRawFd, len: usize) -> NonNull<u8> {
-    // SAFETY: a new mapping at an address of the kernel's choice.
-    let at = unsafe {
-        let read_write = libc::PROT_READ | libc::PROT_WRITE;
-        libc::mmap(ptr::null_mut(), len, read_write, libc::MAP_SHARED, file.as_raw_fd(), 0)
-    };
-    assert_ne!(at, libc::MAP_FAILED);
-    NonNull::new(at.cast()).unwrap()
 }
 
 /// Somebody writes nonsense over everything, while others publish and drain: records are

@@ -3,7 +3,8 @@
 mod common;
 
 use common::{
-    child, in_each_implementation, in_each_implementation_with, refuse, role, stress, succeed,
+    allowed as cpus, child, handle, in_each_implementation, in_each_implementation_with, pin,
+    refuse, role, stress, succeed,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -38,29 +39,6 @@ impl Item {
     }
 }
 
-fn pin(cpu: u32) -> bool {
-    let mut set = MaybeUninit::<libc::cpu_set_t>::zeroed();
-    // SAFETY: a zeroed set is a set; the kernel checks the CPU.
-    unsafe {
-        libc::CPU_SET(cpu as usize, &mut *set.as_mut_ptr());
-        libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), set.as_ptr()) == 0
-    }
-}
-
-/// The CPUs that this thread may use. Call it before the first [`pin`].
-fn cpus() -> Vec<u32> {
-    let mut set = MaybeUninit::<libc::cpu_set_t>::zeroed();
-    // SAFETY: the kernel fills a set of that size, and a zeroed one is one.
-    let set = unsafe {
-        libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), set.as_mut_ptr());
-        set.assume_init()
-    };
-    // SAFETY: the indices are in range.
-    (0..libc::CPU_SETSIZE as u32)
-        .filter(|&cpu| unsafe { libc::CPU_ISSET(cpu as usize, &set) })
-        .collect()
-}
-
 /// xorshift64.
 struct Random(u64);
 
@@ -75,15 +53,8 @@ impl Random {
 
 /// `handler` runs at SIGUSR1 and SIGALRM.
 fn install(handler: extern "C" fn(libc::c_int)) {
-    for signal in [libc::SIGUSR1, libc::SIGALRM] {
-        // SAFETY: the handlers of this file use atomics, stacks and pools in use.
-        unsafe {
-            let mut action = MaybeUninit::<libc::sigaction>::zeroed().assume_init();
-            action.sa_sigaction = handler as *const () as usize;
-            action.sa_flags = libc::SA_RESTART;
-            assert_eq!(libc::sigaction(signal, &raw const action, ptr::null_mut()), 0);
-        }
-    }
+    // SAFETY: the handlers of this file use atomics, stacks and pools in use.
+    unsafe { handle(&[libc::SIGUSR1, libc::SIGALRM], handler) };
 }
 
 /// One SIGALRM in so many microseconds, to some thread.

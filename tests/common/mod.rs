@@ -2,7 +2,10 @@
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
 use std::io::{BufRead, BufReader, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::AsRawFd;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::ptr::{self, NonNull};
 use std::time::Duration;
 
 /// A kernel feature is missing: says so, with what took over. Where `UNMERGED_REQUIRE` (a
@@ -172,4 +175,66 @@ pub(crate) fn say(what: impl std::fmt::Display) {
 /// In a player: until the parent nudges, or is gone.
 pub(crate) fn wait_for_nudge() {
     let _ = std::io::stdin().read(&mut [0]);
+}
+
+/// Pins a thread of this process, 0 being the caller; whether it may run there.
+pub(crate) fn pin_thread(tid: i32, cpu: u32) -> bool {
+    let mut set = MaybeUninit::<libc::cpu_set_t>::zeroed();
+    // SAFETY: a zeroed set is a set; the kernel checks thread and CPU.
+    unsafe {
+        libc::CPU_SET(cpu as usize, &mut *set.as_mut_ptr());
+        libc::sched_setaffinity(tid, size_of::<libc::cpu_set_t>(), set.as_ptr()) == 0
+    }
+}
+
+/// Pins the calling thread.
+pub(crate) fn pin(cpu: u32) -> bool {
+    pin_thread(0, cpu)
+}
+
+/// The CPUs that this thread may use. Call it before the first [`pin`].
+pub(crate) fn allowed() -> Vec<u32> {
+    let mut set = MaybeUninit::<libc::cpu_set_t>::zeroed();
+    // SAFETY: the kernel fills the set, and a zeroed one is one; the ids are in range.
+    unsafe {
+        libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), set.as_mut_ptr());
+        let set = set.assume_init();
+        (0..libc::CPU_SETSIZE as u32).filter(|&cpu| libc::CPU_ISSET(cpu as usize, &set)).collect()
+    }
+}
+
+/// A page-aligned mapping of a memory file, shared by whoever has the file; never unmapped.
+pub(crate) fn map(file: &impl AsRawFd, len: usize) -> NonNull<u8> {
+    // SAFETY: a new mapping at an address of the kernel's choice.
+    let at = unsafe {
+        let read_write = libc::PROT_READ | libc::PROT_WRITE;
+        libc::mmap(ptr::null_mut(), len, read_write, libc::MAP_SHARED, file.as_raw_fd(), 0)
+    };
+    assert_ne!(at, libc::MAP_FAILED);
+    NonNull::new(at.cast()).unwrap()
+}
+
+/// `handler` runs at each of `signals`.
+///
+/// # Safety
+///
+/// It does only what is safe in handlers.
+pub(crate) unsafe fn handle(signals: &[libc::c_int], handler: extern "C" fn(libc::c_int)) {
+    for &signal in signals {
+        // SAFETY: zeroed, an action has no flags and an empty mask; the caller vouches for the rest.
+        unsafe {
+            let mut action = MaybeUninit::<libc::sigaction>::zeroed().assume_init();
+            action.sa_sigaction = handler as *const () as usize;
+            action.sa_flags = libc::SA_RESTART;
+            assert_eq!(libc::sigaction(signal, &raw const action, ptr::null_mut()), 0);
+        }
+    }
+}
+
+/// A SIGALRM every so many microseconds, to some thread; 0 for none.
+pub(crate) fn tick(us: i64) {
+    let every = libc::timeval { tv_sec: 0, tv_usec: us };
+    let timer = libc::itimerval { it_interval: every, it_value: every };
+    // SAFETY: a timer of this process.
+    unsafe { libc::setitimer(libc::ITIMER_REAL, &raw const timer, ptr::null_mut()) };
 }
