@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{child, missing, role, succeed};
+use common::{child, handle_with, missing, role, succeed};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -166,12 +166,7 @@ fn signals_do_not_end_a_wait() {
     }
     for flags in [0, libc::SA_RESTART] {
         // SAFETY: a handler that does nothing.
-        unsafe {
-            let mut action = std::mem::MaybeUninit::<libc::sigaction>::zeroed().assume_init();
-            action.sa_sigaction = ignore as *const () as usize;
-            action.sa_flags = flags;
-            libc::sigaction(libc::SIGUSR1, &raw const action, ptr::null_mut());
-        }
+        unsafe { handle_with(&[libc::SIGUSR1], flags, ignore) };
         for deadline in [None, Some(Deadline::after(LONG))] {
             let (narrow, wide) = (Futex::<u8>::new(0), Futex::<u64>::new(0));
             let thread = AtomicU64::new(0);

@@ -2,10 +2,12 @@
 
 mod common;
 
-use common::{child, missing, role, succeed};
+use common::{
+    allowed as cpus, child, handle, in_each_implementation, missing, pin, pin_thread, role, stress,
+    succeed, tick,
+};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use std::mem::MaybeUninit;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, AtomicUsize, Ordering};
@@ -15,56 +17,6 @@ use unmerged::percpu::{
     AreaBuilder, Counter, CounterArray, Guard, Histogram, Lock, MappedArea, implementation,
 };
 use unmerged::sys::membarrier;
-
-/// Executes `test` once in each implementation; whether this process is such a child and
-/// should go on.
-fn in_each_implementation(test: &str) -> bool {
-    let Some(wanted) = role() else {
-        for wanted in ["gs", "rseq", "portable"] {
-            let mut command = child(test, wanted);
-            command.env("UNMERGED_PERCPU", wanted);
-            succeed(command);
-        }
-        return false;
-    };
-    if implementation().name() != wanted {
-        let feature = if wanted == "gs" { "fsgsbase" } else { "rseq" };
-        missing(feature, implementation().name());
-    }
-    true
-}
-
-/// How long a storm lasts in one implementation.
-fn span() -> Duration {
-    let seconds = std::env::var("UNMERGED_STRESS_SECONDS").ok();
-    let seconds = seconds.and_then(|seconds| seconds.parse().ok());
-    Duration::from_secs_f64(seconds.unwrap_or(0.25))
-}
-
-/// Pins a thread of this process, 0 being the caller.
-fn pin_thread(tid: i32, cpu: u32) -> bool {
-    let mut set = MaybeUninit::<libc::cpu_set_t>::zeroed();
-    // SAFETY: a zeroed set is a set; the kernel checks thread and CPU.
-    unsafe {
-        libc::CPU_SET(cpu as usize, &mut *set.as_mut_ptr());
-        libc::sched_setaffinity(tid, size_of::<libc::cpu_set_t>(), set.as_ptr()) == 0
-    }
-}
-
-fn pin(cpu: u32) -> bool {
-    pin_thread(0, cpu)
-}
-
-/// The CPUs that this process may run on.
-fn cpus() -> Vec<u32> {
-    let mut set = MaybeUninit::<libc::cpu_set_t>::zeroed();
-    // SAFETY: the kernel fills the set; the ids are in range.
-    unsafe {
-        libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), set.as_mut_ptr());
-        let set = set.assume_init();
-        (0..libc::CPU_SETSIZE as u32).filter(|&cpu| libc::CPU_ISSET(cpu as usize, &set)).collect()
-    }
-}
 
 /// Waits for a forked child, which must end well.
 fn wait_for(child: libc::pid_t) {
@@ -119,7 +71,8 @@ fn plain_additions_under_the_lock() {
     if !in_each_implementation("plain_additions_under_the_lock") {
         return;
     }
-    let (cpus, done, end) = (cpus(), AtomicU64::new(0), Instant::now() + span());
+    let (cpus, done, end) =
+        (cpus(), AtomicU64::new(0), Instant::now() + stress(Duration::from_millis(250)));
     std::thread::scope(|scope| {
         for me in 0..8 {
             let (cpus, done) = (&cpus, &done);
@@ -165,26 +118,13 @@ fn handlers_try_the_lock_that_they_interrupt() {
         return;
     }
     // SAFETY: the handler uses what is safe in handlers: atomics, and `try_lock`.
-    unsafe {
-        let mut action = MaybeUninit::<libc::sigaction>::zeroed().assume_init();
-        action.sa_sigaction = try_in_handler as *const () as usize;
-        action.sa_flags = libc::SA_RESTART;
-        for signal in [libc::SIGUSR1, libc::SIGALRM] {
-            assert_eq!(libc::sigaction(signal, &raw const action, ptr::null_mut()), 0);
-        }
-    }
+    unsafe { handle(&[libc::SIGUSR1, libc::SIGALRM], try_in_handler) };
     // Every place has its value before a handler comes.
     for cpu in cpus() {
         pin(cpu);
         SIGNALLED.lock().add(0);
     }
-    let tick = |us| {
-        let every = libc::timeval { tv_sec: 0, tv_usec: us };
-        let timer = libc::itimerval { it_interval: every, it_value: every };
-        // SAFETY: a timer of this process.
-        unsafe { libc::setitimer(libc::ITIMER_REAL, &raw const timer, ptr::null_mut()) };
-    };
-    let (end, done) = (Instant::now() + span(), AtomicU64::new(0));
+    let (end, done) = (Instant::now() + stress(Duration::from_millis(250)), AtomicU64::new(0));
     std::thread::scope(|scope| {
         let threads = [(); 4].map(|()| {
             scope.spawn(|| {
@@ -273,7 +213,8 @@ fn collecting_loses_nothing() {
         return;
     }
     let lock: Lock<Plain> = Lock::default();
-    let (cpus, put, end) = (cpus(), AtomicU64::new(0), Instant::now() + span() / 2);
+    let (cpus, put, end) =
+        (cpus(), AtomicU64::new(0), Instant::now() + stress(Duration::from_millis(250)) / 2);
     let mut taken = 0;
     let mut take = |_, plain: &mut Plain| {
         let plain = std::mem::take(plain);
@@ -471,7 +412,8 @@ fn a_second_lock_of_one_thread_is_noticed() {
 /// Runs `work` in three threads, which gets the number of the round, while windows are aborted
 /// without a pause and one of the threads changes its CPU again and again.
 fn in_a_storm(work: impl Fn(u64) + Sync) -> u64 {
-    let (cpus, done, end) = (cpus(), AtomicU64::new(0), Instant::now() + span());
+    let (cpus, done, end) =
+        (cpus(), AtomicU64::new(0), Instant::now() + stress(Duration::from_millis(250)));
     let fence = membarrier::Fence::Rseq;
     let fences = membarrier::is_available(fence) && membarrier::register(fence).is_ok();
     if !fences {

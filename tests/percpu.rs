@@ -2,23 +2,15 @@
 
 mod common;
 
-use common::{child, in_each_implementation, missing, refuse, role, stress, succeed};
+use common::{
+    child, handle, in_each_implementation, map, missing, pin, refuse, role, stress, succeed, tick,
+};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::ptr::{self, NonNull};
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use unmerged::percpu::{Area, Counter, Implementation, implementation};
-
-fn pin(cpu: u32) -> bool {
-    let mut set = MaybeUninit::<libc::cpu_set_t>::zeroed();
-    // SAFETY: a zeroed set is a set; the kernel checks the CPU.
-    unsafe {
-        libc::CPU_SET(cpu as usize, &mut *set.as_mut_ptr());
-        libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), set.as_ptr()) == 0
-    }
-}
 
 /// Whether this thread still runs on that CPU alone.
 fn is_pinned(cpu: u32) -> bool {
@@ -33,23 +25,6 @@ fn is_pinned(cpu: u32) -> bool {
 
 fn cpus() -> Vec<u32> {
     Counter::new().per_cpu().map(|(cpu, _)| cpu).collect()
-}
-
-/// A page-aligned mapping of a memory file, shared by whoever has the file.
-fn map(file: &OwnedFd, len: usize) -> NonNull<u8> {
-    // SAFETY: a new mapping at an address of the kernel's choice.
-    let at = unsafe {
-        libc::mmap(
-            ptr::null_mut(),
-            len,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_SHARED,
-            file.as_raw_fd(),
-            0,
-        )
-    };
-    assert_ne!(at, libc::MAP_FAILED);
-    NonNull::new(at.cast()).unwrap()
 }
 
 fn memory_file(len: usize) -> OwnedFd {
@@ -124,21 +99,8 @@ fn storms_of_signals_and_migrations_lose_nothing() {
         return;
     }
     HITS.add(1);
-    for signal in [libc::SIGUSR1, libc::SIGALRM] {
-        // SAFETY: the handler uses what is safe in handlers: an atomic, and a counter in use.
-        unsafe {
-            let mut action = MaybeUninit::<libc::sigaction>::zeroed().assume_init();
-            action.sa_sigaction = on_user_signal as *const () as usize;
-            action.sa_flags = libc::SA_RESTART;
-            assert_eq!(libc::sigaction(signal, &raw const action, ptr::null_mut()), 0);
-        }
-    }
-    let tick = |us| {
-        let every = libc::timeval { tv_sec: 0, tv_usec: us };
-        let timer = libc::itimerval { it_interval: every, it_value: every };
-        // SAFETY: a timer of this process.
-        unsafe { libc::setitimer(libc::ITIMER_REAL, &raw const timer, ptr::null_mut()) };
-    };
+    // SAFETY: the handler uses what is safe in handlers: an atomic, and a counter in use.
+    unsafe { handle(&[libc::SIGUSR1, libc::SIGALRM], on_user_signal) };
     let end = std::time::Instant::now() + stress(Duration::from_millis(200));
     let (cpus, added) = (cpus(), AtomicU64::new(0));
     tick(10);
@@ -188,18 +150,7 @@ fn signal_handlers_count_too() {
     }
     HITS.add(1);
     // SAFETY: the handler uses what is safe in handlers: an atomic, and a counter in use.
-    unsafe {
-        let mut action = MaybeUninit::<libc::sigaction>::zeroed().assume_init();
-        action.sa_sigaction = on_alarm as *const () as usize;
-        action.sa_flags = libc::SA_RESTART;
-        assert_eq!(libc::sigaction(libc::SIGALRM, &raw const action, ptr::null_mut()), 0);
-    }
-    let tick = |us| {
-        let every = libc::timeval { tv_sec: 0, tv_usec: us };
-        let timer = libc::itimerval { it_interval: every, it_value: every };
-        // SAFETY: a timer of this process.
-        unsafe { libc::setitimer(libc::ITIMER_REAL, &raw const timer, ptr::null_mut()) };
-    };
+    unsafe { handle(&[libc::SIGALRM], on_alarm) };
     tick(20);
     let mut here = 1;
     while IN_HANDLER.load(Ordering::Relaxed) < 2000 {

@@ -7,7 +7,7 @@ use common::{child, in_each_implementation, missing, role, succeed};
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicU64, Ordering};
 use unmerged::percpu::{Counter, Node, Stack, Word, gs, implementation, stats};
-use unmerged::sys::{features::features, gs::Claim};
+use unmerged::sys::{features::features, gs::Claim, rseq};
 
 static HITS: Counter = Counter::new();
 static SPARE: Stack<u64> = Stack::new();
@@ -328,31 +328,23 @@ fn a_handler_with_stripes_of_its_own() {
     if features().gs != Claim::Free {
         return missing("fsgsbase", "no stripes of the caller's");
     }
+    if !rseq::ensure_registered() {
+        return missing("rseq", "no stripes of the caller's");
+    }
     // Outside of a handler first: this is where memory is taken.
     let _ = STRIPES.as_ptr().expose_provenance();
     gs::set(STRIPES.as_ptr().addr(), 64).unwrap();
     gs::clear().unwrap();
     HITS.add(1);
     // SAFETY: the handler uses what is in use.
-    unsafe {
-        let mut action = std::mem::MaybeUninit::<libc::sigaction>::zeroed().assume_init();
-        action.sa_sigaction = on_alarm as *const () as usize;
-        action.sa_flags = libc::SA_RESTART;
-        assert_eq!(libc::sigaction(libc::SIGALRM, &raw const action, std::ptr::null_mut()), 0);
-    }
-    let tick = |us| {
-        let every = libc::timeval { tv_sec: 0, tv_usec: us };
-        let timer = libc::itimerval { it_interval: every, it_value: every };
-        // SAFETY: a timer of this process.
-        unsafe { libc::setitimer(libc::ITIMER_REAL, &raw const timer, std::ptr::null_mut()) };
-    };
-    tick(20);
+    unsafe { common::handle(&[libc::SIGALRM], on_alarm) };
+    common::tick(20);
     let mut here = 1;
     while IN_HANDLER.load(Ordering::Relaxed) < 1000 {
         HITS.add(1);
         here += 1;
     }
-    tick(0);
+    common::tick(0);
     let handled = IN_HANDLER.load(Ordering::Relaxed);
     assert_eq!(HITS.sum(), here + handled);
     let theirs = STRIPES.iter().map(|word| word.load(Ordering::Relaxed)).sum::<u64>();

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{child, missing, role, succeed};
+use common::{child, in_each_implementation, map, missing, pin, role, stress, succeed};
 use proptest::prelude::*;
 use std::arch::asm;
 use std::collections::{BTreeMap, VecDeque};
@@ -17,41 +17,8 @@ use unmerged::percpu::{
     Counter, Implementation, Record, Ring, RingStats, Source, WhenFull, implementation,
 };
 
-/// Executes `test` once in each implementation; whether this process is such a child and
-/// should go on.
-fn in_each_implementation(test: &str) -> bool {
-    let Some(wanted) = role() else {
-        for wanted in ["gs", "rseq", "portable"] {
-            let mut command = child(test, wanted);
-            command.env("UNMERGED_PERCPU", wanted);
-            succeed(command);
-        }
-        return false;
-    };
-    if implementation().name() != wanted {
-        let feature = if wanted == "gs" { "fsgsbase" } else { "rseq" };
-        missing(feature, implementation().name());
-    }
-    true
-}
-
-fn pin(cpu: u32) -> bool {
-    let mut set = MaybeUninit::<libc::cpu_set_t>::zeroed();
-    // SAFETY: a zeroed set is a set; the kernel checks the CPU.
-    unsafe {
-        libc::CPU_SET(cpu as usize, &mut *set.as_mut_ptr());
-        libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), set.as_ptr()) == 0
-    }
-}
-
 fn cpus() -> Vec<u32> {
     Counter::new().per_cpu().map(|(cpu, _)| cpu).collect()
-}
-
-/// How long a storm lasts.
-fn storm(millis: u64) -> Duration {
-    let seconds = std::env::var("UNMERGED_STRESS_SECONDS").ok().and_then(|s| s.parse().ok());
-    seconds.map_or(Duration::from_millis(millis), Duration::from_secs)
 }
 
 /// A generator without state elsewhere, for handlers and forked children too.
@@ -325,16 +292,8 @@ extern "C" fn on_alarm(_: libc::c_int) {
 /// A signal every so many microseconds, 0 for none.
 fn tick(us: i64) {
     // SAFETY: the handler publishes, which handlers may, and counts.
-    unsafe {
-        let mut action = MaybeUninit::<libc::sigaction>::zeroed().assume_init();
-        action.sa_sigaction = on_alarm as *const () as usize;
-        action.sa_flags = libc::SA_RESTART;
-        assert_eq!(libc::sigaction(libc::SIGALRM, &raw const action, ptr::null_mut()), 0);
-    }
-    let every = libc::timeval { tv_sec: 0, tv_usec: us };
-    let timer = libc::itimerval { it_interval: every, it_value: every };
-    // SAFETY: a timer of this process.
-    unsafe { libc::setitimer(libc::ITIMER_REAL, &raw const timer, ptr::null_mut()) };
+    unsafe { common::handle(&[libc::SIGALRM], on_alarm) };
+    common::tick(us);
 }
 
 /// 8 threads that change their CPU, a signal whose handler publishes over what it interrupts,
@@ -345,7 +304,7 @@ fn storm_on_one_ring(when_full: WhenFull) {
     let mut seen = Seen::default();
     std::thread::scope(|scope| {
         let (stop, cpus) = (&stop, &cpus);
-        for me in 0..8_u32 {
+        let writers = [0, 1, 2, 3, 4, 5, 6, 7].map(|me: u32| {
             scope.spawn(move || {
                 let mut random = Random(u64::from(me) + 1);
                 for n in 0.. {
@@ -357,8 +316,8 @@ fn storm_on_one_ring(when_full: WhenFull) {
                         }
                     }
                 }
-            });
-        }
+            })
+        });
         let reader = scope.spawn(move || {
             let mut seen = Seen::default();
             while !stop.load(Ordering::Relaxed) {
@@ -370,18 +329,13 @@ fn storm_on_one_ring(when_full: WhenFull) {
         // In a long storm as fast as handlers can be.
         let is_long = std::env::var_os("UNMERGED_STRESS_SECONDS").is_some();
         tick(if is_long { 10 } else { 30 });
-        std::thread::sleep(storm(400));
+        std::thread::sleep(stress(Duration::from_millis(400)));
         tick(0);
         stop.store(true, Ordering::Relaxed);
+        // The end of a scope is not the end of its threads: a handler may still run in one.
+        let _ = writers.map(|writer| writer.join().unwrap());
         seen = reader.join().unwrap();
     });
-    // The last signal may still be handled.
-    while PUBLISHED.load(Ordering::SeqCst) + REFUSED.load(Ordering::SeqCst)
-        < ring.stats().published + ring.stats().refused
-    {
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    std::thread::sleep(Duration::from_millis(5));
     ring.drain(|record| seen.see(record)).unwrap();
     let (published, refused) = (PUBLISHED.load(Ordering::SeqCst), REFUSED.load(Ordering::SeqCst));
     assert!(published > 100 && HANDLED.load(Ordering::Relaxed) > 10, "{published}");
@@ -607,7 +561,7 @@ fn killed_writers_leave_whole_records() {
         let [published, refused] = shared_words(2) else { unreachable!() };
         let (mut random, mut seen, mut kills) = (Random(5), Seen::default(), 0);
         let begin = Instant::now();
-        while begin.elapsed() < storm(250) {
+        while begin.elapsed() < stress(Duration::from_millis(250)) {
             kills += 1;
             let writer = forked(|| {
                 for n in 0.. {
@@ -653,7 +607,7 @@ fn killed_readers_lose_what_they_had_counted() {
         let (mut random, mut kills) = (Random(5), 0);
         let (mut published, mut refused) = (0, 0);
         let begin = Instant::now();
-        while begin.elapsed() < storm(300) {
+        while begin.elapsed() < stress(Duration::from_millis(300)) {
             kills += 1;
             let reader = forked(|| {
                 loop {
@@ -751,17 +705,6 @@ fn fork_beside_writers() {
     });
 }
 
-/// A page-aligned mapping of a memory file, shared by whoever has the file.
-fn map(file: &impl AsRawFd, len: usize) -> NonNull<u8> {
-    // SAFETY: a new mapping at an address of the kernel's choice.
-    let at = unsafe {
-        let read_write = libc::PROT_READ | libc::PROT_WRITE;
-        libc::mmap(ptr::null_mut(), len, read_write, libc::MAP_SHARED, file.as_raw_fd(), 0)
-    };
-    assert_ne!(at, libc::MAP_FAILED);
-    NonNull::new(at.cast()).unwrap()
-}
-
 /// Somebody writes nonsense over everything, while others publish and drain: records are
 /// garbage, calls fail, and nothing else.
 #[test]
@@ -813,7 +756,7 @@ fn nonsense_is_survived() {
                 });
             }
             let begin = Instant::now();
-            while begin.elapsed() < storm(200) {
+            while begin.elapsed() < stress(Duration::from_millis(200)) {
                 match ring.drain(|record| delivered += u64::from(record.bytes.len() <= 504)) {
                     Ok(_) => {}
                     Err(error) => {

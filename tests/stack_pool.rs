@@ -3,14 +3,14 @@
 mod common;
 
 use common::{
-    child, in_each_implementation, in_each_implementation_with, refuse, role, stress, succeed,
+    alarm, allowed as cpus, child, handle, in_each_implementation, in_each_implementation_with,
+    pin, refuse, role, stress, succeed,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use std::collections::HashSet;
 use std::mem::MaybeUninit;
-use std::ptr;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -38,29 +38,6 @@ impl Item {
     }
 }
 
-fn pin(cpu: u32) -> bool {
-    let mut set = MaybeUninit::<libc::cpu_set_t>::zeroed();
-    // SAFETY: a zeroed set is a set; the kernel checks the CPU.
-    unsafe {
-        libc::CPU_SET(cpu as usize, &mut *set.as_mut_ptr());
-        libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), set.as_ptr()) == 0
-    }
-}
-
-/// The CPUs that this thread may use. Call it before the first [`pin`].
-fn cpus() -> Vec<u32> {
-    let mut set = MaybeUninit::<libc::cpu_set_t>::zeroed();
-    // SAFETY: the kernel fills a set of that size, and a zeroed one is one.
-    let set = unsafe {
-        libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), set.as_mut_ptr());
-        set.assume_init()
-    };
-    // SAFETY: the indices are in range.
-    (0..libc::CPU_SETSIZE as u32)
-        .filter(|&cpu| unsafe { libc::CPU_ISSET(cpu as usize, &set) })
-        .collect()
-}
-
 /// xorshift64.
 struct Random(u64);
 
@@ -75,24 +52,8 @@ impl Random {
 
 /// `handler` runs at SIGUSR1 and SIGALRM.
 fn install(handler: extern "C" fn(libc::c_int)) {
-    for signal in [libc::SIGUSR1, libc::SIGALRM] {
-        // SAFETY: the handlers of this file use atomics, stacks and pools in use.
-        unsafe {
-            let mut action = MaybeUninit::<libc::sigaction>::zeroed().assume_init();
-            action.sa_sigaction = handler as *const () as usize;
-            action.sa_flags = libc::SA_RESTART;
-            assert_eq!(libc::sigaction(signal, &raw const action, ptr::null_mut()), 0);
-        }
-    }
-}
-
-/// One SIGALRM in so many microseconds, to some thread.
-fn alarm(us: u64) {
-    let none = libc::timeval { tv_sec: 0, tv_usec: 0 };
-    let value = libc::timeval { tv_sec: 0, tv_usec: us as i64 };
-    let timer = libc::itimerval { it_interval: none, it_value: value };
-    // SAFETY: a timer of this process.
-    unsafe { libc::setitimer(libc::ITIMER_REAL, &raw const timer, ptr::null_mut()) };
+    // SAFETY: the handlers of this file use atomics, stacks and pools in use.
+    unsafe { handle(&[libc::SIGUSR1, libc::SIGALRM], handler) };
 }
 
 /// What happens between the operations of a storm.
@@ -102,7 +63,7 @@ fn inject(random: &mut Random, cpus: &[u32]) {
         8..16 => std::thread::yield_now(),
         // SAFETY: a signal to this thread, which has a handler for it.
         16..18 => drop(unsafe { libc::raise(libc::SIGUSR1) }),
-        18 => alarm(10 + random.below(41)),
+        18 => alarm(10 + random.below(41) as i64),
         19 => drop(pin(cpus[random.below(cpus.len() as u64) as usize])),
         _ => {}
     }

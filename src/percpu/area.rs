@@ -52,6 +52,8 @@ use rustix::io::Errno;
 pub struct Area<'a> {
     header: NonNull<u8>,
     geometry: Geometry,
+    /// Other processes may have the memory.
+    shared: bool,
     memory: PhantomData<&'a [AtomicU64]>,
 }
 
@@ -80,7 +82,7 @@ impl<'a> Area<'a> {
     /// that opens it, and be written by nothing but areas.
     pub unsafe fn create(memory: NonNull<u8>, len: usize) -> Result<Self> {
         // SAFETY: forwarded.
-        unsafe { Self::make("percpu::Area::create", memory, len, stripes().geometry()) }
+        unsafe { Self::make("percpu::Area::create", memory, len, stripes().geometry(), true) }
     }
 
     /// Opens an area that this or another process has made, of any stride.
@@ -88,8 +90,8 @@ impl<'a> Area<'a> {
     /// # Errors
     ///
     /// EINVAL if the memory is not aligned to 4096 or has less bytes than the area; EPROTO if
-    /// there is no area of this version in it, or one of fewer CPU ids than this machine has, or one that is indexed by `mm_cid`
-    /// and so belongs to one process.
+    /// there is no area of this version in it, or one of fewer CPU ids than this machine has, or
+    /// one that is indexed by `mm_cid` and so belongs to one process.
     ///
     /// # Safety
     ///
@@ -105,7 +107,7 @@ impl<'a> Area<'a> {
             return Err(Error::because(OPERATION, Errno::PROTO, why));
         }
         check(OPERATION, memory, len, geometry.size())?;
-        Ok(Self::at(memory, geometry))
+        Ok(Self::at(memory, geometry, true))
     }
 
     /// Makes an area of this geometry.
@@ -118,13 +120,14 @@ impl<'a> Area<'a> {
         memory: NonNull<u8>,
         len: usize,
         geometry: Geometry,
+        shared: bool,
     ) -> Result<Self> {
         check(operation, memory, len, geometry.size())?;
         // SAFETY: aligned, valid for 'a, written by atomics.
         let header = unsafe { memory.cast::<AtomicU64>().as_ref() };
         let (free, word) = ((0, Ordering::Relaxed), (geometry.word(), Ordering::Release));
         match header.compare_exchange(free.0, word.0, word.1, free.1) {
-            Ok(_) => Ok(Self::at(memory, geometry)),
+            Ok(_) => Ok(Self::at(memory, geometry, shared)),
             Err(found) => Err(Error::with(
                 operation,
                 Errno::EXIST,
@@ -133,10 +136,10 @@ impl<'a> Area<'a> {
         }
     }
 
-    fn at(memory: NonNull<u8>, geometry: Geometry) -> Self {
+    fn at(memory: NonNull<u8>, geometry: Geometry, shared: bool) -> Self {
         // Windows reach the stripes by address.
         let _ = memory.as_ptr().expose_provenance();
-        Self { header: memory, geometry, memory: PhantomData }
+        Self { header: memory, geometry, shared, memory: PhantomData }
     }
 
     /// Bytes from one stripe to the next.
@@ -157,7 +160,7 @@ impl<'a> Area<'a> {
     /// The words from `offset` on.
     fn site(&self, offset: usize) -> Site {
         let start = self.header.addr().get() + self.geometry.header() + offset;
-        Site { start, offset, geometry: self.geometry }
+        Site { start, offset, geometry: self.geometry, shared: self.shared }
     }
 
     /// Takes a cell of `bytes` on every stripe, all zero. It is aligned to 8, and to its size
@@ -334,9 +337,8 @@ impl AreaBuilder {
     /// # Errors
     ///
     /// EINVAL for a stride that is no power of two from 4096 to 2^34 and for over 8192 CPU ids;
-    /// EOVERFLOW if all stripes
-    /// together exceed user space; EOPNOTSUPP for [`Index::MmCid`] where rseq has no `mm_cid` (before
-    /// Linux 6.3, or glibc before 2.41 without it); ENOMEM.
+    /// EOVERFLOW if all stripes together exceed user space; EOPNOTSUPP for [`Index::MmCid`] where
+    /// rseq has no `mm_cid` (before Linux 6.3, or refused); ENOMEM.
     pub fn private(&self) -> Result<MappedArea> {
         const OPERATION: &str = "percpu::AreaBuilder::private";
         let geometry = self.geometry(OPERATION)?;
@@ -378,7 +380,7 @@ impl AreaBuilder {
         }
         let (start, len) = (mapping.start(), mapping.len());
         // SAFETY: the mapping lives in the value that hands areas out, and is new.
-        let area = unsafe { Area::make(operation, start, len, geometry) }?;
+        let area = unsafe { Area::make(operation, start, len, geometry, file.is_some()) }?;
         let geometry = area.geometry;
         Ok(MappedArea { mapping, file, geometry })
     }
@@ -417,7 +419,8 @@ impl MappedArea {
     ///
     /// EPERM for a file that is not sealed against changes of its size, or not in ordinary pages;
     /// EINVAL for one that cannot be sealed or has less bytes than the area; EPROTO if there is no
-    /// area of this version in it, or one of fewer CPU ids than this machine has; EACCES for a read-only descriptor; ENOMEM.
+    /// area of this version in it, or one of fewer CPU ids than this machine has; EACCES for a
+    /// read-only descriptor; ENOMEM.
     pub fn open(file: impl AsFd) -> Result<Self> {
         const OPERATION: &str = "percpu::MappedArea::open";
         let file = file.as_fd().try_clone_to_owned().map_err(|error| {
@@ -435,7 +438,7 @@ impl MappedArea {
 
     /// The area.
     pub fn area(&self) -> Area<'_> {
-        Area::at(self.mapping.start(), self.geometry)
+        Area::at(self.mapping.start(), self.geometry, self.file.is_some())
     }
 
     /// The memory file, to be sent to another process; `None` for private memory.

@@ -55,8 +55,8 @@ impl<'a> Cell<'a> {
             let numbers = format_args!("{bytes} bytes at {offset} of a cell of {}", self.bytes);
             return Err(Error::with(operation, Errno::INVAL, numbers));
         }
-        let Site { start, offset: at, geometry } = self.site;
-        Ok(Site { start: start + offset, offset: at + offset, geometry })
+        let Site { start, offset: at, .. } = self.site;
+        Ok(Site { start: start + offset, offset: at + offset, ..self.site })
     }
 
     /// Where the cell is on the stripe of `cpu`: for windows of the caller's own

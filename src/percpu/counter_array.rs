@@ -99,14 +99,14 @@ impl CounterArray<'static> {
         };
         if n <= SMALL {
             let start = block::take(stripes, n * 8).op(OPERATION)?;
-            let site = Site { start, offset: start % STRIDE, geometry };
+            let site = Site { start, offset: start % STRIDE, geometry, shared: false };
             return Ok(Self::at(n, 0, site, Memory::Cell));
         }
         let mapping = Mapping::anonymous(bytes, Access::Write).op(OPERATION)?;
         // As in a block: a huge page would commit the stripes of all CPUs at once, on one node.
         // SAFETY: the advice takes no contents away.
         let _ = unsafe { mapping.advise(Advice::LinuxNoHugepage) };
-        let site = Site { start: mapping.address(), offset: 0, geometry };
+        let site = Site { start: mapping.address(), offset: 0, geometry, shared: false };
         Ok(Self::at(n, plane - STRIDE, site, Memory::Planes { _mapping: mapping }))
     }
 }
@@ -279,16 +279,17 @@ impl<'a> Element<'a> {
     #[inline(never)]
     fn add_elsewhere(self, n: u64) {
         let stripes: &Stripes = stripes();
-        let Site { start, offset, geometry } = self.array.site;
+        let site @ Site { start, offset, geometry, .. } = self.array.site;
         if self.array.reached != 0 {
             ABORTS.count();
         }
-        if is_default(&self.array.site) {
+        // Those of an area with more CPU ids have their overflow stripes elsewhere.
+        if geometry == stripes.geometry() {
             let word = ptr::with_exposed_provenance_mut(start + self.at());
             // SAFETY: this counter's word on stripe 0; the others are `STRIDE` apart.
             return unsafe { stripes.add(word, n) };
         }
-        add_at(&Site { start: start + self.at(), offset: offset + self.at(), geometry }, n);
+        add_at(&Site { start: start + self.at(), offset: offset + self.at(), ..site }, n);
     }
 
     fn on_stripe(self, stripe: u32) -> u64 {
@@ -309,7 +310,9 @@ impl<'a> Element<'a> {
     pub fn per_cpu(self) -> impl Iterator<Item = (u32, u64)> + use<'a> {
         let cpus = self.array.site.geometry.cpus;
         let both = move |cpu| self.on_stripe(cpu).wrapping_add(self.on_stripe(cpus + cpu));
-        features().cpus.iter().map(move |cpu| (cpu, both(cpu)))
+        let listed = &features().cpus;
+        // An area may have more stripes than this machine has ids.
+        listed.iter().chain(listed.end()..cpus).map(move |cpu| (cpu, both(cpu)))
     }
 }
 
@@ -370,6 +373,21 @@ mod tests {
         let message = beyond.downcast_ref::<String>().unwrap();
         assert!(message.contains("5 counters but the index is 5"), "{message}");
         assert_eq!(format!("{array:?}"), "CounterArray([0, 0, 0, 0, 0])");
+    }
+
+    /// No window writes an overflow stripe, no atomic a window's: also where the area has stripes
+    /// for more CPU ids than this machine.
+    #[test]
+    fn an_area_with_more_cpu_ids() {
+        let here = stripes().cpus;
+        let mapped = crate::percpu::AreaBuilder::new().cpu_ids(here + 3).private().unwrap();
+        let array = mapped.area().alloc(16).unwrap().counters().unwrap();
+        array.add(1, 5);
+        let counted = |stripe| array.element(1).on_stripe(stripe);
+        assert!((here..here + 3).all(|stripe| counted(stripe) == 0));
+        assert_eq!((array.sum(1), array.per_cpu(1).map(|(_, sum)| sum).sum()), (5, 5_u64));
+        let last = array.per_cpu(1).last().unwrap();
+        assert_eq!(last, (here + 2, 0));
     }
 
     #[test]

@@ -134,8 +134,8 @@ fn current() -> Option<Striping> {
 ///
 /// # Errors
 ///
-/// - EINVAL: not available (no FSGSBASE, no rseq in this thread), or a stride that is no multiple of
-///   8 or is 0;
+/// - EINVAL: not available (no FSGSBASE, no rseq in this thread), a stride that is no multiple of 8
+///   or is 0, or a base of 0, which is the GS base of a thread without stripes;
 /// - EPERM: `base` is above user space;
 /// - EOVERFLOW: the stripes of all CPU ids would reach beyond user space;
 /// - EBUSY: somebody else uses `%gs` in this thread.
@@ -155,6 +155,10 @@ pub fn set(base: usize, stride: usize) -> Result<()> {
     if stride == 0 || !stride.is_multiple_of(8) {
         let numbers = format_args!("stride {stride}: not a multiple of 8");
         return Err(Error::with(OPERATION, Errno::INVAL, numbers));
+    }
+    if base == 0 {
+        let why = "a base of 0 is that of a thread without stripes";
+        return Err(Error::because(OPERATION, Errno::INVAL, why));
     }
     // SAFETY: FSGSBASE works.
     let now = unsafe { arch::gs_base() };

@@ -60,8 +60,8 @@ impl PoolLimits {
     ///
     /// # Panics
     ///
-    /// In [`Pool::with_limits`](super::Pool::with_limits) if it is out of range; in a constant this is an error of the
-    /// compiler.
+    /// In [`Pool::with_limits`](super::Pool::with_limits) if it is out of range; in a constant this
+    /// is an error of the compiler.
     #[must_use]
     pub const fn shared(mut self, objects: usize) -> Self {
         self.shared = objects;

@@ -42,6 +42,18 @@ use core::ptr;
 /// one batch instead of its array, which costs two instructions with a `lock` prefix each way.
 /// A handler or a thread that comes while another one has that batch in its hands goes on to the
 /// global list, which is lock-free.
+///
+/// A pool of what lives long takes nothing that lives less long:
+///
+/// ```compile_fail,E0716
+/// use unmerged::percpu::Pool;
+///
+/// fn put<'a>(pool: &Pool<&'a str>, text: &'a str) {
+///     pool.put(Box::new(text));
+/// }
+/// let pool: Pool<&'static str> = Pool::new(|| "");
+/// put(&pool, &String::from("short"));
+/// ```
 pub struct Pool<T, F = fn() -> T> {
     pub(super) cell: Lazy,
     limits: PoolLimits,
@@ -49,7 +61,8 @@ pub struct Pool<T, F = fn() -> T> {
     /// What an overflow stripe has, used while there is no memory for a cell.
     pub(super) spare: AtomicU64,
     make: F,
-    objects: PhantomData<Box<T>>,
+    /// Objects go in and come out: a pool of `T` is no pool of a supertype or subtype of it.
+    objects: PhantomData<fn(T) -> T>,
 }
 
 // SAFETY: an object changes hands as a whole.

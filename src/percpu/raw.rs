@@ -22,8 +22,8 @@
 //! Each is stated in pseudo code in [`arch`](crate::arch), and named by it; librseq's own names are in
 //! the docs of each. A caller must bound its retries: a debugger that steps aborts every window.
 
+use super::stripes::stripes;
 use crate::abi::rseq::{CPU_ID, MM_CID};
-use crate::sys::features::features;
 use crate::sys::rseq;
 
 #[doc(inline)]
@@ -37,10 +37,12 @@ pub use crate::arch::{
 /// One past the last possible CPU id: how many stripes an array indexed by CPU has. Concurrency ids
 /// are below it too.
 pub fn cpu_ids() -> u32 {
-    features().cpus.end()
+    stripes().cpus
 }
 
 fn this(field: usize) -> Option<Id> {
+    // With the first question the shared object that this is in stays loaded.
+    let cpus = stripes().cpus;
     if !rseq::ensure_registered() {
         return None;
     }
@@ -48,7 +50,7 @@ fn this(field: usize) -> Option<Id> {
     let field = area + field.cast_signed();
     // SAFETY: the area is known; `cpu_id` reads the word behind `area + CPU_ID`.
     let cpu = unsafe { crate::arch::cpu_id(field - CPU_ID.cast_signed()) };
-    (cpu < cpu_ids()).then_some(Id { area, field, cpu })
+    (cpu < cpus).then_some(Id { area, field, cpu })
 }
 
 /// The CPU of this thread, for the next window; it registers the thread if need be. `None` where no

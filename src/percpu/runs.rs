@@ -4,9 +4,9 @@
 //!
 //! Bit set = the word is taken. A run is aligned to its size, rounded up to a power of two (the
 //! one that is longer than half of the stripe is not): so one of up to 64 words is inside one word
-//! of the bitmap and is taken by a single compare-exchange. A longer one is taken word by word, in ascending order, and given back if
-//! one of them is not free; whoever dies in between leaves what it had taken so far taken, which
-//! loses room and nothing else. Taking is an acquire, releasing a release: whoever takes a run
+//! of the bitmap and is taken by a single compare-exchange. A longer one is taken word by word, in
+//! ascending order, and given back if one of them is not free; whoever dies in between leaves what
+//! it had taken so far taken, which loses room and nothing else. Taking is an acquire, releasing a release: whoever takes a run
 //! sees what its last owner did to it, zeroes above all.
 //!
 //! Bit 0 is never free: word 0 of a stripe is its stop word.

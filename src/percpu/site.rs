@@ -23,6 +23,8 @@ pub(super) struct Site {
     /// Bytes from the start of a stripe to it.
     pub(super) offset: usize,
     pub(super) geometry: Geometry,
+    /// Other processes may have the memory too: who stops a CPU there is named with its process.
+    pub(super) shared: bool,
 }
 
 /// What a window is to be run on.
@@ -32,6 +34,16 @@ pub(super) enum Place {
     Striped(At),
     /// In the shape `Indexed`.
     Indexed(At),
+}
+
+impl Place {
+    /// The stripe of its window; of `%gs` the one of this CPU, more or less.
+    fn stripe(self) -> u32 {
+        match self {
+            Self::Striped(_) => cpus::current(),
+            Self::Indexed(at) => at.cpu,
+        }
+    }
 }
 
 /// Runs `$call` in the window shape of `$place`, as type `$Shape`, at `$at`.
@@ -111,7 +123,7 @@ impl Site {
             match window(place) {
                 Answer::Done(done) => return Some(Ok(done)),
                 Answer::Refused(refused) => return Some(Err(refused)),
-                Answer::Stopped if self.was_forsaken(cpus::current()) => {}
+                Answer::Stopped if self.was_forsaken(place.stripe()) => {}
                 Answer::Stopped => break,
                 Answer::Aborted => ABORTS.count(),
             }
@@ -193,7 +205,7 @@ impl Lazy {
         let stripes = stripes();
         let start = if word & 1 == 0 { stripes.cell_at(word).addr() } else { word & !TAG };
         // The distance from the page-aligned stripe.
-        Site { start, offset: start % STRIDE, geometry: stripes.geometry() }
+        Site { start, offset: start % STRIDE, geometry: stripes.geometry(), shared: false }
     }
 
     /// The cell, of `bytes`; taken now if need be.

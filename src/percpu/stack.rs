@@ -41,11 +41,24 @@ use rustix::io::Errno;
 /// [`drain`](Self::drain), the node goes to a second list of the CPU's. That takes a `lock` prefix
 /// to push, and to pop a turn, with one system call: a thread or a handler that comes
 /// while another one has the turn finds that list empty.
+///
+/// A stack of what lives long takes nothing that lives less long:
+///
+/// ```compile_fail,E0716
+/// use unmerged::percpu::{Node, Stack};
+///
+/// fn push<'a>(stack: &Stack<&'a str>, text: &'a str) {
+///     stack.push(Node::new(text));
+/// }
+/// let stack: Stack<&'static str> = Stack::new();
+/// push(&stack, &String::from("short"));
+/// ```
 pub struct Stack<T> {
     cell: Lazy,
     /// A list and its turn, used while there is no memory for a cell.
     spare: [AtomicU64; 2],
-    nodes: PhantomData<Box<Node<T>>>,
+    /// Nodes go in and come out: a stack of `T` is no stack of a supertype or subtype of it.
+    nodes: PhantomData<fn(T) -> T>,
 }
 
 /// The head of a list; on an overflow stripe also the turn of those who take from it, because

@@ -100,7 +100,9 @@ impl Site {
             let numbers = format_args!("CPU {cpu}; there are stripes for 0 to {}", cpus - 1);
             return Err(Error::with(operation, Errno::INVAL, numbers));
         }
-        let _turn = Turn::wait_private(self.stop_of(cpu)).ok_or_else(|| {
+        let word = self.stop_of(cpu);
+        let turn = if self.shared { Turn::wait_shared(word) } else { Turn::wait_private(word) };
+        let _turn = turn.ok_or_else(|| {
             let numbers = format_args!("CPU {cpu} is stopped by this thread already");
             Error::with(operation, Errno::DEADLK, numbers)
         })?;
@@ -113,7 +115,9 @@ impl Site {
     /// from, whose thread will not start it here. Then it is started.
     #[cold]
     pub(super) fn was_forsaken(&self, cpu: u32) -> bool {
-        Turn::take_private(self.stop_of(cpu % self.geometry.cpus)).is_some()
+        let word = self.stop_of(cpu % self.geometry.cpus);
+        let turn = if self.shared { Turn::take_shared(word) } else { Turn::take_private(word) };
+        turn.is_some()
     }
 
     fn stop_of(&self, cpu: u32) -> &AtomicU64 {
@@ -127,6 +131,7 @@ impl Site {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use crate::percpu::{Area, AreaBuilder, Implementation, implementation};
 
     #[test]
     fn both_fences_work_here() {
@@ -134,6 +139,42 @@ mod tests {
         cpus::visit([here]).unwrap();
         fence("test", Some(here)).unwrap();
         fence("test", None).unwrap();
+    }
+
+    /// The stop words of an area as `owner` has left them, and a word in it.
+    fn stopped_by(owner: u64, area: Area<'_>) -> (Vec<&AtomicU64>, bool) {
+        let cell = area.alloc(8).unwrap();
+        let (site, _) = cell.parts();
+        let stops = (0..site.geometry.cpus).map(|cpu| {
+            let word = ptr::with_exposed_provenance::<AtomicU64>(site.stop_word(cpu));
+            // SAFETY: the stop word of a mapped stripe.
+            unsafe { &*word }
+        });
+        let stops: Vec<_> = stops.collect();
+        stops.iter().for_each(|stop| stop.store(owner, Ordering::Relaxed));
+        let word = cell.word::<u64>(0).unwrap();
+        (stops, word.fetch_add(1).unwrap().stripe.overflow)
+    }
+
+    /// A thread of another process, here init's, has stopped every CPU.
+    #[test]
+    fn another_process_is_not_taken_for_gone() {
+        const INIT: u64 = 1 << 32 | 1;
+        let mapped = AreaBuilder::new().memory_file("stopped").unwrap();
+        let (stops, on_overflow) = stopped_by(INIT, mapped.area());
+        assert!(on_overflow);
+        assert!(stops.iter().all(|stop| stop.load(Ordering::Relaxed) == INIT));
+    }
+
+    /// A process that was forked while another thread had stopped every concurrency id.
+    #[test]
+    fn the_stripe_of_a_concurrency_id_is_started() {
+        let Ok(mapped) = AreaBuilder::new().index(Index::MmCid).private() else { return };
+        let (stops, on_overflow) = stopped_by(1, mapped.area());
+        if implementation() != Implementation::Portable {
+            assert!(!on_overflow);
+            assert!(stops.iter().any(|stop| stop.load(Ordering::Relaxed) == 0));
+        }
     }
 }
 

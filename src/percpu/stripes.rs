@@ -41,7 +41,8 @@ fn decide() -> Stripes {
     let cpus = features.cpus.end();
     let wanted = Implementation::wanted();
     let implementation = Implementation::choose(features, wanted.as_deref());
-    if implementation != Implementation::Portable {
+    // Whatever was chosen: `raw` and `gs` run windows all the same.
+    if rseq::owner() != rseq::Owner::Nobody {
         object::keep_loaded();
     }
     if implementation == Implementation::Gs {

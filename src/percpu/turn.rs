@@ -32,7 +32,6 @@ pub(super) struct Owner(pub(super) u64);
 
 impl Owner {
     /// The calling thread, for words that another process may see.
-    #[allow(dead_code, reason = "of use in shared memory")]
     pub(super) fn this_thread() -> Self {
         let (process, thread) = thread::ids();
         Self(u64::from(process) << 32 | u64::from(thread))
@@ -54,7 +53,6 @@ impl Owner {
 
     /// Whether `owner` will not go on: it has ended, or, where the memory is `private`, it
     /// is a thread of the process that this one was forked from.
-    #[allow(dead_code, reason = "as above")]
     pub(super) fn is_gone(self, owner: Self, private: bool) -> bool {
         private && owner.process() != self.process()
             || thread::is_gone(owner.process(), owner.0 as u32)
@@ -82,10 +80,26 @@ impl<'a> Turn<'a> {
     /// The same, however long another thread has it. `None` if this very thread has it, and would
     /// wait for itself.
     pub(super) fn wait_private(word: &'a AtomicU64) -> Option<Self> {
-        let me = Owner::this_thread_here();
+        Self::wait(word, Owner::this_thread_here(), Owner::is_not_here)
+    }
+
+    /// Takes one on a word that other processes may see, for the calling thread. All of them must
+    /// see each other's process ids.
+    pub(super) fn take_shared(word: &'a AtomicU64) -> Option<Self> {
+        let me = Owner::this_thread();
+        Self::take(word, me, |owner| me.is_gone(owner, false))
+    }
+
+    /// The same as [`wait_private`](Self::wait_private) is to [`take_private`](Self::take_private).
+    pub(super) fn wait_shared(word: &'a AtomicU64) -> Option<Self> {
+        let me = Owner::this_thread();
+        Self::wait(word, me, |owner| me.is_gone(owner, false))
+    }
+
+    fn wait(word: &'a AtomicU64, me: Owner, is_gone: impl Fn(Owner) -> bool) -> Option<Self> {
         let mut looks = 0_u32;
         loop {
-            let turn = Self::take(word, me, Owner::is_not_here);
+            let turn = Self::take(word, me, &is_gone);
             if turn.is_some() || me.has(word) {
                 return turn;
             }

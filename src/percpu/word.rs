@@ -303,7 +303,8 @@ impl<T: Integer> Word<'_, T> {
     /// value before.
     ///
     /// It costs a fence, 10 to 20 microseconds if the CPU runs this process. In an area that several
-    /// processes share, the others' windows are not stopped: then nobody else may use the word.
+    /// processes share, the others' windows are not stopped: then nobody else may use the word. These
+    /// processes must see each other's process ids, or one of them may end what another has begun.
     ///
     /// # Errors
     ///

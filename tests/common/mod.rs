@@ -2,7 +2,11 @@
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
 use std::io::{BufRead, BufReader, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::ptr::{self, NonNull};
 use std::time::Duration;
 
 /// A kernel feature is missing: says so, with what took over. Where `UNMERGED_REQUIRE` (a
@@ -23,10 +27,20 @@ pub(crate) fn role() -> Option<String> {
 }
 
 /// This test binary again, executing `test` alone, in `role`, with no implementation forced.
+/// The signals that tests handle are blocked in it, the thread of its harness included, until
+/// [`handle`]: what handlers did can be counted once the threads that were spawned since are
+/// joined and the timer is off.
 pub(crate) fn child(test: &str, role: &str) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args([test, "--exact", "--nocapture", "--test-threads=1"]).env(ROLE, role);
     command.env_remove("UNMERGED_PERCPU").env_remove("UNMERGED_FUTEX2");
+    // SAFETY: a system call, between fork and exec.
+    unsafe {
+        command.pre_exec(|| {
+            mask(libc::SIG_BLOCK, &[libc::SIGUSR1, libc::SIGALRM]);
+            Ok(())
+        })
+    };
     command
 }
 
@@ -172,4 +186,103 @@ pub(crate) fn say(what: impl std::fmt::Display) {
 /// In a player: until the parent nudges, or is gone.
 pub(crate) fn wait_for_nudge() {
     let _ = std::io::stdin().read(&mut [0]);
+}
+
+/// Pins a thread of this process, 0 being the caller; whether it may run there.
+pub(crate) fn pin_thread(tid: i32, cpu: u32) -> bool {
+    let mut set = MaybeUninit::<libc::cpu_set_t>::zeroed();
+    // SAFETY: a zeroed set is a set; the kernel checks thread and CPU.
+    unsafe {
+        libc::CPU_SET(cpu as usize, &mut *set.as_mut_ptr());
+        libc::sched_setaffinity(tid, size_of::<libc::cpu_set_t>(), set.as_ptr()) == 0
+    }
+}
+
+/// Pins the calling thread.
+pub(crate) fn pin(cpu: u32) -> bool {
+    pin_thread(0, cpu)
+}
+
+/// The CPUs that this thread may use. Call it before the first [`pin`].
+pub(crate) fn allowed() -> Vec<u32> {
+    let mut set = MaybeUninit::<libc::cpu_set_t>::zeroed();
+    // SAFETY: the kernel fills the set, and a zeroed one is one; the ids are in range.
+    unsafe {
+        libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), set.as_mut_ptr());
+        let set = set.assume_init();
+        (0..libc::CPU_SETSIZE as u32).filter(|&cpu| libc::CPU_ISSET(cpu as usize, &set)).collect()
+    }
+}
+
+/// A page-aligned mapping of a memory file, shared by whoever has the file; never unmapped.
+pub(crate) fn map(file: &impl AsRawFd, len: usize) -> NonNull<u8> {
+    // SAFETY: a new mapping at an address of the kernel's choice.
+    let at = unsafe {
+        let read_write = libc::PROT_READ | libc::PROT_WRITE;
+        libc::mmap(ptr::null_mut(), len, read_write, libc::MAP_SHARED, file.as_raw_fd(), 0)
+    };
+    assert_ne!(at, libc::MAP_FAILED);
+    NonNull::new(at.cast()).unwrap()
+}
+
+/// Blocks or unblocks signals in this thread, and in those that it will spawn.
+fn mask(how: libc::c_int, signals: &[libc::c_int]) {
+    let mut set = MaybeUninit::<libc::sigset_t>::zeroed();
+    // SAFETY: the set is emptied first.
+    unsafe {
+        libc::sigemptyset(set.as_mut_ptr());
+        for &signal in signals {
+            libc::sigaddset(set.as_mut_ptr(), signal);
+        }
+        libc::pthread_sigmask(how, set.as_ptr(), ptr::null_mut());
+    }
+}
+
+/// `handler` runs at each of `signals`, with these `flags`.
+///
+/// # Safety
+///
+/// It does only what is safe in handlers.
+pub(crate) unsafe fn handle_with(
+    signals: &[libc::c_int],
+    flags: libc::c_int,
+    handler: extern "C" fn(libc::c_int),
+) {
+    for &signal in signals {
+        // SAFETY: zeroed, an action has no flags and an empty mask; the caller vouches for the rest.
+        unsafe {
+            let mut action = MaybeUninit::<libc::sigaction>::zeroed().assume_init();
+            action.sa_sigaction = handler as *const () as usize;
+            action.sa_flags = flags;
+            assert_eq!(libc::sigaction(signal, &raw const action, ptr::null_mut()), 0);
+        }
+    }
+    mask(libc::SIG_UNBLOCK, signals);
+}
+
+/// The same with `SA_RESTART`.
+///
+/// # Safety
+///
+/// That of [`handle_with`].
+pub(crate) unsafe fn handle(signals: &[libc::c_int], handler: extern "C" fn(libc::c_int)) {
+    // SAFETY: vouched for by the caller.
+    unsafe { handle_with(signals, libc::SA_RESTART, handler) };
+}
+
+/// A SIGALRM every so many microseconds, to some thread; 0 for none.
+pub(crate) fn tick(us: i64) {
+    set_timer(us, us);
+}
+
+/// One SIGALRM in so many microseconds, to some thread; 0 for none.
+pub(crate) fn alarm(us: i64) {
+    set_timer(us, 0);
+}
+
+fn set_timer(first: i64, then: i64) {
+    let [it_value, it_interval] = [first, then].map(|us| libc::timeval { tv_sec: 0, tv_usec: us });
+    let timer = libc::itimerval { it_interval, it_value };
+    // SAFETY: a timer of this process.
+    unsafe { libc::setitimer(libc::ITIMER_REAL, &raw const timer, ptr::null_mut()) };
 }

@@ -1,7 +1,8 @@
 //! The macros that build every rseq window. `arch/mod.rs` states what each window does.
 //!
 //! `window!` answers done or aborted, by a jump; `answer!` also brings values out and knows two
-//! more ways to leave; `unmerged_window!` is the one that users are given. All keep the rules that no sequence can break then:
+//! more ways to leave; `unmerged_window!` is the one that users are given. All keep the rules that
+//! no sequence can break then:
 //!
 //! - the window starts at the very instruction behind the store of `rseq_cs`: between the
 //!   two the thread would run unprotected;
@@ -61,10 +62,10 @@ macro_rules! window {
 /// A window that may bring values out; the `(status, cpu)` of [`settle`](super::sequences).
 ///
 /// Every window of this kind begins with two checks: the CPU is the one that the address was
-/// made for, and the stop word of its stripe is 0, if it has one. `inside` follows them. It may jump to `5f` to
-/// refuse; it must leave `{s}` alone, which holds the descriptor's address until the commit and is
-/// then the status: stable Rust has no `label` beside an output, and a register that is not 0
-/// anyway costs one instruction less than one that is set.
+/// made for, and the stop word of its stripe is 0, if it has one. `inside` follows them. It may
+/// jump to `5f` to refuse; it must leave `{s}` alone, which holds the descriptor's address until
+/// the commit and is then the status: stable Rust has no `label` beside an output, and a register
+/// that is not 0 anyway costs one instruction less than one that is set.
 macro_rules! answer {
     (@asm [$($before:expr),* $(,)?], [$($inside:expr),+ $(,)?], $($operand:tt)*) => {
         asm!(
@@ -166,8 +167,8 @@ pub(super) use {answer, window};
 ///
 /// It is made at compile time, of asm lines, and answers an
 /// [`Answer<(), ()>`](crate::percpu::raw::Answer). The first argument is the
-/// [`Id`](crate::percpu::raw::Id) of the CPU for which addresses were made; the macro checks it as the first
-/// thing in the window. Then come the lines, then operands as in `asm!`.
+/// [`Id`](crate::percpu::raw::Id) of the CPU for which addresses were made; the macro checks it as
+/// the first thing in the window. Then come the lines, then operands as in `asm!`.
 ///
 /// ```
 /// use unmerged::percpu::raw::{self, Answer};
@@ -208,8 +209,8 @@ pub(super) use {answer, window};
 ///
 /// - The last line is the commit: one store, the only one that others may see. Stores before
 ///   it go to memory that nobody looks at yet.
-/// - `jmp 5f` refuses, `jmp 4f` aborts; every other jump stays inside. Numeric labels `8` is free
-///   for loops. No call, no system call, no stack.
+/// - `jmp 5f` refuses, `jmp 4f` aborts; every other jump stays inside. The numeric label `8` is
+///   free for loops. No call, no system call, no stack.
 /// - Operands are read-only inputs (`in`), scratch and outputs (`out`, `inout`), never `lateout`; `s`,
 ///   `area`, `field`, `cpu`, `rseq_cs` and `signature` are taken.
 /// - The words are written by windows of that CPU alone.

@@ -30,8 +30,8 @@ impl fmt::Display for Source {
 pub struct Record<'b> {
     /// Where it was published.
     pub source: Source,
-    /// The how manieth record of that source it is, from 0. A number that is left out is a record that
-    /// was overwritten, or that another reader took.
+    /// The number of the record among those of that source, from 0. A number that is left out is a
+    /// record that was overwritten, or that another reader took.
     pub sequence: u64,
     /// What was published.
     pub bytes: &'b [u8],
