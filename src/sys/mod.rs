@@ -14,6 +14,7 @@ pub mod memfd;
 pub mod numa;
 pub mod object;
 pub mod pidfd;
+pub mod process;
 pub mod rseq;
 pub mod signals;
 pub mod socket;
