@@ -99,6 +99,10 @@ impl Entry {
         self.state.load(Ordering::Relaxed) as u32 != 0
     }
 
+    pub(super) fn waiters(&self) -> u32 {
+        self.state.load(Ordering::Relaxed) as u32
+    }
+
     /// Counts one that sleeps on the sequence; a fence must follow.
     pub(super) fn add_shadowed(&self) {
         self.shadowed.fetch_add(1, Ordering::Relaxed);

@@ -298,6 +298,14 @@ impl Domain {
         Some(Ledger { row: &rows[index], owner })
     }
 
+    /// What the domain itself counts at the place of this word, for tests.
+    #[doc(hidden)]
+    pub fn counted<T: Word>(&self, word: &Futex<T, Counted>) -> Result<u32> {
+        let address = core::ptr::from_ref(word).addr();
+        let offset = self.offset_of(address, size_of::<T>())?;
+        Ok(self.spot(super::counts::place_of(offset)).entry().waiters())
+    }
+
     /// Takes back what dead processes have added to the counts; how many processes.
     pub fn reap(&self) -> usize {
         // Asked each time: a child of this process may have been born into another namespace.
