@@ -162,6 +162,47 @@ pub fn requeue(pair: &[FutexWaitv; 2], wake: u32, requeue: u32) -> Result<usize>
     errno::count(unsafe { libc::syscall(SYS_FUTEX_REQUEUE, pair.as_ptr(), 0_u32, wake, requeue) })
 }
 
+/// [`wait`] with `FUTEX2_NUMA` among the flags (since Linux 6.16): behind the word there is one for
+/// the node, which the kernel writes if it holds -1.
+///
+/// # Errors
+///
+/// As [`wait`]; EINVAL for a pair that is not aligned to 8 or a node that is none.
+///
+/// # Safety
+///
+/// Both words are valid, and reached as atomics.
+pub unsafe fn wait_numa(
+    pair: *mut u32,
+    expected: u64,
+    mask: u64,
+    flags: u32,
+    clock: Clock,
+    deadline: Option<&Timespec>,
+) -> Result<()> {
+    let (deadline, clock) = (timespec(deadline), clock.id());
+    // SAFETY: the caller vouches for the pair; the timespec outlives the call.
+    errno::count(unsafe {
+        libc::syscall(SYS_FUTEX_WAIT, pair, expected, mask, flags, deadline, clock)
+    })?;
+    Ok(())
+}
+
+/// [`wake`] with `FUTEX2_NUMA` among the flags (since Linux 6.16).
+///
+/// # Errors
+///
+/// As [`wake`]; EINVAL for a pair that is not aligned to 8 or a node that is none.
+///
+/// # Safety
+///
+/// As [`wait_numa`].
+pub unsafe fn wake_numa(pair: *mut u32, mask: u64, n: u32, flags: u32) -> Result<usize> {
+    let n = n.min(i32::MAX as u32);
+    // SAFETY: the caller vouches for the pair.
+    errno::count(unsafe { libc::syscall(SYS_FUTEX_WAKE, pair, mask, n, flags) })
+}
+
 /// `futex(word, FUTEX_CMP_REQUEUE, wake, requeue, target, expected)` — if the word holds
 /// `expected`, wakes `wake` of its waiters and moves up to `requeue` others to `target`; answers
 /// how many of both. `FUTEX_REQUEUE`, without the comparison, if nothing is expected.
