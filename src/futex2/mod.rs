@@ -59,13 +59,33 @@
 
 mod counts;
 mod deadline;
+mod domain;
+mod fence;
 mod implementation;
+mod key;
+mod numa;
+mod options;
+mod place;
+mod plain;
+pub mod raw;
+mod requeue;
 mod scope;
+mod seat;
+#[doc(hidden)]
+pub mod step;
+mod vector;
 mod wait;
 mod word;
 
 pub use crate::sys::futex::Clock;
 pub use deadline::Deadline;
+pub use domain::Domain;
+pub use fence::{Fences, choose_fences, fences};
 pub use implementation::{Implementation, implementation};
-pub use scope::{Private, Scope, Shared};
+pub use key::Key;
+pub use numa::NumaFutex;
+pub use options::Options;
+pub use plain::{Atomic, cmp_requeue, requeue, wait, wait_with, waiter, wake, wake_with};
+pub use scope::{Counted, Private, Reach, Scope, Shared};
+pub use vector::{Waiter, waitv, waitv_with};
 pub use word::{Futex, Word};
