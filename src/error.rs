@@ -119,6 +119,11 @@ impl Error {
         self.errno == Errno::TIMEDOUT
     }
 
+    /// The other side has closed it (EPIPE).
+    pub fn is_closed(&self) -> bool {
+        self.errno == Errno::PIPE
+    }
+
     /// What the other side wrote is not what the protocol allows (EBADMSG, EPROTO).
     pub fn is_corrupt(&self) -> bool {
         matches!(self.errno, Errno::BADMSG | Errno::PROTO)

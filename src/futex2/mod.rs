@@ -63,6 +63,7 @@ mod domain;
 mod fence;
 mod implementation;
 mod key;
+pub mod lock;
 mod numa;
 mod options;
 mod place;

@@ -20,4 +20,5 @@ pub mod process;
 pub mod rseq;
 pub mod signals;
 pub mod socket;
+pub mod task;
 pub mod thread;
