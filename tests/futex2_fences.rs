@@ -7,6 +7,7 @@
 mod common;
 
 use common::{allowed, child, missing, pin, role, stress, succeed};
+use std::ptr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use unmerged::futex2::{Deadline, Fences, Futex, choose_fences, fences};
@@ -19,6 +20,26 @@ const COLD: usize = 32;
 
 /// Lines to store to: more than a cache holds.
 const LINES: usize = 1 << 20;
+
+/// Stores to all of them and to nothing else, for a store buffer has few places: the code of a
+/// debug build would fill it with its own.
+fn store_to(places: &[*mut u64; COLD]) {
+    // SAFETY: the places are atomics that live.
+    unsafe {
+        core::arch::asm!(
+            "2:",
+            "mov {at}, qword ptr [{place}]", // at = *place
+            "mov qword ptr [{at}], {left}",  // *at = left
+            "add {place}, 8",                // place += 1
+            "dec {left}",                    // left -= 1
+            "jnz 2b",                        // until left == 0
+            place = inout(reg) places.as_ptr() => _,
+            left = inout(reg) COLD => _,
+            at = out(reg) _,
+            options(nostack)
+        );
+    }
+}
 
 #[repr(align(64))]
 struct Line(AtomicU64);
@@ -47,10 +68,12 @@ fn storm(span: Duration) -> (u32, u32) {
                     }
                     core::hint::spin_loop();
                 }
-                for _ in 0..COLD {
+                let mut places = [ptr::null_mut::<u64>(); COLD];
+                for place in &mut places {
                     random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-                    cold[(random >> 40) as usize % LINES].0.store(random, Ordering::Relaxed);
+                    *place = cold[(random >> 40) as usize % LINES].0.as_ptr();
                 }
+                store_to(&places);
                 word.0.store(round, Ordering::Release);
                 word.0.wake(1);
             }

@@ -8,11 +8,15 @@ use std::time::Instant;
 use unmerged::futex2::{Domain, Futex, Private, Shared};
 use unmerged::sys::futex::{Clock, wait_bitset, wake_bitset};
 
-pub(crate) fn rows(options: &Options) {
+/// In a process that was asked for it: idle wakes with the other fences, and the end.
+pub(crate) fn play() {
     if let Ok(n) = std::env::var(ASYMMETRIC) {
         pinned(0, || println!("{}", wakes(n.parse().expect("a number"))));
         std::process::exit(0);
     }
+}
+
+pub(crate) fn rows(options: &Options) {
     pinned(0, || wake_idle(options));
     pinned(0, || wake_idle_domain(options));
     macro_rules! round_trip {
@@ -63,6 +67,8 @@ const ASYMMETRIC: &str = "UNMERGED_BENCH_ASYMMETRIC";
 /// Nanoseconds that `n` idle wakes take.
 fn wakes(n: u64) -> f64 {
     let word = Futex::<u32>::new(0);
+    // The first one registers the process with the kernel, which takes milliseconds.
+    word.wake(1);
     each(move || {
         word.store(1, Ordering::Release);
         word.wake(1);
