@@ -200,11 +200,12 @@ impl<'a> Spot<'a> {
         let moved_to = (to as u64 + 1) << 32;
         let target = Spot { table: self.table, index: to };
         let state = &self.entry().state;
-        let mut seen = state.load(Ordering::Relaxed);
+        // A pin that is found there was made before: whoever relies on it has to see it.
+        let mut seen = state.load(Ordering::Acquire);
         while seen >> 32 == 0 {
             target.entry().add();
             let new = seen | moved_to;
-            match state.compare_exchange(seen, new, Ordering::AcqRel, Ordering::Relaxed) {
+            match state.compare_exchange(seen, new, Ordering::AcqRel, Ordering::Acquire) {
                 Ok(_) => return true,
                 Err(other) => seen = other,
             }
@@ -309,4 +310,4 @@ mod tests {
 
 #[cfg(all(test, loom))]
 #[path = "counts_models.rs"]
-mod models;
+pub(super) mod models;

@@ -5,7 +5,7 @@ use crate::sync::model;
 use loom::sync::{Arc, Mutex};
 use loom::thread;
 
-fn table() -> Table {
+pub(in super::super) fn table() -> Table {
     core::array::from_fn(|_| Entry {
         state: AtomicU64::new(0).ready(),
         shadowed: AtomicU32::new(0).ready(),

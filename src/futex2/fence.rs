@@ -101,12 +101,25 @@ fn decide(wanted: Option<Fences>) -> u32 {
     }
 }
 
+/// What was decided, or not yet.
+#[cfg(not(all(test, loom)))]
+#[inline]
+fn choice() -> u32 {
+    CHOICE.load(Ordering::Relaxed)
+}
+
+/// A model has no membarrier.
+#[cfg(all(test, loom))]
+fn choice() -> u32 {
+    SYMMETRIC
+}
+
 /// The waiter's side, between its count and its look at the word; whether every waker that
 /// stores from here on will find the count. If not, somebody has taken membarrier(2) away since
 /// the choice: then the waiter may only nap.
 pub(super) fn waiter() -> bool {
     fence(Ordering::SeqCst);
-    let choice = CHOICE.load(Ordering::Relaxed);
+    let choice = choice();
     let choice = if choice == UNDECIDED { decide(None) } else { choice };
     choice != MEMBARRIER || {
         let reach = || membarrier::fence(membarrier::Fence::Private);
@@ -119,7 +132,7 @@ pub(super) fn waiter() -> bool {
 /// The waker's side, between its store and its look at the count.
 #[inline]
 pub(super) fn waker() {
-    match CHOICE.load(Ordering::Relaxed) {
+    match choice() {
         MEMBARRIER => compiler_fence(Ordering::SeqCst),
         SYMMETRIC => fence(Ordering::SeqCst),
         other => undecided(other),

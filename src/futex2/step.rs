@@ -18,7 +18,11 @@ pub fn left() -> u32 {
 /// A step: whoever is killed here has done what stands above it, and nothing below.
 #[inline]
 pub(super) fn step() {
-    if LEFT.load(Ordering::Relaxed) != 0 && LEFT.fetch_sub(1, Ordering::Relaxed) == 1 {
+    // A model ends where it likes.
+    if cfg!(not(all(test, loom)))
+        && LEFT.load(Ordering::Relaxed) != 0
+        && LEFT.fetch_sub(1, Ordering::Relaxed) == 1
+    {
         let own = rustix::process::getpid();
         let _ = rustix::process::kill_process(own, rustix::process::Signal::KILL);
     }

@@ -11,7 +11,7 @@ use crate::sync::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering, assert_la
 use core::cell::UnsafeCell;
 use core::fmt;
 use core::marker::PhantomData;
-use core::mem::{align_of, size_of};
+use core::mem::size_of;
 use core::ptr;
 
 /// The sizes of a futex: `u8`, `u16`, `u32`, `u64`.
@@ -149,7 +149,7 @@ assert_layout!(
     size_of::<Futex<u16>>() == 2,
     size_of::<Futex<u32>>() == 4,
     size_of::<Futex<u64>>() == 8,
-    align_of::<Futex<u64>>() == 8,
+    core::mem::align_of::<Futex<u64>>() == 8,
 );
 
 impl<T: Word, S: Reach> Futex<T, S> {

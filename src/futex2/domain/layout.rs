@@ -40,7 +40,7 @@ struct Header {
 pub(super) struct Row {
     /// 0: free; otherwise `Owner`.
     pub(super) owner: AtomicU64,
-    _pad: [u64; 15],
+    pub(super) _pad: [u64; 15],
     /// By place of the table: see `ledger.rs`.
     pub(super) places: [AtomicU64; PLACES],
 }

@@ -168,3 +168,79 @@ pub(super) fn dead_owner(row: &Row) -> Option<Owner> {
     let owner = row.owner.load(Ordering::Acquire);
     (owner != 0 && Owner(owner).is_dead()).then_some(Owner(owner))
 }
+
+#[cfg(all(test, loom))]
+mod models {
+    use super::super::super::counts::models::table;
+    use super::super::super::counts::{PLACES, Spot, Table};
+    use super::*;
+    use crate::sync::model;
+    use loom::sync::Arc;
+    use loom::thread;
+
+    const DEAD: Owner = Owner(7 << 32 | 1);
+    const NEXT: Owner = Owner(9 << 32 | 2);
+
+    struct Shared {
+        table: Table,
+        row: Row,
+    }
+
+    fn shared() -> Arc<Shared> {
+        let places = core::array::from_fn::<_, PLACES, _>(|_| AtomicU64::new(0).ready());
+        let row = Row { owner: AtomicU64::new(DEAD.0).ready(), _pad: [0; 15], places };
+        Arc::new(Shared { table: table(), row })
+    }
+
+    impl Shared {
+        fn spot(&self, index: usize) -> Spot<'_> {
+            Spot { table: &self.table, index }
+        }
+        fn find(&self) {
+            if self.row.owner.load(Ordering::Acquire) == DEAD.0 {
+                clear(&self.row, DEAD, |index| self.spot(index));
+            }
+        }
+    }
+
+    /// Killed after each line of entering and leaving, then found by two, one of whom then has a
+    /// waiter of its own in the row: no count is lost, and but for the time between a count and
+    /// its ledger none is left over.
+    #[test]
+    fn the_dead_are_cleared_once() {
+        for lines in 0..4 {
+            model(move || {
+                let shared = shared();
+                let dead = Ledger { row: &shared.row, owner: DEAD };
+                let steps: [&dyn Fn(); 4] = [
+                    &|| shared.spot(0).entry().add(),
+                    &|| dead.add(0),
+                    &|| dead.remove(0),
+                    &|| shared.spot(0).leave(1),
+                ];
+                steps[..lines].iter().for_each(|step| step());
+                let other = {
+                    let shared = shared.clone();
+                    thread::spawn(move || shared.find())
+                };
+                shared.find();
+                let free = shared.row.owner.compare_exchange(
+                    0,
+                    NEXT.0,
+                    Ordering::AcqRel,
+                    Ordering::Relaxed,
+                );
+                if free.is_ok() {
+                    shared.spot(0).entry().add();
+                    Ledger { row: &shared.row, owner: NEXT }.add(0);
+                }
+                other.join().unwrap();
+                let count = shared.spot(0).entry().waiters();
+                let living = u32::from(free.is_ok());
+                assert!(count >= living, "a count is too low: {count} of {living}");
+                let stuck = u32::from(lines == 1 || lines == 3);
+                assert_eq!(count - living, stuck, "after {lines} lines");
+            });
+        }
+    }
+}
