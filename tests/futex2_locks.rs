@@ -728,15 +728,15 @@ fn select_the_first() {
             scope.spawn(|| {
                 loop {
                     let sources: [&dyn unmerged::futex2::lock::Source; 4] =
-                        [&a.receiving(), &permits, &b.receiving(), &stop];
+                        [&stop, &a.receiving(), &permits, &b.receiving()];
                     let got = match select(&sources, None).unwrap() {
-                        0 => a.try_recv().is_ok(),
-                        1 => {
+                        1 => a.try_recv().is_ok(),
+                        2 => {
                             let got = permits.try_acquire();
                             taken.fetch_add(u32::from(got), Ordering::SeqCst);
                             false
                         }
-                        2 => b.try_recv().is_ok(),
+                        3 => b.try_recv().is_ok(),
                         _ => return,
                     };
                     items.fetch_add(u32::from(got), Ordering::SeqCst);

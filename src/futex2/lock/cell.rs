@@ -58,6 +58,10 @@ pub(super) trait Cell<T> {
     fn is_long(since: &mut Option<Deadline>) -> bool {
         since.get_or_insert_with(|| Deadline::after(PATIENCE)).has_passed()
     }
+    /// The deadline, or a moment from now if that is sooner.
+    fn briefly(deadline: Option<Deadline>) -> Deadline {
+        Deadline::or_sooner(deadline, PATIENCE)
+    }
 }
 
 impl<T: Word, S: Scope> Cell<T> for Futex<T, S> {
@@ -238,6 +242,9 @@ pub(super) mod model {
                         self.woken.notify_all();
                     }
                     woken
+                }
+                fn briefly(_: Option<Deadline>) -> Deadline {
+                    Deadline::monotonic(Duration::MAX)
                 }
                 fn is_long(_: &mut Option<Deadline>) -> bool {
                     false

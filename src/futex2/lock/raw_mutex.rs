@@ -10,7 +10,10 @@
 //!
 //! # Protocol
 //!
-//! A thread sleeps while the word is `LOCKED|PARKED`, perhaps with `STARVED`: never otherwise.
+//! A thread sleeps while the word is `LOCKED|PARKED`, perhaps with `STARVED`. Who has not slept yet
+//! also sleeps while it is `HANDED|PARKED`, but briefly: a wake may count a sleeper that is none
+//! of this word's, and then nobody takes what was handed.
+//!
 //! An unlock that finds `PARKED` puts `WOKEN` in its place and wakes one. Whoever was woken has a
 //! *duty*: others may sleep, and no bit says so. It takes the lock with `PARKED`, or sets
 //! `PARKED` before it sleeps again or gives up; each of the two clears `WOKEN`. Until then an
@@ -149,10 +152,7 @@ pub(super) fn lock_contended<C: Cell<u8>>(
     let (mut since, mut has_slept) = (None, duty);
     loop {
         let seen = word.load(Relaxed);
-        if seen & LOCKED == 0 {
-            if seen & HANDED != 0 && !has_slept && !spins.are_over() {
-                continue;
-            }
+        if seen & LOCKED == 0 && (seen & HANDED == 0 || has_slept) {
             let mut next = (seen | LOCKED) & !HANDED;
             if duty {
                 next = (next | PARKED) & !WOKEN;
@@ -174,12 +174,17 @@ pub(super) fn lock_contended<C: Cell<u8>>(
         }
         // The duty is the holder's now.
         duty = false;
-        let slept = word.wait(next, deadline)?;
-        if slept == Slept::Changed {
-            // A word that never rests ends no wait that has a deadline.
-            if deadline.is_some_and(|deadline| deadline.has_passed()) {
-                return Err(late("futex2::lock"));
+        let until = if next & HANDED == 0 { deadline } else { Some(C::briefly(deadline)) };
+        let slept = match word.wait(next, until) {
+            Ok(slept) => slept,
+            Err(_) if until != deadline && !deadline.is_some_and(|end| end.has_passed()) => {
+                Slept::Beat
             }
+            Err(error) => return Err(error),
+        };
+        // A word that never rests ends no wait that has a deadline.
+        if slept == Slept::Changed && deadline.is_some_and(|deadline| deadline.has_passed()) {
+            return Err(late("futex2::lock"));
         }
         duty |= slept.owes();
         has_slept |= duty;
@@ -213,8 +218,10 @@ fn unlock_slowly<C: Cell<u8>>(word: &C, fair: bool) {
         }
     }
     if word.wake(1) == 0 {
-        // Nobody slept: whoever was about to has seen the word change.
-        word.fetch_and(!(WOKEN | HANDED), Relaxed);
+        // Nobody slept: whoever was about to has seen the word change, and may sleep since.
+        if word.fetch_and(!(WOKEN | HANDED), Relaxed) & (PARKED | LOCKED) == PARKED {
+            word.wake(1);
+        }
     }
 }
 
