@@ -206,6 +206,8 @@ mod models {
             let shared = Shared::new();
             assert_eq!(shared.take(1), Taken::Clean);
             shared.add();
+            // Before the others come: who sleeps already would look again after a beat.
+            shared.dead.store(true, Release);
             let bodies = [2, 3].map(|me| {
                 let shared = shared.clone();
                 thread::spawn(move || {
@@ -218,9 +220,6 @@ mod models {
                     taken
                 })
             });
-            shared.dead.store(true, Release);
-            // Who sleeps already looks again after a beat.
-            shared.word.wake(u32::MAX);
             let told = bodies.map(|body| body.join().unwrap() == Taken::Orphaned);
             assert!(told[0] != told[1]);
         });
