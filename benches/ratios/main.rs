@@ -7,6 +7,7 @@
 //! see that it works.
 
 mod futex2;
+mod futex2_locks;
 mod harness;
 mod mshare;
 mod peer;
@@ -19,7 +20,11 @@ mod task_shared;
 use harness::Options;
 
 fn main() {
-    peer::play(&[(task_shared::SLEEPERS, task_shared::sleepers), (mshare::SERVER, mshare::serve)]);
+    peer::play(&[
+        (task_shared::SLEEPERS, task_shared::sleepers),
+        (mshare::SERVER, mshare::serve),
+        (futex2_locks::ECHO, futex2_locks::echo),
+    ]);
     futex2::play();
     let options = Options::from_args();
     percpu::rows(&options);
@@ -28,5 +33,6 @@ fn main() {
     percpu_ring::rows(&options);
     task_shared::rows(&options);
     futex2::rows(&options);
+    futex2_locks::rows(&options);
     mshare::rows(&options);
 }

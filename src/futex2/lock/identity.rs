@@ -126,17 +126,16 @@ mod tests {
             unsafe { libc::_exit(code) };
         }
         let mut status = 0;
+        let number = child.cast_unsigned();
+        let mut info = core::mem::MaybeUninit::<libc::siginfo_t>::uninit();
+        let options = libc::WEXITED | libc::WNOWAIT;
         // SAFETY: our own child; it stays a zombie until it is waited for.
-        unsafe {
-            let mut info = core::mem::zeroed::<libc::siginfo_t>();
-            let options = libc::WEXITED | libc::WNOWAIT;
-            libc::waitid(libc::P_PID, child.cast_unsigned(), &raw mut info, options);
-            let start = task::stat(child.cast_unsigned()).unwrap().1;
-            let id = u64::from(child.cast_unsigned()) | start << TID_BITS;
-            assert!(is_dead(id, true) && !is_dead(id, false));
-            assert_eq!(libc::waitpid(child, &raw mut status, 0), child);
-            assert!(is_dead(id, false));
-        }
+        unsafe { libc::waitid(libc::P_PID, number, info.as_mut_ptr(), options) };
+        let id = u64::from(number) | task::stat(number).unwrap().1 << TID_BITS;
+        assert!(is_dead(id, true) && !is_dead(id, false));
+        // SAFETY: our own child.
+        assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+        assert!(is_dead(id, false));
         assert_eq!(status, 0);
     }
 }

@@ -192,10 +192,13 @@ mod models {
                     give_back(&shared.word, me);
                 })
             });
+            shared.take(4);
+            shared.add();
+            give_back(&shared.word, 4);
             others.into_iter().for_each(|other| other.join().unwrap());
             shared.take(4);
             // SAFETY: the lock is held.
-            assert_eq!(shared.data.with(|data| unsafe { *data }), 2);
+            assert_eq!(shared.data.with(|data| unsafe { *data }), 3);
         });
     }
 
@@ -222,6 +225,35 @@ mod models {
             });
             let told = bodies.map(|body| body.join().unwrap() == Taken::Orphaned);
             assert!(told[0] != told[1]);
+        });
+    }
+
+    /// One dies with the lock, the next one does not make it good: the other is told, be it asleep.
+    #[test]
+    fn given_up_for_all() {
+        model(|| {
+            let shared = Shared::new();
+            shared.take(1);
+            shared.dead.store(true, Release);
+            let bodies = [2, 3].map(|me| {
+                let shared = shared.clone();
+                thread::spawn(move || {
+                    let is_dead = |id, _| id == 1;
+                    match take(&shared.word, me, Patience::Endless, is_dead) {
+                        Ok(taken) => {
+                            assert_eq!(taken, Taken::Orphaned);
+                            give_back(&shared.word, me);
+                            1
+                        }
+                        Err(error) => {
+                            assert_eq!(error.raw_os_error(), libc::ENOTRECOVERABLE);
+                            0
+                        }
+                    }
+                })
+            });
+            let sum: u32 = bodies.map(|body| body.join().unwrap()).iter().sum();
+            assert_eq!(sum, 1);
         });
     }
 }

@@ -16,7 +16,7 @@
 //! it is.
 //!
 //! Sleepers count themselves; the count and the word are ordered as in `counts.rs`: each side
-//! writes one and then reads the other, with a fence between.
+//! writes one and then reads the other, with a fence between; the sleeper's is the kernel's.
 
 use super::cell::Cell;
 use crate::error::{Error, Result};

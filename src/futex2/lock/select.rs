@@ -3,7 +3,7 @@
 use super::cell::sleep;
 use crate::error::{Error, Result};
 use crate::futex2::{Deadline, Shared, Waiter, waitv};
-use crate::sync::{AtomicU32, Ordering, fence};
+use crate::sync::{AtomicU32, Ordering};
 use rustix::io::Errno;
 
 /// Whether a source has something now, or what to sleep on until it may.
@@ -23,10 +23,9 @@ impl<'a> Announced<'a> {
     /// Of a source that does not count.
     pub(super) const NONE: Self = Self(None);
 
-    /// Counted. What is read from here on is ordered against the look at the count.
+    /// Counted. The kernel has a barrier before it compares the word that is slept on.
     pub(super) fn new(count: &'a AtomicU32) -> Self {
         count.fetch_add(1, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
         Self(Some(count))
     }
 }
