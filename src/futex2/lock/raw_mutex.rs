@@ -4,9 +4,8 @@
 //! |---|---|---|---|
 //! | 0 | `LOCKED` | who takes it | somebody holds it |
 //! | 1 | `PARKED` | who goes to sleep | somebody may sleep who is nobody's duty yet |
-//! | 2 | `WOKEN` | who wakes one | one was woken and will see to the others |
-//! | 3 | `HANDED` | a fair unlock | it is free, for one who has slept |
-//! | 4 | `STARVED` | a sleeper passed over for long | the next unlock is a fair one |
+//! | 2 | `HANDED` | a fair unlock | it is free, for one who has slept |
+//! | 3 | `STARVED` | a sleeper passed over for long | the next unlock is a fair one |
 //!
 //! # Protocol
 //!
@@ -14,15 +13,14 @@
 //! also sleeps while it is `HANDED|PARKED`, but briefly: a wake may count a sleeper that is none
 //! of this word's, and then nobody takes what was handed.
 //!
-//! An unlock that finds `PARKED` puts `WOKEN` in its place and wakes one. Whoever was woken has a
-//! *duty*: others may sleep, and no bit says so. It takes the lock with `PARKED`, or sets
-//! `PARKED` before it sleeps again or gives up; each of the two clears `WOKEN`. Until then an
-//! unlock wakes nobody: the running threads pass the lock among themselves and one woken thread
-//! at a time competes with them, which is where the throughput comes from.
+//! An unlock that finds `PARKED` takes it away and wakes one. Whoever was woken has a *duty*: others
+//! may sleep, and no bit says so. It takes the lock with `PARKED`, or sets `PARKED` before it
+//! sleeps again or gives up. Until then unlocks wake nobody, and are as quick as if nobody slept:
+//! the running threads pass the lock among themselves and one woken thread at a time competes
+//! with them, which is where the throughput comes from.
 //!
 //! So at any time, if somebody sleeps, then `PARKED` is set, or a woken thread has the duty, or
-//! an unlock is about to wake. `WOKEN` says nothing that must be true: it may be left behind, or
-//! cleared early, and costs a wake more or a slower path then.
+//! an unlock is about to wake.
 
 use super::cell::{Cell, Slept, Spins, late};
 use crate::error::Result;
@@ -32,9 +30,8 @@ use core::fmt;
 
 const LOCKED: u8 = 1;
 const PARKED: u8 = 2;
-const WOKEN: u8 = 4;
-const HANDED: u8 = 8;
-const STARVED: u8 = 16;
+const HANDED: u8 = 4;
+const STARVED: u8 = 8;
 
 /// A mutex without data: one byte, 0 being unlocked. [`Mutex`](super::Mutex) is this with its
 /// data; lock_api's mutex can be, by the feature `lock_api`.
@@ -155,7 +152,7 @@ pub(super) fn lock_contended<C: Cell<u8>>(
         if seen & LOCKED == 0 && (seen & HANDED == 0 || has_slept) {
             let mut next = (seen | LOCKED) & !HANDED;
             if duty {
-                next = (next | PARKED) & !WOKEN;
+                next |= PARKED;
             }
             if word.compare_exchange(seen, next, Acquire, Relaxed).is_ok() {
                 return Ok(());
@@ -165,7 +162,7 @@ pub(super) fn lock_contended<C: Cell<u8>>(
         if !spins.are_over() {
             continue;
         }
-        let mut next = (seen | PARKED) & !WOKEN;
+        let mut next = seen | PARKED;
         if has_slept && C::is_long(&mut since) {
             next |= STARVED;
         }
@@ -204,22 +201,16 @@ fn unlock<C: Cell<u8>>(word: &C, fair: bool) {
 fn unlock_slowly<C: Cell<u8>>(word: &C, fair: bool) {
     let mut seen = word.load(Relaxed);
     loop {
-        let next = if seen & PARKED == 0 {
-            seen & !(LOCKED | STARVED)
-        } else if fair || seen & STARVED != 0 {
-            HANDED | WOKEN
-        } else {
-            WOKEN
-        };
+        let fair = fair || seen & STARVED != 0;
+        let next = if fair && seen & PARKED != 0 { HANDED } else { 0 };
         match word.compare_exchange(seen, next, Release, Relaxed) {
-            Ok(_) if next & WOKEN == 0 || seen & PARKED == 0 => return,
             Ok(_) => break,
             Err(now) => seen = now,
         }
     }
-    if word.wake(1) == 0 {
+    if seen & PARKED != 0 && word.wake(1) == 0 {
         // Nobody slept: whoever was about to has seen the word change, and may sleep since.
-        if word.fetch_and(!(WOKEN | HANDED), Relaxed) & (PARKED | LOCKED) == PARKED {
+        if word.fetch_and(!HANDED, Relaxed) & (PARKED | LOCKED) == PARKED {
             word.wake(1);
         }
     }
