@@ -466,12 +466,12 @@ impl<T, S: Scope> Channel<T, S> {
         Ok(())
     }
 
-    /// This end for [`select`](super::select): ready when there may be an item, or it is closed.
+    /// This end for [`select`](super::select()): ready when there may be an item, or it is closed.
     pub fn receiving(&self) -> Receiving<'_, T, S> {
         Receiving(self)
     }
 
-    /// This end for [`select`](super::select): ready when there may be room, or it is closed.
+    /// This end for [`select`](super::select()): ready when there may be room, or it is closed.
     pub fn sending(&self) -> Sending<'_, T, S> {
         Sending(self)
     }

@@ -35,7 +35,7 @@
 //! | [`RobustMutex`] | 8 | its holder's death is told, its data can be made good |
 //! | [`Channel`] | | bounded, any number of senders and receivers; survives deaths |
 //!
-//! [`select`] waits for the first of several semaphores, events and ends of channels. A mutex is none
+//! [`select()`] waits for the first of several semaphores, events and ends of channels. A mutex is none
 //! of them: waiting for a mutex among others means to hold it at a time that nobody planned; use an
 //! [`AutoEvent`] or a semaphore with one permit.
 //!

@@ -38,7 +38,7 @@ impl Drop for Announced<'_> {
     }
 }
 
-/// Something that [`select`] waits for: a [`Semaphore`](super::Semaphore), an
+/// Something that [`select()`] waits for: a [`Semaphore`](super::Semaphore), an
 /// [`Event`](super::Event), an [`AutoEvent`](super::AutoEvent), the receiving end of a
 /// [`Channel`](super::Channel) or its sending end.
 pub trait Source {
