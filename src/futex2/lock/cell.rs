@@ -191,18 +191,18 @@ pub(super) mod model {
     }
 
     macro_rules! modelled {
-        ($atomic:ident, $value:ty) => {
-            impl Modelled<$atomic> {
+        ($words:ident, $value:ty) => {
+            impl Modelled<$words> {
                 pub(in super::super) fn new(value: $value) -> Self {
                     Self {
-                        word: $atomic::new(value).ready(),
+                        word: $words::new(value).ready(),
                         queue: Mutex::new(Queue::default()),
                         woken: Condvar::new(),
                     }
                 }
             }
 
-            impl Cell<$value> for Modelled<$atomic> {
+            impl Cell<$value> for Modelled<$words> {
                 fn load(&self, order: Ordering) -> $value {
                     self.word.load(order)
                 }
