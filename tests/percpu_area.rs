@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{in_each_implementation, missing, stress};
+use common::{child, in_each_implementation, missing, refuse, role, stress, succeed};
 use proptest::prelude::*;
 use std::os::fd::AsRawFd;
 use std::sync::Barrier;
@@ -407,6 +407,38 @@ fn gs_errors() {
     })
     .join()
     .unwrap();
+}
+
+/// The word of the thread's control block that lies where `rseq_cs` would in an area at 0: libc's.
+fn libcs_word() -> usize {
+    let word: usize;
+    // SAFETY: reads a word of this thread's control block.
+    unsafe { std::arch::asm!("mov {}, qword ptr fs:[8]", out(reg) word) };
+    word
+}
+
+/// An operation that is the first thing a process does with this crate, or that comes where rseq is
+/// refused, is an error and leaves the thread's control block alone.
+#[test]
+fn gs_before_anything_else() {
+    match role().as_deref() {
+        None => {
+            let test = "gs_before_anything_else";
+            succeed(child(test, "first"));
+            let mut refused = child(test, "refused");
+            refused.env("GLIBC_TUNABLES", "glibc.pthread.rseq=0");
+            return succeed(refused);
+        }
+        Some("refused") => refuse(libc::SYS_rseq, libc::ENOSYS),
+        _ => {}
+    }
+    let before = libcs_word();
+    for _ in 0..2 {
+        // SAFETY: without stripes nothing is touched.
+        let error = unsafe { gs::fetch_add::<u64>(8, 1) }.unwrap_err();
+        assert!(matches!(error.raw_os_error(), libc::ENOENT | libc::EINVAL), "{error}");
+        assert_eq!(libcs_word(), before);
+    }
 }
 
 /// Threads that are created afterwards have the stripes of their creator; counters of the

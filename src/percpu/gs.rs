@@ -6,8 +6,8 @@
 //!
 //! // A stripe of 128 bytes for each CPU id, laid out by the caller.
 //! let cpus = 8192;
-//! let stripes = vec![0_u64; cpus * 16];
-//! match gs::set(stripes.as_ptr().addr(), 128) {
+//! let mut stripes = vec![0_u64; cpus * 16];
+//! match gs::set(stripes.as_mut_ptr().expose_provenance(), 128) {
 //!     Ok(()) => {
 //!         // SAFETY: every stripe has a word at 8, which nothing but these operations writes.
 //!         let (cpu, old) = unsafe { gs::fetch_add::<u64>(8, 1) }?;
@@ -224,6 +224,11 @@ fn run<T: Integer>(
     window: impl Fn(At) -> Answer<(u32, T)>,
 ) -> Result<core::result::Result<(u32, T), (u32, T)>> {
     let at = At { area: rseq::area(), field: 0, cpu: 0, stop: 0, word: offset };
+    // Nobody has asked for rseq yet, or there is none: a window stores the address of its descriptor
+    // before it looks at anything, here over what libc keeps in the thread's control block.
+    if at.area == 0 {
+        return retry(operation, at, &window);
+    }
     check_base();
     match window(at) {
         Answer::Done(done) => Ok(Ok(done)),
