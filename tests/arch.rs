@@ -350,6 +350,37 @@ fn sequences_on_stripes_of_the_caller() {
     striped::<ByCaller>(arch::gs_restripe_callers, false);
 }
 
+/// Whoever points `%gs` somewhere ends the other striping, also if a handler has begun that one
+/// since the caller looked.
+#[test]
+fn a_thread_has_one_striping() {
+    if !native_ready(true) {
+        return;
+    }
+    std::thread::spawn(|| {
+        assert!(native_ready(true));
+        let mut word = 0_u64;
+        let base = (&raw mut word).expose_provenance();
+        let (area, cpus) = (rseq::area(), features().cpus.end());
+        // SAFETY: %gs is free in this thread; a stripe for all CPUs, which no window is run on.
+        let stripe = |restripe: unsafe fn(isize, usize, usize, u32) -> Outcome| {
+            while unsafe { restripe(area, base, 0, cpus) } != Outcome::Done {}
+        };
+        // SAFETY: a word of this thread.
+        let words = || (arch::striped_cpu(), unsafe { arch::callers_cpu().read_volatile() });
+        for _ in 0..2 {
+            stripe(arch::gs_restripe);
+            assert!(words().0 < cpus && words().1 == NOT_STRIPED);
+            stripe(arch::gs_restripe_callers);
+            assert!(words().0 == NOT_STRIPED && words().1 < cpus);
+        }
+        // SAFETY: back to what a thread starts with.
+        unsafe { arch::set_gs_base(0) };
+    })
+    .join()
+    .unwrap();
+}
+
 #[test]
 #[allow(clippy::undocumented_unsafe_blocks, reason = "one comment for all the windows")]
 fn the_menu_of_librseq() {

@@ -32,20 +32,22 @@
 //!     }
 //!
 //! gs_restripe(area, base, stride, cpus):       # point %gs at the stripe of this CPU
-//!     window {                                 # gs_restripe_callers: with callers_cpu
+//!     window {
 //!         striped_cpu = NOT_STRIPED
+//!         callers_cpu = NOT_STRIPED
 //!         c = area.cpu_id
 //!         if c >= cpus: abort
 //!         gsbase = base + c * stride
-//!         striped_cpu = c
+//!         striped_cpu = c                      # gs_restripe_callers: callers_cpu = c
 //!     }
 //! ```
 //!
-//! `gs_restripe` writes `NOT_STRIPED` as the first line *inside* its window. Written in
+//! `gs_restripe` writes `NOT_STRIPED` as the first lines *inside* its window. Written in
 //! front of the window it would be lost: a signal handler between the two may stripe
 //! the thread for CPU 1, the thread migrates, the window sets the base for CPU 2 and is
 //! aborted, and word and base disagree. Inside, an abort always leaves `NOT_STRIPED`,
-//! and a handler that runs after it stripes both anew.
+//! and a handler that runs after it stripes both anew. It writes both words, because a handler
+//! may have laid `%gs` over the other stripes since the caller of the window looked.
 //!
 //! A word that windows update is updated by nothing else: a plain read-modify-write
 //! beside an atomic one loses counts. The one exception is a word whose CPU somebody has
