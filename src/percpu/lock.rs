@@ -89,18 +89,20 @@ struct Stripe<T> {
     value: AtomicPtr<T>,
     /// In debug builds [who](this_thread) holds it, from which a second lock is known.
     holder: AtomicUsize,
-    /// Not 0 once the place below was left to a holder of another process.
-    left: AtomicU32,
+    /// Not 0 if a `T` that is made goes into a box: the place below was left to a holder of another
+    /// process, or this moves with the lock that it lies in.
+    boxed: AtomicU32,
     place: UnsafeCell<MaybeUninit<T>>,
 }
 
 impl<T> Stripe<T> {
-    const fn new() -> Self {
+    /// One in the lock itself. It may be moved between two uses, and its `T` then stays where it is.
+    const fn spare() -> Self {
         Self {
             door: Door::new(),
             value: AtomicPtr::new(ptr::null_mut()),
             holder: AtomicUsize::new(0),
-            left: AtomicU32::new(0),
+            boxed: AtomicU32::new(1),
             place: UnsafeCell::new(MaybeUninit::uninit()),
         }
     }
@@ -187,7 +189,7 @@ impl<T> Lock<T> {
     /// ```
     pub const fn new(init: fn() -> T) -> Self {
         const { Self::FITS };
-        Self { cell: Lazy::new(), init, spare: Stripe::new() }
+        Self { cell: Lazy::new(), init, spare: Stripe::spare() }
     }
 
     /// Takes the `T` of this CPU; waits while another thread holds it.
@@ -315,7 +317,7 @@ impl<T> Lock<T> {
         // Before anybody leaves this stripe, in this process or its ancestors.
         asymmetric::decide();
         let value = (self.init)();
-        let value = if stripe.left.load(Ordering::Relaxed) == 0 {
+        let value = if stripe.boxed.load(Ordering::Relaxed) == 0 {
             let place = stripe.place.get().cast::<T>();
             // SAFETY: aligned, of this size, and the holder's.
             unsafe { place.write(value) };
@@ -341,7 +343,7 @@ impl<T> Lock<T> {
             return Err(refused);
         }
         // The old value may be half changed, and its holder may be the thread that forked.
-        stripe.left.store(1, Ordering::Relaxed);
+        stripe.boxed.store(1, Ordering::Relaxed);
         stripe.value.store(ptr::null_mut(), Ordering::Relaxed);
         Ok(self.enter(refused.here, tag))
     }
@@ -544,5 +546,30 @@ impl<T> DerefMut for Guard<'_, T> {
 impl<T: fmt::Debug> fmt::Debug for Guard<'_, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Guard").field("cpu", &self.cpu).field("value", &**self).finish()
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    /// Without memory for a cell the value belongs to a lock that may be moved.
+    #[test]
+    fn a_lock_without_memory_can_be_moved() {
+        let lock = Lock::new(|| String::from("made"));
+        let take = |lock: &Lock<String>| {
+            let tag = tag();
+            let here = lock.attempt_without(tag).ok().unwrap();
+            lock.enter(here, tag).push('!');
+        };
+        take(&lock);
+        // It does not lie in what is about to move.
+        assert_ne!(lock.spare.value.load(Ordering::Relaxed), lock.spare.place.get().cast());
+        let moved = Box::new(lock);
+        take(&moved);
+        assert!(moved.cell.known().is_none());
+        let mut seen = Vec::new();
+        moved.for_each(|_, value| seen.push(value.clone())).unwrap();
+        assert_eq!(seen, ["made!!"]);
     }
 }

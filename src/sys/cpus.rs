@@ -77,8 +77,8 @@ pub fn current() -> u32 {
     u32::try_from(unsafe { libc::sched_getcpu() }).unwrap_or(0)
 }
 
-/// `sched_setaffinity(0, …)`, `sched_yield` for each of `cpus`, then back — runs on each of them
-/// for a moment. One that is offline is passed over: nothing runs there.
+/// `sched_setaffinity(0, …)` for each of `cpus`, then back — runs on each of them for a moment.
+/// One that is offline is passed over: nothing runs there.
 ///
 /// # Errors
 ///
