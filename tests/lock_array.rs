@@ -3,8 +3,8 @@
 mod common;
 
 use common::{
-    allowed as cpus, child, handle, in_each_implementation, missing, pin, pin_thread, role, stress,
-    succeed, tick,
+    alarm_again, allowed as cpus, child, handle, in_each_implementation, missing, pin, pin_thread,
+    role, stress, succeed,
 };
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -130,6 +130,7 @@ fn handlers_try_the_lock_that_they_interrupt() {
             scope.spawn(|| {
                 let mut n = 0;
                 while Instant::now() < end || HANDLED.load(Ordering::Relaxed) < 100 {
+                    alarm_again(10);
                     for _ in 0..200 {
                         SIGNALLED.lock().add(1);
                         n += 1;
@@ -140,11 +141,6 @@ fn handlers_try_the_lock_that_they_interrupt() {
                 done.fetch_add(n, Ordering::Relaxed);
             })
         });
-        for us in [50, 20, 10].into_iter().cycle().take_while(|_| Instant::now() < end) {
-            tick(us);
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        tick(0);
         // The end of a scope is not the end of its threads: a handler may still run in one.
         let _ = threads.map(|thread| thread.join().unwrap());
     });

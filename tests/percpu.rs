@@ -3,7 +3,8 @@
 mod common;
 
 use common::{
-    child, handle, in_each_implementation, map, missing, pin, refuse, role, stress, succeed, tick,
+    alarm, alarm_again, child, handle, in_each_implementation, map, missing, pin, refuse, role,
+    stress, succeed,
 };
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -103,7 +104,6 @@ fn storms_of_signals_and_migrations_lose_nothing() {
     unsafe { handle(&[libc::SIGUSR1, libc::SIGALRM], on_user_signal) };
     let end = std::time::Instant::now() + stress(Duration::from_millis(200));
     let (cpus, added) = (cpus(), AtomicU64::new(0));
-    tick(10);
     std::thread::scope(|scope| {
         let threads = [0, 1, 2, 3, 4, 5].map(|me| {
             let (cpus, added) = (&cpus, &added);
@@ -114,6 +114,7 @@ fn storms_of_signals_and_migrations_lose_nothing() {
                         HITS.add(1);
                         n += 1;
                     }
+                    alarm_again(10);
                     match n / 64 % 4 {
                         0 => drop(pin(cpus[(n as usize / 256 + me) % cpus.len()])),
                         // SAFETY: a signal to this thread, which has a handler for it.
@@ -128,7 +129,6 @@ fn storms_of_signals_and_migrations_lose_nothing() {
         // The end of a scope is not the end of its threads: a handler may still run in one.
         let _ = threads.map(|thread| thread.join().unwrap());
     });
-    tick(0);
     let handled = IN_HANDLER.load(Ordering::Relaxed);
     assert!(handled > 0);
     assert_eq!(HITS.sum(), 1 + handled + added.load(Ordering::Relaxed));
@@ -151,18 +151,16 @@ fn signal_handlers_count_too() {
     HITS.add(1);
     // SAFETY: the handler uses what is safe in handlers: an atomic, and a counter in use.
     unsafe { handle(&[libc::SIGALRM], on_alarm) };
-    tick(20);
     let mut here = 1;
     while IN_HANDLER.load(Ordering::Relaxed) < 2000 {
-        HITS.add(1);
-        here += 1;
+        alarm_again(10);
+        for _ in 0..64 {
+            HITS.add(1);
+            here += 1;
+        }
     }
-    tick(0);
-    // The last signal may still be handled, by another thread.
-    while HITS.sum() != here + IN_HANDLER.load(Ordering::SeqCst) {
-        assert!(HITS.sum() < here + IN_HANDLER.load(Ordering::SeqCst) + 2, "counted twice");
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    alarm(0);
+    assert_eq!(HITS.sum(), here + IN_HANDLER.load(Ordering::Relaxed));
 }
 
 /// The first addition of all, by 16 threads at once.

@@ -2,7 +2,9 @@
 
 mod common;
 
-use common::{child, in_each_implementation, map, missing, pin, role, stress, succeed};
+use common::{
+    alarm_again, child, handle, in_each_implementation, map, missing, pin, role, stress, succeed,
+};
 use proptest::prelude::*;
 use std::arch::asm;
 use std::collections::{BTreeMap, VecDeque};
@@ -289,17 +291,12 @@ extern "C" fn on_alarm(_: libc::c_int) {
     }
 }
 
-/// A signal every so many microseconds, 0 for none.
-fn tick(us: i64) {
-    // SAFETY: the handler publishes, which handlers may, and counts.
-    unsafe { common::handle(&[libc::SIGALRM], on_alarm) };
-    common::tick(us);
-}
-
 /// 8 threads that change their CPU, a signal whose handler publishes over what it interrupts,
 /// and a reader that never stops.
 fn storm_on_one_ring(when_full: WhenFull) {
     let ring = RING.get_or_init(|| Ring::private(8 << 10, when_full).unwrap());
+    // SAFETY: the handler publishes, which handlers may, and counts.
+    unsafe { handle(&[libc::SIGALRM], on_alarm) };
     let (stop, cpus) = (AtomicBool::new(false), cpus());
     let mut seen = Seen::default();
     std::thread::scope(|scope| {
@@ -309,6 +306,9 @@ fn storm_on_one_ring(when_full: WhenFull) {
                 let mut random = Random(u64::from(me) + 1);
                 for n in 0.. {
                     publish(ring, me, n, random.next() as usize % 380);
+                    if n % 4 == 0 {
+                        alarm_again(10);
+                    }
                     if n % 64 == u64::from(me) {
                         pin(cpus[random.next() as usize % cpus.len()]);
                         if stop.load(Ordering::Relaxed) {
@@ -326,11 +326,7 @@ fn storm_on_one_ring(when_full: WhenFull) {
             }
             seen
         });
-        // In a long storm as fast as handlers can be.
-        let is_long = std::env::var_os("UNMERGED_STRESS_SECONDS").is_some();
-        tick(if is_long { 10 } else { 30 });
         std::thread::sleep(stress(Duration::from_millis(400)));
-        tick(0);
         stop.store(true, Ordering::Relaxed);
         // The end of a scope is not the end of its threads: a handler may still run in one.
         let _ = writers.map(|writer| writer.join().unwrap());

@@ -99,7 +99,6 @@ fn storm(
         // The end of a scope is not the end of its threads: a handler may still run in one.
         threads.into_iter().for_each(|thread| thread.join().unwrap());
     });
-    alarm(0);
 }
 
 static STACK: Stack<Item> = Stack::new();

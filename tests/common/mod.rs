@@ -270,19 +270,65 @@ pub(crate) unsafe fn handle(signals: &[libc::c_int], handler: extern "C" fn(libc
     unsafe { handle_with(signals, libc::SA_RESTART, handler) };
 }
 
-/// A SIGALRM every so many microseconds, to some thread; 0 for none.
-pub(crate) fn tick(us: i64) {
-    set_timer(us, us);
+/// A timer that signals the thread that made it.
+struct Timer(libc::timer_t);
+
+impl Timer {
+    fn new() -> Self {
+        let mut timer = MaybeUninit::uninit();
+        // SAFETY: a zeroed event is filled in; the kernel writes the id.
+        unsafe {
+            let mut event = MaybeUninit::<libc::sigevent>::zeroed().assume_init();
+            event.sigev_notify = libc::SIGEV_THREAD_ID;
+            event.sigev_signo = libc::SIGALRM;
+            event.sigev_notify_thread_id = libc::gettid();
+            let clock = libc::CLOCK_MONOTONIC;
+            assert_eq!(libc::timer_create(clock, &raw mut event, timer.as_mut_ptr()), 0);
+            Self(timer.assume_init())
+        }
+    }
+
+    fn arm(&self, us: i64) {
+        let [it_value, it_interval] =
+            [us * 1000, 0].map(|tv_nsec| libc::timespec { tv_sec: 0, tv_nsec });
+        let when = libc::itimerspec { it_interval, it_value };
+        // SAFETY: a timer of this thread.
+        unsafe { libc::timer_settime(self.0, 0, &raw const when, ptr::null_mut()) };
+    }
+
+    fn is_armed(&self) -> bool {
+        let mut when = MaybeUninit::<libc::itimerspec>::zeroed();
+        // SAFETY: a timer of this thread; the kernel writes the rest of its time.
+        let left = unsafe {
+            libc::timer_gettime(self.0, when.as_mut_ptr());
+            when.assume_init().it_value
+        };
+        left.tv_sec != 0 || left.tv_nsec != 0
+    }
 }
 
-/// One SIGALRM in so many microseconds, to some thread; 0 for none.
+impl Drop for Timer {
+    fn drop(&mut self) {
+        // SAFETY: it is not used after this.
+        unsafe { libc::timer_delete(self.0) };
+    }
+}
+
+thread_local! {
+    static TIMER: Timer = Timer::new();
+}
+
+/// A SIGALRM to this thread in so many microseconds, under a second; for 0 none.
 pub(crate) fn alarm(us: i64) {
-    set_timer(us, 0);
+    TIMER.with(|timer| timer.arm(us));
 }
 
-fn set_timer(first: i64, then: i64) {
-    let [it_value, it_interval] = [first, then].map(|us| libc::timeval { tv_sec: 0, tv_usec: us });
-    let timer = libc::itimerval { it_interval, it_value };
-    // SAFETY: a timer of this process.
-    unsafe { libc::setitimer(libc::ITIMER_REAL, &raw const timer, ptr::null_mut()) };
+/// The same, unless one is still to come. A loop with this in it is interrupted all the time and
+/// goes on nevertheless: an interval could be shorter than the handling, for ever.
+pub(crate) fn alarm_again(us: i64) {
+    TIMER.with(|timer| {
+        if !timer.is_armed() {
+            timer.arm(us);
+        }
+    });
 }
