@@ -6,7 +6,13 @@
 //! addition, because nothing interrupts and retries it: so counts stay exact even where two
 //! threads claim the same CPU.
 
+mod librseq;
 pub mod ring;
+
+pub use librseq::{
+    load_add_load_load_add_store, load_cbeq_store_add_load_store, load_cbne_load_cbne_store,
+    load_cbne_memcpy_store, load_cbne_store, load_cbne_store_store,
+};
 
 use super::{Answer, At, NOT_STRIPED, Outcome, Structures, Words};
 use crate::abi::rseq::CPU_ID_UNINITIALIZED;
