@@ -2,11 +2,11 @@
 
 mod common;
 
-use common::{child, in_each_implementation, missing, refuse, role, stress, succeed};
+use common::{child, in_each_implementation, map, missing, refuse, role, stress, succeed};
 use proptest::prelude::*;
 use std::os::fd::AsRawFd;
 use std::sync::Barrier;
-use unmerged::percpu::{AreaBuilder, Index, Integer, MappedArea, On, Word, gs};
+use unmerged::percpu::{Area, AreaBuilder, Index, Integer, MappedArea, On, Word, gs};
 use unmerged::sys::{cpus, features::features, rseq};
 
 #[test]
@@ -355,6 +355,46 @@ fn words_are_integers() {
         like_an_integer::<u32>(&steps);
         like_an_integer::<u64>(&steps);
     });
+}
+
+/// An area of any stride in memory that the caller maps, at another address in each process.
+#[test]
+fn an_area_in_memory_of_the_callers() {
+    if !in_each_implementation("an_area_in_memory_of_the_callers") {
+        return;
+    }
+    const BYTES: usize = 10_000;
+    let builder = AreaBuilder::new().stride(16384).cpu_ids(features().cpus.end() + 1).numa(true);
+    let size = builder.size().unwrap();
+    assert!(size > 2 * 16384 * (features().cpus.end() as usize + 1));
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(size as u64 + 4096).unwrap();
+    let (here, there) = (map(&file, size + 4096), map(&file, size + 4096));
+    // SAFETY: mapped until the process ends, zero, and reached by areas alone; below, too.
+    let create = |builder: AreaBuilder, memory, len| unsafe { builder.create_in(memory, len) };
+    let error = create(builder, here, size - 1).unwrap_err();
+    assert!(error.is_invalid() && error.to_string().contains(&size.to_string()), "{error}");
+    // SAFETY: inside the mapping.
+    assert!(create(builder, unsafe { here.add(8) }, size).unwrap_err().is_invalid());
+    assert!(create(builder.index(Index::MmCid), here, size).unwrap_err().is_invalid());
+    assert!(builder.stride(5000).size().unwrap_err().is_invalid());
+    let area = create(builder, here, size).unwrap();
+    assert_eq!((area.stride(), area.index()), (16384, Index::CpuId));
+    let again = create(builder, there, size).unwrap_err();
+    assert!(again.is_exists(), "{again}");
+
+    // SAFETY: as above.
+    let other: Area<'static> = unsafe { Area::open(there, size) }.unwrap();
+    let cell = area.alloc(BYTES).unwrap();
+    let same = other.cell(cell.offset(), BYTES).unwrap();
+    let both = [cell.counters().unwrap(), same.counters().unwrap()];
+    std::thread::scope(|scope| {
+        for array in &both {
+            scope.spawn(|| (0..10_000).for_each(|n| array.add(n % array.len(), 1)));
+        }
+    });
+    let sum = |n: usize| both[n].sums().iter().sum::<u64>();
+    assert_eq!((sum(0), sum(1)), (20_000, 20_000));
 }
 
 /// Whether stripes of the caller's can be had here.

@@ -26,10 +26,10 @@ use rustix::io::Errno;
 /// threads do, and no count is lost. A process that uses another implementation than its
 /// peers (no rseq, `UNMERGED_PERCPU`) uses the overflow stripes, which are the area's too.
 ///
-/// An [`AreaBuilder`] makes areas of any stride, in private memory or in a memory file. In memory that
-/// the caller maps (a file in tmpfs, an mshare region) [`create`](Self::create) makes one of the
-/// default stride; in a region that memory is
-/// `region.alloc(Layout::from_size_align(Area::size(), 4096)?)`, and a root tells the others where.
+/// An [`AreaBuilder`] makes areas of any stride: in private memory, in a memory file, or in memory
+/// that the caller maps (a file in tmpfs, an mshare region). In a region that memory is
+/// `region.alloc(Layout::from_size_align(builder.size()?, 4096)?)`, and a root tells the others
+/// where. [`create`](Self::create) is short for one of the default stride.
 ///
 /// Stripes cost memory where they are touched. Pages of a memory file are committed by reads too:
 /// a [`sum`](Counter::sum) commits the stripes of all CPUs, at the node of whoever reads first.
@@ -82,7 +82,7 @@ impl<'a> Area<'a> {
     /// that opens it, and be written by nothing but areas.
     pub unsafe fn create(memory: NonNull<u8>, len: usize) -> Result<Self> {
         // SAFETY: forwarded.
-        unsafe { Self::make("percpu::Area::create", memory, len, stripes().geometry(), true) }
+        unsafe { AreaBuilder::new().create_in(memory, len) }
     }
 
     /// Opens an area that this or another process has made, of any stride.
@@ -332,6 +332,15 @@ impl AreaBuilder {
         Geometry::new(operation, self.stride, stripes.cpus.max(self.cpu_ids), self.index)
     }
 
+    /// The same, of an area that other processes may have.
+    fn shared_geometry(&self, operation: &'static str) -> Result<Geometry> {
+        if self.index != Index::CpuId {
+            let why = "an area that is indexed by mm_cid cannot be shared";
+            return Err(Error::because(operation, Errno::INVAL, why));
+        }
+        self.geometry(operation)
+    }
+
     /// An area in memory of this process, which is unmapped when it is dropped.
     ///
     /// # Errors
@@ -356,16 +365,69 @@ impl AreaBuilder {
     /// for a name over 249 bytes; EMFILE.
     pub fn memory_file(&self, name: &str) -> Result<MappedArea> {
         const OPERATION: &str = "percpu::AreaBuilder::memory_file";
-        let geometry = self.geometry(OPERATION)?;
-        if geometry.index != Index::CpuId {
-            let why = "an area that is indexed by mm_cid cannot be shared";
-            return Err(Error::because(OPERATION, Errno::INVAL, why));
-        }
+        let geometry = self.shared_geometry(OPERATION)?;
         let file = memfd::create(name, geometry.size() as u64).op(OPERATION)?;
         memfd::seal(&file, SEALS).op(OPERATION)?;
         let len = geometry.size();
         let mapping = Mapping::shared(&file, len, Access::Write, Place::Anywhere).op(OPERATION)?;
         self.finish(OPERATION, mapping, Some(file), geometry)
+    }
+
+    /// Bytes that [`create_in`](Self::create_in) needs: a header, and twice the stride for each CPU id.
+    /// They cost memory where they are touched.
+    ///
+    /// # Errors
+    ///
+    /// As [`private`](Self::private), but for ENOMEM.
+    pub fn size(&self) -> Result<usize> {
+        Ok(self.geometry("percpu::AreaBuilder::size")?.size())
+    }
+
+    /// An area in zeroed memory of the caller's, which other processes may share and
+    /// [open](Area::open) at whatever address they have it.
+    ///
+    /// ```
+    /// use std::ptr::NonNull;
+    /// use unmerged::percpu::{Area, AreaBuilder};
+    ///
+    /// let builder = AreaBuilder::new().stride(8192);
+    /// let size = builder.size()?;
+    /// # let base = unsafe {
+    /// #     let (all, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
+    /// #     let flags = flags | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    /// #     libc::mmap(std::ptr::null_mut(), size, all, flags, -1, 0)
+    /// # };
+    /// // `base` is where the caller has mapped `size` bytes that its children will share.
+    /// let base = NonNull::new(base.cast::<u8>()).unwrap();
+    /// // SAFETY: mapped for good, zero, and reached through areas alone.
+    /// let area: Area<'static> = unsafe { builder.create_in(base, size) }?;
+    /// // SAFETY: as above; another process does this.
+    /// let same: Area<'static> = unsafe { Area::open(base, size) }?;
+    /// let cell = area.alloc(8000)?;
+    /// cell.counter()?.add(1);
+    /// assert_eq!(same.cell(cell.offset(), 8000)?.counter()?.sum(), 1);
+    /// # Ok::<(), unmerged::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`size`](Self::size); EINVAL for [`Index::MmCid`], which belongs to one process, and if the
+    /// memory is not aligned to 4096 or has less than [`size`](Self::size) bytes; EEXIST if there
+    /// is something in it already.
+    ///
+    /// # Safety
+    ///
+    /// `memory` must be readable and writable for `len` bytes and for `'a`, in every process that
+    /// opens it, and be written by nothing but areas.
+    pub unsafe fn create_in<'a>(&self, memory: NonNull<u8>, len: usize) -> Result<Area<'a>> {
+        const OPERATION: &str = "percpu::AreaBuilder::create_in";
+        let geometry = self.shared_geometry(OPERATION)?;
+        // SAFETY: forwarded.
+        let area = unsafe { Area::make(OPERATION, memory, len, geometry, true) }?;
+        if self.numa {
+            place(memory.addr().get(), &geometry);
+        }
+        Ok(area)
     }
 
     fn finish(
@@ -376,7 +438,7 @@ impl AreaBuilder {
         geometry: Geometry,
     ) -> Result<MappedArea> {
         if self.numa {
-            place(&mapping, &geometry);
+            place(mapping.address(), &geometry);
         }
         let (start, len) = (mapping.start(), mapping.len());
         // SAFETY: the mapping lives in the value that hands areas out, and is new.
@@ -391,14 +453,14 @@ const SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW);
 
 /// Asks for the stripes of each node's CPUs on that node. Placement is a wish: a kernel that
 /// refuses it leaves the pages where they are first touched.
-fn place(mapping: &Mapping, geometry: &Geometry) {
+fn place(header: usize, geometry: &Geometry) {
     let cpus = geometry.cpus;
     for (node, ids) in numa::nodes() {
         for cpu in ids.iter().filter(|&cpu| cpu < cpus) {
             for stripe in [cpu, cpus + cpu] {
                 let offset = geometry.header() + stripe as usize * geometry.stride;
-                // SAFETY: a stripe of a mapping that nobody has seen yet.
-                let _ = unsafe { numa::prefer(mapping.address() + offset, geometry.stride, node) };
+                // SAFETY: a stripe of the area that is being made.
+                let _ = unsafe { numa::prefer(header + offset, geometry.stride, node) };
             }
         }
     }
