@@ -351,7 +351,7 @@ impl AreaBuilder {
     pub fn private(&self) -> Result<MappedArea> {
         const OPERATION: &str = "percpu::AreaBuilder::private";
         let geometry = self.geometry(OPERATION)?;
-        let mapping = block::map(&geometry).op(OPERATION)?;
+        let mapping = block::map(&geometry).op_on(OPERATION, geometry.size())?;
         self.finish(OPERATION, mapping, None, geometry)
     }
 
@@ -362,14 +362,19 @@ impl AreaBuilder {
     /// # Errors
     ///
     /// As [`private`](Self::private); EINVAL for [`Index::MmCid`], which belongs to one process, and
-    /// for a name over 249 bytes; EMFILE.
+    /// for a name over 249 bytes or with a zero in it; EMFILE; EFBIG beyond `RLIMIT_FSIZE`.
     pub fn memory_file(&self, name: &str) -> Result<MappedArea> {
         const OPERATION: &str = "percpu::AreaBuilder::memory_file";
         let geometry = self.shared_geometry(OPERATION)?;
-        let file = memfd::create(name, geometry.size() as u64).op(OPERATION)?;
-        memfd::seal(&file, SEALS).op(OPERATION)?;
         let len = geometry.size();
-        let mapping = Mapping::shared(&file, len, Access::Write, Place::Anywhere).op(OPERATION)?;
+        if name.len() > NAME {
+            let numbers = format_args!("a name of {} bytes; at most {NAME}", name.len());
+            return Err(Error::with(OPERATION, Errno::INVAL, numbers));
+        }
+        let file = memfd::create(name, len as u64).op_on(OPERATION, len)?;
+        memfd::seal(&file, SEALS).op(OPERATION)?;
+        let mapping = Mapping::shared(&file, len, Access::Write, Place::Anywhere);
+        let mapping = mapping.op_on(OPERATION, len)?;
         self.finish(OPERATION, mapping, Some(file), geometry)
     }
 
@@ -489,9 +494,10 @@ impl MappedArea {
             let errno = error.raw_os_error().map_or(Errno::BADF, Errno::from_raw_os_error);
             Error::new(OPERATION, errno)
         })?;
-        let size = memfd::sealed_size(&file, SEALS).op(OPERATION)?;
+        let size = memfd::sealed_size(&file, SEALS).op_where(OPERATION, memfd::why_not_sealed)?;
         let len = usize::try_from(size).map_err(|_| Error::new(OPERATION, Errno::FBIG))?;
-        let mapping = Mapping::shared(&file, len, Access::Write, Place::Anywhere).op(OPERATION)?;
+        let mapping = Mapping::shared(&file, len, Access::Write, Place::Anywhere);
+        let mapping = mapping.op_on(OPERATION, len)?;
         // SAFETY: mapped for as long as the value lives; the file is an area's, or refused.
         let area = unsafe { Area::open(mapping.start(), len) }?;
         let geometry = area.geometry;

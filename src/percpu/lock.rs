@@ -306,17 +306,22 @@ impl<T> Lock<T> {
             held.stripe.holder.store(this_thread(tag), Ordering::Relaxed);
         }
         let value = NonNull::new(held.stripe.value.load(Ordering::Relaxed));
-        let value = value.unwrap_or_else(|| self.make(held.stripe));
+        let value = value.unwrap_or_else(|| self.make(held.stripe, tag));
         Guard { value, _held: held, cpu: here.cpu, value_of: PhantomData }
     }
 
     /// Makes the `T` of a stripe whose lock is held.
     #[cold]
     #[inline(never)]
-    fn make(&self, stripe: &Stripe<T>) -> NonNull<T> {
+    fn make(&self, stripe: &Stripe<T>, by: u32) -> NonNull<T> {
         // Before anybody leaves this stripe, in this process or its ancestors.
         asymmetric::decide();
         let value = (self.init)();
+        if tag() != by {
+            // Forked in there: another `T` may have been made here in the child.
+            // SAFETY: the address of a box.
+            return unsafe { NonNull::new_unchecked(Box::into_raw(Box::new(value))) };
+        }
         let value = if stripe.boxed.load(Ordering::Relaxed) == 0 {
             let place = stripe.place.get().cast::<T>();
             // SAFETY: aligned, of this size, and the holder's.
