@@ -443,9 +443,10 @@ fn a_thread_has_one_striping() {
         let mut word = 0_u64;
         let base = (&raw mut word).expose_provenance();
         let (area, cpus) = (rseq::area(), features().cpus.end());
-        // SAFETY: %gs is free in this thread; a stripe for all CPUs, which no window is run on.
         let stripe = |restripe: unsafe fn(isize, usize, usize, u32) -> Outcome| {
-            while unsafe { restripe(area, base, 0, cpus) } != Outcome::Done {}
+            // SAFETY: %gs is free in this thread; a stripe for all CPUs, which no window is run on.
+            let once = || unsafe { restripe(area, base, 0, cpus) };
+            while once() != Outcome::Done {}
         };
         // SAFETY: a word of this thread.
         let words = || (arch::striped_cpu(), unsafe { arch::callers_cpu().read_volatile() });
