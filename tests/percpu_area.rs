@@ -6,7 +6,9 @@ use common::{child, in_each_implementation, map, missing, refuse, role, stress, 
 use proptest::prelude::*;
 use std::os::fd::AsRawFd;
 use std::sync::Barrier;
-use unmerged::percpu::{Area, AreaBuilder, Index, Integer, MappedArea, On, Word, gs};
+use unmerged::percpu::{
+    Area, AreaBuilder, Index, Integer, MappedArea, On, Ring, WhenFull, Word, gs,
+};
 use unmerged::sys::{cpus, features::features, rseq};
 
 #[test]
@@ -444,6 +446,64 @@ fn gs_errors() {
         assert!(error.to_string().contains("0x12345000"), "{error}");
         // SAFETY: as above.
         unsafe { unmerged::arch::set_gs_base(0) };
+    })
+    .join()
+    .unwrap();
+}
+
+/// A limit on the size of files is an error, not the signal of the kernel.
+#[test]
+fn a_limit_on_files_is_an_error() {
+    let test = "a_limit_on_files_is_an_error";
+    if role().is_none() {
+        return succeed(child(test, "limited"));
+    }
+    let limit = libc::rlimit { rlim_cur: 8192, rlim_max: 8192 };
+    // SAFETY: the limit of this process, which ends with the test.
+    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &raw const limit) }, 0);
+    let error = AreaBuilder::new().memory_file("limited").unwrap_err();
+    assert_eq!(error.raw_os_error(), libc::EFBIG, "{error}");
+    let size = AreaBuilder::new().size().unwrap();
+    assert!(error.to_string().contains(&size.to_string()), "{error}");
+    let error = Ring::shared(4096, WhenFull::Refuse).unwrap_err();
+    assert_eq!(error.raw_os_error(), libc::EFBIG, "{error}");
+}
+
+/// A new thread takes over what its creator has, or, where the GS base fits more than that,
+/// nothing: never the stripes of another layout.
+#[test]
+fn gs_stripes_that_cannot_be_told_apart_are_not_inherited() {
+    if !gs_ready() {
+        return;
+    }
+    let stripes = vec![0_u64; 64 * features().cpus.end() as usize];
+    let base = stripes.as_ptr().expose_provenance();
+    let there = move |stride| {
+        std::thread::spawn(move || match gs::get() {
+            Ok((_, inherited)) => assert_eq!(inherited, stride),
+            Err(error) => {
+                assert_eq!(error.raw_os_error(), libc::ENOENT);
+                assert!(error.to_string().contains("several"), "{error}");
+                // SAFETY: without stripes nothing is touched.
+                assert!(unsafe { gs::fetch_add::<u64>(0, 1) }.is_err());
+                gs::clear().unwrap();
+                gs::set(base, stride).unwrap();
+                assert_eq!(gs::get().unwrap(), (base, stride));
+            }
+        })
+        .join()
+        .unwrap();
+    };
+    std::thread::spawn(move || {
+        gs::set(base, 128).unwrap();
+        gs::set(base, 512).unwrap();
+        // SAFETY: the first word of every stripe is written by these operations alone.
+        unsafe { gs::fetch_add::<u64>(0, 1) }.unwrap();
+        there(512);
+        gs::set(base, 128).unwrap();
+        // SAFETY: as above.
+        unsafe { gs::fetch_add::<u64>(0, 1) }.unwrap();
+        there(128);
     })
     .join()
     .unwrap();

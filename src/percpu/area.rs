@@ -367,8 +367,8 @@ impl AreaBuilder {
         const OPERATION: &str = "percpu::AreaBuilder::memory_file";
         let geometry = self.shared_geometry(OPERATION)?;
         let len = geometry.size();
-        if name.len() > NAME {
-            let numbers = format_args!("a name of {} bytes; at most {NAME}", name.len());
+        if name.len() > memfd::NAME {
+            let numbers = format_args!("a name of {} bytes; at most {}", name.len(), memfd::NAME);
             return Err(Error::with(OPERATION, Errno::INVAL, numbers));
         }
         let file = memfd::create(name, len as u64).op_on(OPERATION, len)?;

@@ -396,8 +396,9 @@ impl<T> Lock<T> {
     /// # Errors
     ///
     /// EPERM where a CPU cannot be fenced: the kernel has no membarrier (before Linux 5.10, or a
-    /// filter) and this thread may not run on it. EDEADLK in a signal handler that interrupted
-    /// another one of this thread. `each` has had what came before.
+    /// filter) and this thread may not run on it. EDEADLK where this thread has stopped a
+    /// CPU already: in a signal handler that interrupted another one of these, or in the closure of
+    /// a [`with_exclusive`](super::Word::with_exclusive). `each` has had what came before.
     pub fn for_each(&self, mut each: impl FnMut(u32, &mut T)) -> Result<()> {
         const OPERATION: &str = "percpu::Lock::for_each";
         let tag = tag();

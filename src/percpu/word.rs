@@ -307,7 +307,13 @@ impl<T: Integer> Word<'_, T> {
     /// processes must see each other's process ids, or one of them may end what another has begun.
     ///
     /// Additions of a [`Counter`](super::Counter) or array on the same cell are not kept out: one of
-    /// them may be lost. `f` must not stop another CPU, or two threads may wait for each other.
+    /// them may be lost. `f` must not stop another CPU: two threads that do so
+    /// in another order wait for each other for ever.
+    ///
+    /// In the memory that this process has to itself a CPU is stopped for all its words, stacks,
+    /// pools and locks: `f` should be short, because whoever else stops this CPU waits for it, to
+    /// drain a stack for instance. A process that `f` forks has the CPU running again, and what it
+    /// does there before `f` returns in it is overwritten then.
     ///
     /// # Errors
     ///

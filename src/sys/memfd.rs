@@ -8,6 +8,9 @@ use rustix::fs::{
 use rustix::io::{Errno, Result};
 use rustix::process::{Resource, getrlimit};
 
+/// Most bytes of a name.
+pub const NAME: usize = 249;
+
 /// `memfd_create(name, MFD_CLOEXEC|MFD_ALLOW_SEALING|MFD_NOEXEC_SEAL)` — a memory file of
 /// `size` bytes, all zero and none of them allocated, closed on exec, never executable
 /// (since Linux 6.3; before, merely not marked so) and of mode 0600.
@@ -17,7 +20,7 @@ use rustix::process::{Resource, getrlimit};
 ///
 /// # Errors
 ///
-/// EINVAL for a name over 249 bytes, EMFILE or ENFILE, ENOMEM, EFBIG.
+/// EINVAL for a name over [`NAME`] bytes, EMFILE or ENFILE, ENOMEM, EFBIG.
 pub fn create(name: &str, size: u64) -> Result<OwnedFd> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let file = match memfd_create(name, flags | MemfdFlags::NOEXEC_SEAL) {
