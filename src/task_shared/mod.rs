@@ -48,28 +48,30 @@
 //! In signal handlers, [`Slot::set_user`], [`Slot::user`] and [`current`](current()) after its first call
 //! are safe to use. A [`Slot::publish`] that interrupts another is EBUSY.
 //!
-//! # Layout, version 1
+//! # Layout, version 2
 //!
 //! The slots lie in a memory file named `unmerged.task_shared`, which stays open in the
-//! process. Page 0 is a header (the table is in the source of `header.rs`), and slot `n` is at
-//! byte 4096 + 128 `n`. Numbers are in the machine's byte order.
+//! process. Page 0 is a header (the table is in the source of `header.rs`); it is followed by
+//! the entries of owners, 64 bytes for each slot that there can be (libc's robust mutex, one
+//! word of which holds the owner's id, or 0x4000_0000 once it died; the thread's name; since when
+//! it has the slot), and these by the slots. Numbers are in the machine's byte order.
 //!
 //! | bytes | field | |
 //! |---|---|---|
-//! | 0..40 | owner | libc's robust mutex; the header says which of its words holds the owner's id, and 0x4000_0000 once it died |
-//! | 40..44 | generation | odd: held. Even: free, and nothing below means anything |
-//! | 44..48 | sequence | odd: being written. The same even number before and after: one moment |
-//! | 48..52 | tid | gettid(2), in the process's own pid namespace |
-//! | 52..56 | cpu | where the thread ran when it published last, or took the slot |
-//! | 56..60 | node | the NUMA node of that CPU |
-//! | 60..64 | flags | 0 |
-//! | 64..72 | sum_exec_runtime | nanoseconds on a CPU, by the thread's CPU clock |
-//! | 72..80 | run_delay | nanoseconds of waiting for a CPU |
-//! | 80..88 | pcount | times that it was given a CPU |
-//! | 88..96 | off_cpu | nanoseconds off the CPU since the slot was taken |
-//! | 96..104 | updated | CLOCK_MONOTONIC of the last publication, in nanoseconds; 0 before it |
-//! | 104..120 | name | of the thread when it took the slot, padded with zeros |
-//! | 120..128 | user | the user's word, not covered by the sequence |
+//! | 0..4 | generation | odd: held. 4k + 2: given back, the rest still says what it said. 4k: nothing below means anything |
+//! | 4..8 | sequence | odd: bytes 24..72 are being written. The same even number before and after: one moment |
+//! | 8..12 | user sequence | the same for the user's words |
+//! | 12..16 | tid | gettid(2), in the process's own pid namespace |
+//! | 16..20 | flags | 1: the last 64 bytes are the thread's rseq area |
+//! | 20..24 | | 0 |
+//! | 24..28 | cpu | where the thread ran when it published last, or took the slot |
+//! | 28..32 | node | the NUMA node of that CPU |
+//! | 32..40 | sum_exec_runtime | nanoseconds on a CPU, by the thread's CPU clock |
+//! | 40..48 | run_delay | nanoseconds of waiting for a CPU |
+//! | 48..56 | pcount | times that it was given a CPU |
+//! | 56..64 | off_cpu | nanoseconds off the CPU since the slot was taken |
+//! | 64..72 | updated | CLOCK_MONOTONIC of the last publication, in nanoseconds; 0 before it |
+//! | 72.. | user | the user's words, 7 in 128 bytes |
 //!
 //! # Who can write
 //!
@@ -78,18 +80,24 @@
 //! (`F_SEAL_FUTURE_WRITE`, since Linux 5.1) and against shrinking. A reader takes nothing that
 //! it finds there for granted.
 
+mod config;
 mod current;
 mod descriptor;
 mod discover;
+mod event;
 mod header;
+mod layout;
 mod life;
 mod monitor;
 mod owner;
 mod process;
 mod record;
+mod schema;
 mod source;
 mod table;
 
+pub use config::{Config, configure};
 pub use current::{Slot, current};
 pub use monitor::{Monitor, Thread, Threads};
 pub use record::SchedStats;
+pub use schema::{Datum, Field, Kind, Value, Word};

@@ -2,7 +2,7 @@
 //!
 //! # The file
 //!
-//! One header page, then pages of 32 slots. It is mapped writable over the size that it can
+//! One header page, the entries of owners, then slots, 32 at a time. It is mapped writable over the size that it can
 //! ever have, then sealed (`F_SEAL_FUTURE_WRITE`, since Linux 5.1: nobody maps it writable
 //! any more; `F_SEAL_SHRINK`: no reader can be cut off; `F_SEAL_SEAL`), then mapped
 //! read-only, in this order: so not even mprotect(2) makes the second mapping writable.
@@ -22,15 +22,19 @@
 //! then reclaimed, before the table grows.
 
 use super::descriptor::Kept;
-use super::header::{self, MAX_BYTES, MAX_SLOTS, NAME, PER_PAGE, bytes_for};
-use super::owner;
+use super::event::Event;
+use super::header::{self, Written};
+use super::layout::{self, CHUNK, MAX_SLOTS, NAME, Shape};
+use super::owner::{self, Label, Owner};
 use super::process;
-use super::record::Record;
+use super::record::{Record, Values};
+use super::schema::Entry;
+use crate::abi::futex2::MATCH_ANY;
 use crate::error::{Context, Error, Result};
 use crate::shm::{Bitmap, View};
 use crate::sync::{AtomicU64, Ordering};
-use crate::sys::map::{Access, Mapping, Place};
-use crate::sys::memfd;
+use crate::sys::map::{Access, Mapping, PAGE, Place};
+use crate::sys::{futex, memfd};
 use core::ptr::NonNull;
 use rustix::fs::{SealFlags, ftruncate};
 use rustix::io::Errno;
@@ -39,6 +43,10 @@ use rustix::mm::Advice;
 const OP: &str = "task_shared::current";
 /// The seals of a table's file; the first two are what a reader asks for.
 const SEALS: SealFlags = SealFlags::FUTURE_WRITE.union(SealFlags::SHRINK).union(SealFlags::SEAL);
+/// The seals of the file in which readers say that they wait.
+const FLAG_SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::SEAL);
+/// The name of that file.
+const FLAG_NAME: &str = "unmerged.task_shared.waiting";
 /// Words of the bitmap, and of its summary.
 const WORDS: usize = MAX_SLOTS / 64;
 
@@ -48,8 +56,11 @@ pub(super) struct Table {
     file: Kept,
     writable: Mapping,
     shown: Mapping,
-    /// Index of the word that the kernel marks among the 32-bit words of a slot.
+    shape: Shape,
+    /// Index of the word that the kernel marks among the 32-bit words of an owner's entry.
     word: usize,
+    /// The file in which readers say that they wait, and its one page.
+    flag: (Kept, Mapping),
     taken: Box<[AtomicU64]>,
     summary: Box<[AtomicU64]>,
     /// Two words for each slot: the descriptor that its owner keeps. In memory of its own,
@@ -67,16 +78,17 @@ pub(super) struct Held {
 }
 
 impl Table {
-    /// A table of one page.
+    /// A table of one chunk, with slots of that shape and these words declared.
     ///
     /// # Errors
     ///
     /// ENOMEM, EMFILE or ENFILE, EOPNOTSUPP on a kernel without robust lists or in a task
     /// that libc does not know.
-    pub(super) fn create() -> Result<Self> {
+    pub(super) fn create(shape: Shape, entries: &[Entry]) -> Result<Self> {
         owner::repair_list().map_err(unmarked)?;
-        let file = memfd::create(NAME, bytes_for(0) as u64).op(OP)?;
-        let map = |access| Mapping::shared(&file, MAX_BYTES, access, Place::Anywhere).op(OP);
+        let file = memfd::create(NAME, shape.slot(0) as u64).op(OP)?;
+        let bytes = shape.max_bytes();
+        let map = |access| Mapping::shared(&file, bytes, access, Place::Anywhere).op(OP);
         let writable = map(Access::Write)?;
         memfd::seal(&file, SEALS).op(OP)?;
         let shown = map(Access::Read)?;
@@ -84,28 +96,43 @@ impl Table {
             // SAFETY: a child of fork finds the epoch gone and does not look here.
             unsafe { mapping.advise(Advice::LinuxDontFork) }.op(OP)?;
         }
+        let flag = memfd::create(FLAG_NAME, PAGE as u64).op(OP)?;
+        memfd::seal(&flag, FLAG_SEALS).op(OP)?;
+        let flag_page = Mapping::shared(&flag, PAGE, Access::Write, Place::Anywhere).op(OP)?;
+        // SAFETY: as above.
+        unsafe { flag_page.advise(Advice::LinuxDontFork) }.op(OP)?;
         let kept = Mapping::anonymous(16 * MAX_SLOTS, Access::Write).op(OP)?;
         let words = |n| (0..n).map(|_| AtomicU64::new(0)).collect();
         let mut table = Self {
             file: Kept::keep(file).op(OP)?,
             writable,
             shown,
+            shape,
             word: 0,
+            flag: (Kept::keep(flag).op(OP)?, flag_page),
             taken: words(WORDS),
             summary: words(WORDS.div_ceil(64)),
             kept,
         };
-        table.finish().inspect_err(|_| table.file.close())?;
+        table.finish(entries).inspect_err(|_| table.close())?;
         Ok(table)
     }
 
-    /// The first page of slots, and the header that says how to read it.
-    fn finish(&mut self) -> Result<()> {
-        self.add_page(0)?;
-        // SAFETY: in a mapping that a table keeps for good; made by `add_page`, and not
-        // shared yet.
-        self.word = unsafe { owner::find_word(self.record(0)) }.map_err(unmarked)?;
-        header::write(View::of(&self.writable), std::process::id(), self.word)
+    /// The first slots, and the header that says how to read them.
+    fn finish(&mut self, entries: &[Entry]) -> Result<()> {
+        self.grow(0)?;
+        // SAFETY: in a mapping that a table keeps for good; made by `grow`, and not shared
+        // yet.
+        self.word = unsafe { owner::find_word(self.entry(0)) }.map_err(unmarked)?;
+        let (pid, owner, shape) = (std::process::id(), self.word, self.shape);
+        let flag = Some(self.flag.0.number_and_inode());
+        header::write(View::of(&self.writable), Written { pid, owner, shape, entries, flag })
+    }
+
+    /// Gives the descriptors up.
+    fn close(&self) {
+        self.file.close();
+        self.flag.0.close();
     }
 
     fn bitmap(&self) -> Bitmap<'_> {
@@ -120,13 +147,35 @@ impl Table {
     /// The writable slot at `place`, which is below [`MAX_SLOTS`].
     fn record(&self, place: usize) -> NonNull<Record> {
         debug_assert!(place < MAX_SLOTS, "place {place}");
-        // SAFETY: the mapping has room for MAX_SLOTS of them behind the header page.
-        unsafe { self.writable.start().add(bytes_for(place)) }.cast()
+        // SAFETY: the mapping has room for MAX_SLOTS of them.
+        unsafe { self.writable.start().add(self.shape.slot(place)) }.cast()
     }
 
-    /// Makes room for a page of slots behind the first `slots`, and shows them.
-    fn add_page(&self, slots: usize) -> Result<()> {
-        if slots + PER_PAGE > MAX_SLOTS {
+    /// The entry of its owner.
+    fn entry(&self, place: usize) -> NonNull<Owner> {
+        debug_assert!(place < MAX_SLOTS, "place {place}");
+        // SAFETY: the mapping has room for MAX_SLOTS of them.
+        unsafe { self.writable.start().add(layout::owner(place)) }.cast()
+    }
+
+    /// All of the user's words of the slot at `place`, which is committed.
+    fn user(&self, place: usize) -> Result<&[AtomicU64]> {
+        let first = self.shape.slot(place) + layout::USER;
+        View::of(&self.writable).u64s(first, self.shape.words())
+    }
+
+    /// Tells readers that a slot was taken or given back.
+    fn announce(&self) {
+        let (table, flag) = (View::of(&self.writable), View::of(&self.flag.1));
+        let (Ok(word), Ok(flag)) = (header::event(table), flag.u32(0)) else { return };
+        Event { word, flag }.announce(|| {
+            let _ = futex::wake_bitset(word.as_ptr(), false, u32::MAX, MATCH_ANY);
+        });
+    }
+
+    /// Makes room for a chunk of slots behind the first `slots`, and shows them.
+    fn grow(&self, slots: usize) -> Result<()> {
+        if slots + CHUNK > MAX_SLOTS {
             return Err(Error::with(
                 OP,
                 Errno::NOMEM,
@@ -138,15 +187,14 @@ impl Table {
         }
         // SAFETY: looked at above; it is kept for good.
         let file = unsafe { self.file.file() };
-        ftruncate(file, bytes_for(slots + PER_PAGE) as u64).op(OP)?;
-        for place in slots..slots + PER_PAGE {
-            // SAFETY: in the page that was added, which nobody else uses yet, and in a
-            // mapping that a table keeps for good.
-            unsafe { owner::init(self.record(place)) }.op(OP)?;
+        ftruncate(file, self.shape.slot(slots + CHUNK) as u64).op(OP)?;
+        for place in slots..slots + CHUNK {
+            // SAFETY: an entry that nobody uses yet, in a mapping that a table keeps for good.
+            unsafe { owner::init(self.entry(place)) }.op(OP)?;
         }
-        // Whoever sees the count may touch the page.
+        // Whoever sees the count may touch the slots.
         let committed = header::committed(View::of(&self.writable))?;
-        committed.store((slots + PER_PAGE) as u32, Ordering::Release);
+        committed.store((slots + CHUNK) as u32, Ordering::Release);
         Ok(())
     }
 
@@ -163,7 +211,7 @@ impl Table {
         let place = place.map_or_else(|| self.take_or_grow(), Ok)?;
         // SAFETY: in a mapping that is kept for good, made when its page was added; the word
         // is the one that was found.
-        match unsafe { owner::lock(self.record(place), self.word) } {
+        match unsafe { owner::lock(self.entry(place), self.word) } {
             Ok(left) => Ok(Held { table: self, place, left }),
             Err(errno) => {
                 self.bitmap().release(place);
@@ -182,7 +230,7 @@ impl Table {
             }
             // Other threads may take what is found before we do; then look again.
             if !self.reclaim(slots)? {
-                self.add_page(slots)?;
+                self.grow(slots)?;
             }
         }
     }
@@ -192,19 +240,21 @@ impl Table {
     fn reclaim(&self, slots: usize) -> Result<bool> {
         let mut found = false;
         for place in 0..slots {
-            let record = self.record(place);
+            let entry = self.entry(place);
             // SAFETY: committed, in a mapping that is kept for good, and of atomics.
-            let shared = unsafe { record.as_ref() };
-            if !self.bitmap().is_taken(place) || !owner::has_died(shared, self.word) {
+            let owner = unsafe { entry.as_ref() };
+            if !self.bitmap().is_taken(place) || !owner::has_died(owner, self.word) {
                 continue;
             }
             // While we hold the mutex to end the dead one's life, a reader must not take us
             // for it because the kernel gave us the same id.
-            if shared.read().is_some_and(|last| last.values.tid == owner::tid()) {
+            // SAFETY: as above.
+            let record = unsafe { self.record(place).as_ref() };
+            if record.read().is_some_and(|last| last.values.tid == owner::tid()) {
                 continue;
             }
             // SAFETY: as in `take`.
-            let left = unsafe { owner::lock(record, self.word) }.map_err(unmarked)?;
+            let left = unsafe { owner::lock(entry, self.word) }.map_err(unmarked)?;
             self.give_back(place, left);
             found = true;
         }
@@ -213,15 +263,23 @@ impl Table {
 
     /// Ends the life in a slot that the calling thread owns, and frees it.
     fn give_back(&self, place: usize, left: u32) {
-        let record = self.record(place);
         // SAFETY: in a mapping that is kept for good, and of atomics.
-        unsafe { record.as_ref() }.end();
+        unsafe { self.record(place).as_ref() }.end();
         if let Some(kept) = self.swap_kept(place, None) {
             kept.close();
         }
         // SAFETY: the caller is the owner.
-        unsafe { owner::unlock(record, self.word, left) };
+        unsafe { owner::unlock(self.entry(place), self.word, left) };
         self.bitmap().release(place);
+        self.count(header::deaths);
+    }
+
+    /// Counts a birth or a death, and tells readers.
+    fn count(&self, what: impl FnOnce(View<'_>) -> Result<&AtomicU64>) {
+        if let Ok(count) = what(View::of(&self.writable)) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+        self.announce();
     }
 
     /// Exchanges the descriptor that the owner of a slot keeps.
@@ -234,7 +292,7 @@ impl Table {
     /// In a child that inherited the table: closes its descriptors. Its mappings were not
     /// inherited, and are not touched.
     pub(super) fn abandon(&self) {
-        self.file.close();
+        self.close();
         let taken = (0..MAX_SLOTS).filter(|&place| self.bitmap().is_taken(place));
         for kept in taken.filter_map(|place| self.swap_kept(place, None)) {
             kept.close();
@@ -249,9 +307,23 @@ impl Held {
         unsafe { self.table.record(self.place).as_ref() }
     }
 
+    /// Begins the life of its owner, and tells readers.
+    pub(super) fn begin(&self, values: Values, label: Label) -> Result<()> {
+        // SAFETY: committed, of atomics, and in a mapping that is kept for good.
+        let owner = unsafe { self.table.entry(self.place).as_ref() };
+        self.record().begin(values, self.user()?, owner, label);
+        self.table.count(header::births);
+        Ok(())
+    }
+
+    /// All of the user's words.
+    pub(super) fn user(&self) -> Result<&'static [AtomicU64]> {
+        self.table.user(self.place)
+    }
+
     /// Address of the slot in the read-only mapping.
     pub(super) fn shown(&self) -> usize {
-        self.table.shown.address() + bytes_for(self.place)
+        self.table.shown.address() + self.table.shape.slot(self.place)
     }
 
     /// Keeps a descriptor until the slot is released or its owner is reclaimed.
@@ -285,15 +357,15 @@ mod tests {
 
     /// A table beside that of the process.
     fn table() -> &'static Table {
-        Box::leak(Box::new(Table::create().unwrap()))
+        Box::leak(Box::new(Table::create(Shape { size: 128, rseq: false }, &[]).unwrap()))
     }
 
     #[test]
-    fn lowest_first_and_grows_by_a_page() {
+    fn lowest_first_and_grows_by_a_chunk() {
         let table = table();
-        assert_eq!(table.committed().unwrap(), PER_PAGE);
-        let held: Vec<_> = (0..PER_PAGE + 1).map(|_| table.take().unwrap()).collect();
-        assert_eq!(table.committed().unwrap(), 2 * PER_PAGE);
+        assert_eq!(table.committed().unwrap(), CHUNK);
+        let held: Vec<_> = (0..CHUNK + 1).map(|_| table.take().unwrap()).collect();
+        assert_eq!(table.committed().unwrap(), 2 * CHUNK);
         assert!(held.iter().enumerate().all(|(n, held)| held.place == n));
         held[3].release();
         held[1].release();
@@ -322,7 +394,7 @@ mod tests {
     fn a_closed_descriptor_is_an_error_and_no_other_file_grows() {
         let table = table();
         table.file.close();
-        for _ in 0..PER_PAGE {
+        for _ in 0..CHUNK {
             table.take().unwrap();
         }
         assert_eq!(table.take().unwrap_err().raw_os_error(), libc::EBADF);
@@ -332,14 +404,14 @@ mod tests {
     fn the_dead_are_reclaimed_before_the_table_grows() {
         let table = table();
         let take_all = move || {
-            for _ in 0..PER_PAGE {
+            for _ in 0..CHUNK {
                 table.take().unwrap();
             }
         };
         // The thread releases nothing.
         std::thread::spawn(take_all).join().unwrap();
         assert_eq!(table.take().unwrap().place, 0);
-        assert_eq!(table.committed().unwrap(), PER_PAGE);
+        assert_eq!(table.committed().unwrap(), CHUNK);
         table.abandon();
     }
 }
