@@ -232,24 +232,26 @@ fn status_of(pid: libc::pid_t) -> i32 {
 }
 
 #[test]
-fn a_slot_is_reused_lowest_first_with_a_new_generation() {
+fn a_slot_is_reused_when_nothing_else_is_free_lowest_first_with_a_new_generation() {
     in_fork(|| {
         let one = || {
             thread::spawn(|| {
                 let me = task_shared::current().unwrap();
+                let fresh = (me.user().unwrap(), me.stats().unwrap());
+                assert_eq!(fresh, (0, SchedStats::default()));
                 me.set_user(5).unwrap();
                 (me.address(), me.generation().unwrap())
             })
         };
         let first = task_shared::current().unwrap().address();
-        let (address, generation) = one().join().unwrap();
-        assert_eq!(address, first + 128);
-        let next = thread::spawn(|| {
-            let me = task_shared::current().unwrap();
-            (me.address(), me.generation().unwrap(), me.user().unwrap(), me.stats().unwrap())
-        });
-        let fresh = SchedStats::default();
-        assert_eq!(next.join().unwrap(), (address, generation + 4, 0, fresh));
+        let (lowest, generation) = one().join().unwrap();
+        assert_eq!(lowest, first + 128);
+        // The others of the first 32 go first.
+        for place in 2..32 {
+            assert_eq!(one().join().unwrap(), (first + 128 * place, generation));
+        }
+        assert_eq!(one().join().unwrap(), (lowest, generation + 4));
+        assert_eq!(task_shared::stats().unwrap().slots, 32);
     });
 }
 

@@ -90,14 +90,19 @@ mod layout;
 mod life;
 mod monitor;
 mod owner;
+mod places;
 mod process;
 mod record;
 mod schema;
 mod source;
 mod table;
+mod usage;
 
 pub use config::{Config, configure};
-pub use current::{Slot, current};
+pub use current::{Slot, TASK_SCHEDSTAT, current, getshared};
 pub use monitor::{Monitor, Thread, Threads};
+#[doc(hidden)]
+pub use places::Places;
 pub use record::SchedStats;
 pub use schema::{Datum, Field, Kind, Value, Word};
+pub use usage::{Usage, stats};

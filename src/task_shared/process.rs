@@ -69,6 +69,12 @@ pub(super) fn table() -> Result<(&'static Table, u64)> {
     Ok((unsafe { &*TABLE.load(Ordering::Acquire) }, epoch()))
 }
 
+/// The table of this process, if there is one.
+pub(super) fn existing() -> Option<&'static Table> {
+    // SAFETY: this process has an epoch, so this is its own table, which is never dropped.
+    (epoch() != 0).then(|| unsafe { &*TABLE.load(Ordering::Acquire) })
+}
+
 #[cold]
 fn make() -> Result<()> {
     let _guard = lock()?;

@@ -13,25 +13,31 @@
 //! # Taking and giving back
 //!
 //! ```text
-//! take:     bit (acquire) -> mutex -> begin life        lowest free bit first
-//! release:  end life -> mutex (release) -> bit (release)
-//! reclaim:  mutex of the dead -> end life -> mutex -> bit, under the process's lock
+//! take:     place (acquire) -> mutex -> begin life -> birth        lowest free place first
+//! release:  end life -> mutex (release) -> place (release) -> death
+//! reclaim:  mutex of the dead -> as release, under the process's lock
 //! ```
 //!
-//! A slot whose owner died without a release keeps its bit until nothing else is free. It is
-//! then reclaimed, before the table grows.
+//! When no place is free, those that cool are thawed; if there are none, the slots of owners
+//! who died without a release are reclaimed; if there are none, the table grows by an eighth.
+//!
+//! A thread that is killed between two of these steps leaves: a place without an owner (before
+//! the mutex), which only a process's end can do, as all its threads end then; or a mutex that
+//! the kernel marks, in any state of the life, which `reclaim` ends.
 
 use super::descriptor::Kept;
 use super::event::Event;
 use super::header::{self, Written};
 use super::layout::{self, CHUNK, MAX_SLOTS, NAME, Shape};
 use super::owner::{self, Label, Owner};
+use super::places::Places;
 use super::process;
 use super::record::{Record, Values};
 use super::schema::Entry;
+use super::usage::Usage;
 use crate::abi::futex2::MATCH_ANY;
 use crate::error::{Context, Error, Result};
-use crate::shm::{Bitmap, View};
+use crate::shm::View;
 use crate::sync::{AtomicU64, Ordering};
 use crate::sys::map::{Access, Mapping, PAGE, Place};
 use crate::sys::{futex, memfd};
@@ -47,9 +53,6 @@ const SEALS: SealFlags = SealFlags::FUTURE_WRITE.union(SealFlags::SHRINK).union(
 const FLAG_SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::SEAL);
 /// The name of that file.
 const FLAG_NAME: &str = "unmerged.task_shared.waiting";
-/// Words of the bitmap, and of its summary.
-const WORDS: usize = MAX_SLOTS / 64;
-
 /// The slots of one process.
 #[derive(Debug)]
 pub(super) struct Table {
@@ -61,8 +64,11 @@ pub(super) struct Table {
     word: usize,
     /// The file in which readers say that they wait, and its one page.
     flag: (Kept, Mapping),
-    taken: Box<[AtomicU64]>,
-    summary: Box<[AtomicU64]>,
+    places: Places,
+    /// Slots that were held at once, at most.
+    high_water: AtomicU64,
+    /// Slots of owners who died without a release, that were reclaimed.
+    reclaimed: AtomicU64,
     /// Two words for each slot: the descriptor that its owner keeps. In memory of its own,
     /// because most of it is never touched.
     kept: Mapping,
@@ -102,7 +108,6 @@ impl Table {
         // SAFETY: as above.
         unsafe { flag_page.advise(Advice::LinuxDontFork) }.op(OP)?;
         let kept = Mapping::anonymous(16 * MAX_SLOTS, Access::Write).op(OP)?;
-        let words = |n| (0..n).map(|_| AtomicU64::new(0)).collect();
         let mut table = Self {
             file: Kept::keep(file).op(OP)?,
             writable,
@@ -110,8 +115,9 @@ impl Table {
             shape,
             word: 0,
             flag: (Kept::keep(flag).op(OP)?, flag_page),
-            taken: words(WORDS),
-            summary: words(WORDS.div_ceil(64)),
+            places: Places::new(),
+            high_water: AtomicU64::new(0),
+            reclaimed: AtomicU64::new(0),
             kept,
         };
         table.finish(entries).inspect_err(|_| table.close())?;
@@ -133,10 +139,6 @@ impl Table {
     fn close(&self) {
         self.file.close();
         self.flag.0.close();
-    }
-
-    fn bitmap(&self) -> Bitmap<'_> {
-        Bitmap::new(&self.taken, &self.summary)
     }
 
     fn committed(&self) -> Result<usize> {
@@ -173,28 +175,29 @@ impl Table {
         });
     }
 
-    /// Makes room for a chunk of slots behind the first `slots`, and shows them.
+    /// Makes room for more behind the first `slots`, and shows them: an eighth, in chunks.
     fn grow(&self, slots: usize) -> Result<()> {
-        if slots + CHUNK > MAX_SLOTS {
+        if slots == MAX_SLOTS {
             return Err(Error::with(
                 OP,
-                Errno::NOMEM,
+                Errno::NOSPC,
                 format_args!("{slots} slots are taken, and there are {MAX_SLOTS}"),
             ));
         }
+        let end = (slots + (slots / 8).next_multiple_of(CHUNK).max(CHUNK)).min(MAX_SLOTS);
         if !self.file.is_same() {
             return Err(Error::because(OP, Errno::BADF, "the table's descriptor was closed"));
         }
         // SAFETY: looked at above; it is kept for good.
         let file = unsafe { self.file.file() };
-        ftruncate(file, self.shape.slot(slots + CHUNK) as u64).op(OP)?;
-        for place in slots..slots + CHUNK {
+        ftruncate(file, self.shape.slot(end) as u64).op(OP)?;
+        for place in slots..end {
             // SAFETY: an entry that nobody uses yet, in a mapping that a table keeps for good.
             unsafe { owner::init(self.entry(place)) }.op(OP)?;
         }
         // Whoever sees the count may touch the slots.
         let committed = header::committed(View::of(&self.writable))?;
-        committed.store((slots + CHUNK) as u32, Ordering::Release);
+        committed.store(end as u32, Ordering::Release);
         Ok(())
     }
 
@@ -203,18 +206,18 @@ impl Table {
     ///
     /// # Errors
     ///
-    /// ENOMEM if all slots are taken or there is no memory, EOPNOTSUPP if the kernel would
+    /// ENOSPC if all slots are taken, ENOMEM, EOPNOTSUPP if the kernel would
     /// not mark the thread's death.
     pub(super) fn take(&'static self) -> Result<Held> {
         owner::repair_list().map_err(unmarked)?;
-        let place = self.bitmap().take(self.committed()?);
+        let place = self.places.take(self.committed()?);
         let place = place.map_or_else(|| self.take_or_grow(), Ok)?;
         // SAFETY: in a mapping that is kept for good, made when its page was added; the word
         // is the one that was found.
         match unsafe { owner::lock(self.entry(place), self.word) } {
             Ok(left) => Ok(Held { table: self, place, left }),
             Err(errno) => {
-                self.bitmap().release(place);
+                self.places.untake(place);
                 Err(unmarked(errno))
             }
         }
@@ -225,11 +228,11 @@ impl Table {
         let _guard = process::lock()?;
         loop {
             let slots = self.committed()?;
-            if let Some(place) = self.bitmap().take(slots) {
+            if let Some(place) = self.places.take(slots) {
                 return Ok(place);
             }
             // Other threads may take what is found before we do; then look again.
-            if !self.reclaim(slots)? {
+            if !self.places.thaw(slots) && !self.reclaim(slots)? {
                 self.grow(slots)?;
             }
         }
@@ -243,7 +246,7 @@ impl Table {
             let entry = self.entry(place);
             // SAFETY: committed, in a mapping that is kept for good, and of atomics.
             let owner = unsafe { entry.as_ref() };
-            if !self.bitmap().is_taken(place) || !owner::has_died(owner, self.word) {
+            if !self.places.is_taken(place) || !owner::has_died(owner, self.word) {
                 continue;
             }
             // While we hold the mutex to end the dead one's life, a reader must not take us
@@ -256,6 +259,7 @@ impl Table {
             // SAFETY: as in `take`.
             let left = unsafe { owner::lock(entry, self.word) }.map_err(unmarked)?;
             self.give_back(place, left);
+            self.reclaimed.fetch_add(1, Ordering::Relaxed);
             found = true;
         }
         Ok(found)
@@ -270,16 +274,58 @@ impl Table {
         }
         // SAFETY: the caller is the owner.
         unsafe { owner::unlock(self.entry(place), self.word, left) };
-        self.bitmap().release(place);
+        self.places.give_back(place);
         self.count(header::deaths);
     }
 
     /// Counts a birth or a death, and tells readers.
-    fn count(&self, what: impl FnOnce(View<'_>) -> Result<&AtomicU64>) {
+    fn count<'a>(&'a self, what: impl FnOnce(View<'a>) -> Result<&'a AtomicU64>) {
         if let Ok(count) = what(View::of(&self.writable)) {
-            count.fetch_add(1, Ordering::Relaxed);
+            count.fetch_add(1, Ordering::Release);
         }
         self.announce();
+    }
+
+    /// Births without a death, as far as they are known at this moment.
+    fn held(&self) -> u64 {
+        let view = View::of(&self.writable);
+        let (Ok(births), Ok(deaths)) = (header::births(view), header::deaths(view)) else {
+            return 0;
+        };
+        // Deaths first: each of them had its birth before.
+        let deaths = deaths.load(Ordering::Acquire);
+        births.load(Ordering::Relaxed).saturating_sub(deaths)
+    }
+
+    /// Notes how many are held.
+    fn note_high_water(&self) {
+        let held = self.held();
+        let mut high = self.high_water.load(Ordering::Relaxed);
+        while held > high {
+            let (ok, lost) = (Ordering::Relaxed, Ordering::Relaxed);
+            match self.high_water.compare_exchange_weak(high, held, ok, lost) {
+                Ok(_) => break,
+                Err(now) => high = now,
+            }
+        }
+    }
+
+    /// What the table takes and has.
+    pub(super) fn usage(&self) -> Result<Usage> {
+        const OP: &str = "task_shared::stats";
+        let view = View::of(&self.writable);
+        let memory = [&self.writable, &self.kept, &self.flag.1];
+        let resident = memory.into_iter().map(Mapping::resident).sum::<rustix::io::Result<_>>();
+        Ok(Usage {
+            slots: self.committed()?,
+            held: self.places.count(),
+            high_water: self.high_water.load(Ordering::Relaxed) as usize,
+            births: header::births(view)?.load(Ordering::Relaxed),
+            deaths: header::deaths(view)?.load(Ordering::Relaxed),
+            reclaimed: self.reclaimed.load(Ordering::Relaxed),
+            bytes_resident: resident.op(OP)?,
+            slot_size: self.shape.size,
+        })
     }
 
     /// Exchanges the descriptor that the owner of a slot keeps.
@@ -293,7 +339,7 @@ impl Table {
     /// inherited, and are not touched.
     pub(super) fn abandon(&self) {
         self.close();
-        let taken = (0..MAX_SLOTS).filter(|&place| self.bitmap().is_taken(place));
+        let taken = (0..MAX_SLOTS).filter(|&place| self.places.is_taken(place));
         for kept in taken.filter_map(|place| self.swap_kept(place, None)) {
             kept.close();
         }
@@ -313,6 +359,7 @@ impl Held {
         let owner = unsafe { self.table.entry(self.place).as_ref() };
         self.record().begin(values, self.user()?, owner, label);
         self.table.count(header::births);
+        self.table.note_high_water();
         Ok(())
     }
 
@@ -364,12 +411,15 @@ mod tests {
     fn lowest_first_and_grows_by_a_chunk() {
         let table = table();
         assert_eq!(table.committed().unwrap(), CHUNK);
-        let held: Vec<_> = (0..CHUNK + 1).map(|_| table.take().unwrap()).collect();
-        assert_eq!(table.committed().unwrap(), 2 * CHUNK);
+        let mut held: Vec<_> = (0..CHUNK).map(|_| table.take().unwrap()).collect();
         assert!(held.iter().enumerate().all(|(n, held)| held.place == n));
         held[3].release();
         held[1].release();
+        let used = table.usage().unwrap();
+        assert_eq!((used.held, used.slots, used.deaths), (CHUNK - 2, CHUNK, 2));
         assert_eq!([table.take().unwrap().place, table.take().unwrap().place], [1, 3]);
+        held.push(table.take().unwrap());
+        assert_eq!((held[CHUNK].place, table.committed().unwrap()), (CHUNK, 2 * CHUNK));
         for held in held {
             held.release();
         }
