@@ -88,6 +88,7 @@ mod event;
 mod header;
 mod layout;
 mod life;
+mod live;
 mod monitor;
 mod owner;
 mod places;
@@ -100,6 +101,7 @@ mod usage;
 
 pub use config::{Config, configure};
 pub use current::{Slot, TASK_SCHEDSTAT, current, getshared};
+pub use live::Whereabouts;
 pub use monitor::{Monitor, Thread, Threads};
 #[doc(hidden)]
 pub use places::Places;

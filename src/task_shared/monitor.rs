@@ -13,8 +13,9 @@ use super::discover::{self, Found};
 use super::header;
 use super::layout::{self, MAX_SLOTS, Shape};
 use super::life::is_held;
+use super::live::Whereabouts;
 use super::owner::Owner;
-use super::record::{Reading, Record, SchedStats};
+use super::record::{FLAG_RSEQ, Reading, Record, SchedStats};
 use crate::error::{Context, Result};
 use crate::shm::View;
 use crate::sync::{AtomicU32, AtomicUsize, Ordering, fence};
@@ -128,6 +129,14 @@ impl Monitor {
         Some(unsafe { at.cast::<Record>().as_ref() })
     }
 
+    /// The rseq area in it, if slots have one.
+    fn rseq(&self, place: usize) -> Option<&[AtomicU32; 16]> {
+        let at = self.shape.slot(place) + self.shape.rseq_at();
+        let at = self.shape.rseq.then(|| self.mapping.at(at, layout::RSEQ).ok())??;
+        // SAFETY: as in `record`; the area is a part of the slot.
+        Some(unsafe { at.cast().as_ref() })
+    }
+
     /// The entry of its owner.
     fn owner(&self, place: usize) -> Option<&Owner> {
         let at = self.mapping.at(layout::owner(place), size_of::<Owner>()).ok()?;
@@ -156,6 +165,7 @@ impl<'a> Iterator for Threads<'a> {
             record.life().is_of(reading.generation).then_some(Thread {
                 record,
                 owner: word,
+                rseq: self.monitor.rseq(place),
                 name: label.name,
                 reading,
             })
@@ -171,6 +181,7 @@ impl<'a> Iterator for Threads<'a> {
 pub struct Thread<'a> {
     record: &'a Record,
     owner: &'a AtomicU32,
+    rseq: Option<&'a [AtomicU32; 16]>,
     name: [u8; 16],
     reading: Reading,
 }
@@ -218,6 +229,15 @@ impl Thread<'_> {
     /// The NUMA node of that CPU.
     pub fn node(&self) -> u32 {
         self.reading.values.node
+    }
+
+    /// Where the thread runs, or ran last, as the kernel has written it: looks now, with no
+    /// publication of the thread. `None` unless it has called
+    /// [`Slot::register_rseq`](super::Slot::register_rseq), and once it is gone.
+    pub fn whereabouts(&self) -> Option<Whereabouts> {
+        let registered = self.record.flags() & FLAG_RSEQ != 0;
+        let found = self.rseq.filter(|_| registered).and_then(Whereabouts::of);
+        found.filter(|_| self.is_alive())
     }
 
     /// When the thread published last, in nanoseconds of CLOCK_MONOTONIC; 0 before the first
