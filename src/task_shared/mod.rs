@@ -85,6 +85,7 @@ mod current;
 mod descriptor;
 mod discover;
 mod event;
+mod fault;
 mod header;
 mod layout;
 mod life;

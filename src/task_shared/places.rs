@@ -145,10 +145,10 @@ mod tests {
                         thawed.iter().for_each(|place| { cooling.remove(place); });
                     }
                 }
-                prop_assert_eq!(places.count(), taken.len());
                 prop_assert_eq!(places.is_taken(n), taken.contains(&n));
                 prop_assert_eq!(places.is_cooling(n), cooling.contains(&n));
             }
+            prop_assert_eq!(places.count(), taken.len());
         }
     }
 
