@@ -18,9 +18,11 @@ mod armed {
     use core::cell::Cell;
     use std::sync::mpsc;
 
+    type Death = fn() -> !;
+
     thread_local! {
         /// Steps that this thread still takes, and how it dies then.
-        static LEFT: Cell<Option<(u32, fn() -> !)>> = const { Cell::new(None) };
+        static LEFT: Cell<Option<(u32, Death)>> = const { Cell::new(None) };
     }
 
     /// A place where a test has a thread die.
@@ -34,7 +36,7 @@ mod armed {
 
     fn killed() -> ! {
         // SAFETY: ends this process, which is a child that was made for it.
-        unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
+        unsafe { libc::raise(libc::SIGKILL) };
         unreachable!()
     }
 

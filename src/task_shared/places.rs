@@ -240,13 +240,34 @@ mod models {
         /// What it does at the exit.
         fn end(&self, place: usize) {
             self.life().end();
-            self.owner.store(0, Ordering::Release);
+            self.owner.store(0, Ordering::Release); // the mutex
             self.places.give_back(place);
         }
     }
 
-    /// One thread exits while another takes the slot and a third one reads. Fails when the
-    /// release of `give_back` or the acquire of `thaw` is relaxed.
+    /// One owner after the other does something without atomics. Fails when the release of
+    /// `give_back` or the acquire of `thaw` is relaxed.
+    #[test]
+    fn the_next_owner_sees_what_the_last_did() {
+        model(|| {
+            let shared = Shared::new();
+            let work = |shared: Arc<Shared>| {
+                move || {
+                    if let Some(place) = shared.take() {
+                        shared.private.with_mut(|value| unsafe { *value += 1 });
+                        shared.places.give_back(place);
+                    }
+                }
+            };
+            let other = thread::spawn(work(shared.clone()));
+            work(shared.clone())();
+            other.join().unwrap();
+        });
+    }
+
+    /// One thread exits while another takes the slot and a third one reads: the mutex is free
+    /// with the place, and the reader finds no mixture. Fails when the place is given back
+    /// before the mutex.
     #[test]
     fn exit_and_reuse() {
         model(|| {
