@@ -245,23 +245,29 @@ mod models {
         }
     }
 
-    /// One owner after the other does something without atomics. Fails when the release of
-    /// `give_back` or the acquire of `thaw` is relaxed.
+    /// One owner after the other does something without atomics; a third thread thaws. Fails
+    /// when the release of `give_back` or the acquire of `thaw` is relaxed.
     #[test]
     fn the_next_owner_sees_what_the_last_did() {
         model(|| {
             let shared = Shared::new();
-            let work = |shared: Arc<Shared>| {
-                move || {
-                    if let Some(place) = shared.take() {
-                        shared.private.with_mut(|value| unsafe { *value += 1 });
-                        shared.places.give_back(place);
-                    }
-                }
+            let place = shared.places.take(1).unwrap();
+            let thaw = {
+                let shared = shared.clone();
+                thread::spawn(move || shared.places.thaw(1))
             };
-            let other = thread::spawn(work(shared.clone()));
-            work(shared.clone())();
-            other.join().unwrap();
+            let next = {
+                let shared = shared.clone();
+                thread::spawn(move || {
+                    if shared.places.take(1).is_some() {
+                        shared.private.with_mut(|value| unsafe { *value += 1 });
+                    }
+                })
+            };
+            shared.private.with_mut(|value| unsafe { *value += 1 });
+            shared.places.give_back(place);
+            thaw.join().unwrap();
+            next.join().unwrap();
         });
     }
 
