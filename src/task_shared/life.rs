@@ -100,6 +100,7 @@ impl Life<'_> {
 
     /// The sequence, for [`write`](Self::write), if the owner is not writing: this could be
     /// a signal handler that interrupted it.
+    #[inline]
     pub(super) fn quiet(&self) -> Option<u32> {
         let sequence = self.sequence.load(Ordering::Relaxed);
         (sequence & 1 == 0).then_some(sequence)

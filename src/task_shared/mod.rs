@@ -41,7 +41,7 @@
 //! | fork(2), clone(2) without `CLONE_VM` | untouched, not inherited | in the child ESTALE; then a slot in a table of its own |
 //! | vfork(2), posix_spawn(3) | untouched | the child must use neither: it would be taken for its parent |
 //! | clone(2) with `CLONE_VM` around libc | untouched | must use neither: it has its maker's thread-locals |
-//! | dlclose(3) of a library with this crate in it | libc keeps the library loaded while a thread that has a slot lives; its mappings stay for good | the library that is loaded next has a table of its own |
+//! | dlclose(3) of a library with this crate in it | untouched: once a slot was taken the library stays loaded | stay valid |
 //!
 //! A slot that is given back cools down: the others that there is memory for are taken first,
 //! lowest first, and meanwhile it still says what it said, as the slot of a thread that has

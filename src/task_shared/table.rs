@@ -43,7 +43,7 @@ use crate::shm::View;
 use crate::sync::AtomicU32;
 use crate::sync::{AtomicU64, Ordering};
 use crate::sys::map::{Access, Mapping, PAGE, Place};
-use crate::sys::{futex, memfd};
+use crate::sys::{futex, memfd, object};
 use core::ptr::NonNull;
 use rustix::fs::{SealFlags, ftruncate};
 use rustix::io::Errno;
@@ -94,6 +94,8 @@ impl Table {
     /// ENOMEM, EMFILE or ENFILE, EOPNOTSUPP on a kernel without robust lists or in a task
     /// that libc does not know.
     pub(super) fn create(shape: Shape, entries: &[Entry]) -> Result<Self> {
+        // Threads have destructors of ours, and forks may have handlers.
+        object::keep_loaded();
         owner::repair_list().map_err(unmarked)?;
         let file = memfd::create(NAME, shape.slot(0) as u64).op(OP)?;
         let bytes = shape.max_bytes();
