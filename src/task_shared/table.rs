@@ -468,6 +468,26 @@ mod tests {
         table.abandon();
     }
 
+    /// All the slots that there can be, by one thread; the table has not moved.
+    #[test]
+    fn the_last_slot_and_no_more() {
+        let table = table();
+        let first = table.take().unwrap();
+        let address = first.shown();
+        let held: Vec<_> = (1..MAX_SLOTS).map(|_| table.take().unwrap()).collect();
+        let error = table.take().unwrap_err();
+        assert_eq!(error.raw_os_error(), libc::ENOSPC);
+        assert!(error.is_exhausted() && error.to_string().contains("65536 slots"), "{error}");
+        assert_eq!((held[MAX_SLOTS - 2].place, first.shown()), (MAX_SLOTS - 1, address));
+        held[1000].release();
+        assert_eq!(table.take().unwrap().place, 1001);
+        assert!(table.take().is_err());
+        first.release();
+        held.into_iter().for_each(Held::release);
+        assert_eq!(table.usage().unwrap().held, 0);
+        table.abandon();
+    }
+
     #[test]
     fn nobody_else_can_write() {
         let table = table();
