@@ -256,7 +256,7 @@ fn ten_thousand_threads() {
     for _ in 0..10_000 / wave {
         let all = std::sync::Barrier::new(wave + 1);
         thread::scope(|scope| {
-            for _ in 0..wave {
+            let start = |_| {
                 let work = || {
                     let me = task_shared::current().unwrap();
                     assert_eq!((me.user().unwrap(), me.tid().unwrap()), (0, gettid()));
@@ -265,10 +265,13 @@ fn ten_thousand_threads() {
                     all.wait();
                 };
                 let small = thread::Builder::new().stack_size(64 << 10);
-                small.spawn_scoped(scope, work).unwrap();
-            }
+                small.spawn_scoped(scope, work).unwrap()
+            };
+            let threads: Vec<_> = (0..wave).map(start).collect();
             assert!(monitor.threads().count() <= wave + 1);
             all.wait();
+            // A scope does not wait for destructors of thread-locals, a join does.
+            threads.into_iter().for_each(|thread| thread.join().unwrap());
         });
     }
     let used = task_shared::stats().unwrap();
