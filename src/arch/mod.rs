@@ -164,6 +164,7 @@
 //! callers_cpu(), callers_striping()  # where the caller's thread words are
 //! cpu_id(area)                  # one load; meaningful only as an argument of a window
 //! containing_u32(byte)          # the aligned 32-bit word around a byte, as one load
+//! fetch_add_alone(word, n)      # xadd without lock: whole for signal handlers, not for threads
 //! ```
 //!
 //! `x86_64` implements this contract; [`portable`] is its twin without asm, which updates
@@ -175,7 +176,7 @@ pub mod x86_64;
 
 pub use x86_64::{
     ByCaller, Indexed, Striped, Striping, callers_cpu, callers_striping, containing_u32, cpu_id,
-    gs_base, gs_load_add_store_u64, gs_load_u64, gs_restripe, gs_restripe_callers,
+    fetch_add_alone, gs_base, gs_load_add_store_u64, gs_load_u64, gs_restripe, gs_restripe_callers,
     load_add_load_load_add_store, load_add_store_u64, load_cbeq_store_add_load_store,
     load_cbne_load_cbne_store, load_cbne_memcpy_store, load_cbne_store, load_cbne_store_store,
     own_area_offset, ring_pad, ring_publish_parts, ring_publish_vectors, ring_publish_words,

@@ -337,3 +337,13 @@ pub unsafe fn containing_u32(byte: *const u8) -> u32 {
     // SAFETY: the caller vouches for the byte; the aligned word lies in the same page.
     unsafe { &*word }.load(Ordering::Relaxed)
 }
+
+/// `*word += n`; the value before.
+///
+/// # Safety
+///
+/// `word` is readable, writable and aligned.
+pub unsafe fn fetch_add_alone(word: *mut u32, n: u32) -> u32 {
+    // SAFETY: the caller vouches for the word, which stays valid for this call.
+    unsafe { &*word.cast::<AtomicU32>() }.fetch_add(n, Ordering::Relaxed)
+}

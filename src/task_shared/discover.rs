@@ -6,7 +6,8 @@
 //! memory file which cannot shrink and which nobody can map writable any more, and that its
 //! header is one, and of this process.
 
-use super::header::{self, BYTES, Header, NAME, bytes_for};
+use super::header::{self, BYTES, Header};
+use super::layout::NAME;
 use crate::error::{Context, Error, Result};
 use crate::sys::memfd;
 use core::ffi::CStr;
@@ -144,7 +145,7 @@ fn check(folder: BorrowedFd<'_>, fd: &CStr, pid: u32) -> Result<Option<(OwnedFd,
     // Asked after the count was copied: the file was large enough before the count was
     // stored, and has not shrunk.
     let size = memfd::sealed_size(&file, SEALS).op(OP)?;
-    let least = bytes_for(header.committed) as u64;
+    let least = header.shape.slot(header.committed) as u64;
     if size < least {
         return Err(Error::with(
             OP,
@@ -173,6 +174,6 @@ mod tests {
         crate::task_shared::current().unwrap();
         let Found { header, size, .. } = find(std::process::id()).unwrap();
         assert_eq!(header.pid, std::process::id());
-        assert!(size >= bytes_for(header.committed) as u64 && header.committed > 0);
+        assert!(size >= header.shape.slot(header.committed) as u64 && header.committed > 0);
     }
 }

@@ -10,9 +10,12 @@
 //! atomics, bounded in time, and no number in them is used to reach anything.
 
 use super::discover::{self, Found};
-use super::header::{self, MAX_BYTES, MAX_SLOTS, bytes_for};
+use super::header;
+use super::layout::{self, MAX_SLOTS, Shape};
 use super::life::is_held;
-use super::record::{Reading, Record, SIZE, SchedStats};
+use super::live::Whereabouts;
+use super::owner::Owner;
+use super::record::{FLAG_RSEQ, Reading, Record, SchedStats};
 use crate::error::{Context, Result};
 use crate::shm::View;
 use crate::sync::{AtomicU32, AtomicUsize, Ordering, fence};
@@ -45,7 +48,8 @@ const OP: &str = "task_shared::Monitor::open";
 #[derive(Debug)]
 pub struct Monitor {
     pid: u32,
-    /// Index of the word that the kernel marks among the 32-bit words of a slot.
+    shape: Shape,
+    /// Index of the word that the kernel marks among the 32-bit words of an owner's entry.
     word: usize,
     file: OwnedFd,
     maps: OwnedFd,
@@ -73,9 +77,11 @@ impl Monitor {
     /// | EMFILE, ENFILE, ENOMEM | this process is out of descriptors or memory |
     pub fn open(pid: u32) -> Result<Self> {
         let Found { file, header, size, maps } = discover::find(pid)?;
-        let mapping = Mapping::shared(&file, MAX_BYTES, Access::Read, Place::Anywhere).op(OP)?;
-        let room = AtomicUsize::new(room(size));
-        Ok(Self { pid, word: header.owner, file, maps, mapping, room })
+        let shape = header.shape;
+        let bytes = shape.max_bytes();
+        let mapping = Mapping::shared(&file, bytes, Access::Read, Place::Anywhere).op(OP)?;
+        let room = AtomicUsize::new(shape.room(size));
+        Ok(Self { pid, shape, word: header.owner, file, maps, mapping, room })
     }
 
     /// The process, as it was given to [`open`](Self::open).
@@ -110,24 +116,33 @@ impl Monitor {
             return committed;
         }
         let size = fstat(&self.file).map_or(0, |stat| stat.st_size.cast_unsigned());
-        let known = room(size).max(known);
+        let known = self.shape.room(size).max(known);
         self.room.store(known, Ordering::Relaxed);
         committed.min(known)
     }
 
     /// The slot at `place`, which [`slots`](Self::slots) has allowed.
     fn record(&self, place: usize) -> Option<&Record> {
-        let at = self.mapping.at(bytes_for(place), SIZE).ok()?;
+        let at = self.mapping.at(self.shape.slot(place), self.shape.size).ok()?;
         // SAFETY: inside the mapping and inside the file, whose size does not shrink; aligned,
         // because the page and the slots are; of atomics, which others may write.
         Some(unsafe { at.cast::<Record>().as_ref() })
     }
-}
 
-/// Slots that a file of this size has room for.
-fn room(size: u64) -> usize {
-    let slots = size.saturating_sub(bytes_for(0) as u64) / SIZE as u64;
-    usize::try_from(slots).unwrap_or(MAX_SLOTS).min(MAX_SLOTS)
+    /// The rseq area in it, if slots have one.
+    fn rseq(&self, place: usize) -> Option<&[AtomicU32; 16]> {
+        let at = self.shape.slot(place) + self.shape.rseq_at();
+        let at = self.shape.rseq.then(|| self.mapping.at(at, layout::RSEQ).ok())??;
+        // SAFETY: as in `record`; the area is a part of the slot.
+        Some(unsafe { at.cast().as_ref() })
+    }
+
+    /// The entry of its owner.
+    fn owner(&self, place: usize) -> Option<&Owner> {
+        let at = self.mapping.at(layout::owner(place), size_of::<Owner>()).ok()?;
+        // SAFETY: as in `record`; entries lie in front of the slots.
+        Some(unsafe { at.cast::<Owner>().as_ref() })
+    }
 }
 
 /// Iterator over the threads of a process that hold a slot.
@@ -144,7 +159,16 @@ impl<'a> Iterator for Threads<'a> {
         self.slots.find_map(|place| {
             let record = self.monitor.record(place)?;
             let reading = record.read()?;
-            Some(Thread { record, owner: &record.owner[self.monitor.word], reading })
+            let owner = self.monitor.owner(place)?;
+            let label = owner.label();
+            let word = &owner.mutex[self.monitor.word];
+            record.life().is_of(reading.generation).then_some(Thread {
+                record,
+                owner: word,
+                rseq: self.monitor.rseq(place),
+                name: label.name,
+                reading,
+            })
         })
     }
 }
@@ -157,6 +181,8 @@ impl<'a> Iterator for Threads<'a> {
 pub struct Thread<'a> {
     record: &'a Record,
     owner: &'a AtomicU32,
+    rseq: Option<&'a [AtomicU32; 16]>,
+    name: [u8; 16],
     reading: Reading,
 }
 
@@ -182,15 +208,15 @@ impl Thread<'_> {
         self.reading.values.stats
     }
 
-    /// The word that the thread set last.
+    /// The first of the words that the thread has set.
     pub fn user(&self) -> u64 {
-        self.reading.values.user
+        self.reading.user[0]
     }
 
     /// The thread's name when it took its slot; at most 15 bytes, and what is not UTF-8 is
     /// replaced.
     pub fn name(&self) -> Cow<'_, str> {
-        let name = &self.reading.values.name;
+        let name = &self.name;
         let end = name.iter().position(|&byte| byte == 0).unwrap_or(name.len());
         String::from_utf8_lossy(&name[..end])
     }
@@ -203,6 +229,15 @@ impl Thread<'_> {
     /// The NUMA node of that CPU.
     pub fn node(&self) -> u32 {
         self.reading.values.node
+    }
+
+    /// Where the thread runs, or ran last, as the kernel has written it: looks now, with no
+    /// publication of the thread. `None` unless it has called
+    /// [`Slot::register_rseq`](super::Slot::register_rseq), and once it is gone.
+    pub fn whereabouts(&self) -> Option<Whereabouts> {
+        let registered = self.record.flags() & FLAG_RSEQ != 0;
+        let found = self.rseq.filter(|_| registered).and_then(Whereabouts::of);
+        found.filter(|_| self.is_alive())
     }
 
     /// When the thread published last, in nanoseconds of CLOCK_MONOTONIC; 0 before the first
@@ -243,18 +278,5 @@ impl core::fmt::Debug for Thread<'_> {
             .field("stats", &self.stats())
             .field("user", &self.user())
             .finish_non_exhaustive()
-    }
-}
-
-#[cfg(all(test, not(loom)))]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn room_of_a_size() {
-        assert_eq!(room(0), 0);
-        assert_eq!(room(4096 + 127), 0);
-        assert_eq!(room(8192), 32);
-        assert_eq!(room(u64::MAX), MAX_SLOTS);
     }
 }
