@@ -1,6 +1,7 @@
 //! The calling thread's own slot.
 
 use super::descriptor::Kept;
+use super::hazard;
 use super::owner::{self, Label};
 use super::process;
 use super::record::{Reading, Record, SchedStats, Values};
@@ -14,6 +15,9 @@ use core::cell::Cell;
 use core::fmt;
 use core::marker::PhantomData;
 use rustix::io::Errno;
+
+/// Tries of a publication against handlers and the sampler before it takes their numbers.
+const TRIES: u32 = 8;
 
 /// What a thread knows of its slot. The first four cells are all that the fast paths read.
 struct Mine {
@@ -255,24 +259,28 @@ impl Slot {
             Some(file) => file,
             None => self.open_schedstat()?,
         };
-        let Some(sequence) = record.quiet() else {
-            return Err(busy(OP));
-        };
-        let clocks = Clocks::now();
-        let Schedstat { run_delay, pcount } = read_schedstat(&schedstat)?;
-        let (cpu, node) = thread::cpu_and_node().op(OP)?;
-        let last = self.reading(OP)?.values;
-        let stats = SchedStats {
-            sum_exec_runtime: clocks.cpu,
-            run_delay,
-            pcount,
-            off_cpu: clocks.off_cpu_since(start).max(last.stats.off_cpu),
-        };
-        let values = Values { cpu, node, stats, updated: clocks.monotonic, ..last };
-        if record.publish(sequence, values) {
-            return Ok(stats);
+        // The sampler, or a handler of this thread, may publish between the look at the clocks
+        // and our write. What it published is then older, or newer, than what we have.
+        for _ in 0..TRIES {
+            let Some(sequence) = hazard::quiet(record) else {
+                return Err(busy(OP));
+            };
+            let clocks = Clocks::now();
+            let Schedstat { run_delay, pcount } = read_schedstat(&schedstat)?;
+            let (cpu, node) = thread::cpu_and_node().op(OP)?;
+            let last = self.reading(OP)?.values;
+            let stats = SchedStats {
+                sum_exec_runtime: clocks.cpu,
+                run_delay,
+                pcount,
+                off_cpu: clocks.off_cpu_since(start).max(last.stats.off_cpu),
+            };
+            let values = Values { cpu, node, stats, updated: clocks.monotonic, ..last };
+            if record.publish(sequence, values) {
+                return Ok(stats);
+            }
         }
-        // A signal handler came between and published later numbers.
+        // Handlers publish all the time: these are theirs.
         self.stats()
     }
 
