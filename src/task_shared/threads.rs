@@ -7,6 +7,7 @@ use super::schema::{Datum, Field, Value, Word};
 use crate::sync::Ordering;
 use core::fmt;
 use core::ops::RangeInclusive;
+use std::borrow::Cow;
 
 /// Iterator over the threads of a process that hold a slot; made by [`Monitor::threads`].
 #[derive(Debug)]
@@ -177,13 +178,13 @@ impl Thread<'_> {
 
     /// The thread's name when it took its slot; at most 15 bytes, and what is not UTF-8 is
     /// replaced. Looks now: it is empty once another thread has the slot.
-    pub fn name(&self) -> String {
+    pub fn name(&self) -> Cow<'_, str> {
         let name = self.monitor.owner(self.place).label().name;
         if !self.is_here() {
-            return String::new();
+            return Cow::Borrowed("");
         }
         let end = name.iter().position(|&byte| byte == 0).unwrap_or(name.len());
-        String::from_utf8_lossy(&name[..end]).into_owned()
+        Cow::Owned(String::from_utf8_lossy(&name[..end]).into_owned())
     }
 
     /// When the thread took its slot, in nanoseconds of CLOCK_MONOTONIC. Looks now: it is 0
