@@ -240,7 +240,7 @@ mod models {
         fn hazard(&self) -> Hazard<'_> {
             Hazard { announced: &self.announced }
         }
-        fn sample(self: Arc<Self>) -> bool {
+        fn sample(&self) -> bool {
             match self.life().quiet() {
                 Some(sequence) => self.hazard().write(SLOT, self.life(), 1, sequence, &[7, 7]),
                 None => false,

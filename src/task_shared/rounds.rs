@@ -26,7 +26,7 @@ const MOST_PROXIES: usize = 2000;
 const LISTING: u64 = 1_000_000_000;
 
 /// What was done, for whoever holds the handle.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Counts {
     pub(super) rounds: AtomicU64,
     pub(super) threads: AtomicU32,
@@ -34,6 +34,19 @@ pub(super) struct Counts {
     pub(super) failed: AtomicU32,
     pub(super) delayed: AtomicU64,
     pub(super) cpu_time: AtomicU64,
+}
+
+impl Counts {
+    pub(super) fn new() -> Self {
+        Self {
+            rounds: AtomicU64::new(0),
+            threads: AtomicU32::new(0),
+            publishing: AtomicU32::new(0),
+            failed: AtomicU32::new(0),
+            delayed: AtomicU64::new(0),
+            cpu_time: AtomicU64::new(0),
+        }
+    }
 }
 
 /// A filter by id and name.

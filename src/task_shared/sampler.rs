@@ -166,7 +166,7 @@ impl Builder {
         let shared = Arc::new(Shared {
             stop: Futex::new(0),
             round: Futex::new(0),
-            counts: Counts::default(),
+            counts: Counts::new(),
         });
         let theirs = shared.clone();
         let body = move || {

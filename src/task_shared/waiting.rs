@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::futex2::{Clock, Deadline};
 use crate::sync::{Ordering, fence};
 use crate::sys::{futex, thread};
+use core::ptr;
 use core::time::Duration;
 use rustix::io::Errno;
 use rustix::time::Timespec;
@@ -80,7 +81,7 @@ impl Monitor {
                 OFTEN
             };
             let woken = futex::wait_bitset(
-                word.as_ptr(),
+                ptr::from_ref(word).cast(),
                 false,
                 seen,
                 Clock::Monotonic,
