@@ -206,7 +206,10 @@ impl Row {
             self.history.pop_front();
         }
         self.history.push_back(if self.state == State::Dead { 0.0 } else { cpu });
-        (self.cpu, self.node) = (known(thread.cpu()), known(thread.node()));
+        (self.cpu, self.node) = match thread.whereabouts() {
+            Some(live) => (Some(live.cpu), live.node),
+            None => (known(thread.cpu()), known(thread.node())),
+        };
         (self.stats, self.updated, self.seen) = (now, thread.updated(), true);
         self.words.clear();
         self.words.extend(fields.iter().filter_map(|field| thread.value(field)));

@@ -16,6 +16,7 @@ pub mod numa;
 pub mod object;
 pub mod pidfd;
 pub mod rseq;
+pub mod rseq_elsewhere;
 pub mod signals;
 pub mod socket;
 pub mod thread;

@@ -48,6 +48,15 @@ impl Config {
         self
     }
 
+    /// Room for an rseq area in each slot, its last 64 bytes, for
+    /// [`Slot::register_rseq`](super::Slot::register_rseq). It takes slots of 256 bytes or
+    /// more.
+    #[must_use]
+    pub const fn rseq(mut self) -> Self {
+        self.shape.rseq = true;
+        self
+    }
+
     /// Declares a word to readers: its name, unit and type.
     #[must_use]
     pub fn word<T: Datum>(mut self, word: Word<T>) -> Self {
@@ -135,6 +144,8 @@ mod tests {
         for size in [0, 64, 127, 192, 1152, usize::MAX] {
             refused(Config::new().slot_size(size), libc::EINVAL, &size.to_string());
         }
+        refused(Config::new().rseq(), libc::EINVAL, "256 bytes, not 128");
+        refused(Config::new().slot_size(256).rseq().word(word(15)), libc::ENOSPC, "15 words");
         refused(Config::new().word(word(7)), libc::ENOSPC, "word 7 (a): slots of 128 bytes have 7");
         refused(Config::new().word(word(1)).word(word(1)), libc::EINVAL, "word 1 is a and a");
         refused(Config::new().word(Word::<u64>::new(0, "", "1")), libc::EINVAL, "0 bytes");

@@ -2,6 +2,7 @@
 
 use super::descriptor::Kept;
 use super::hazard;
+use super::live;
 use super::owner::{self, Label};
 use super::process;
 use super::record::{Reading, Record, SchedStats, Values};
@@ -50,6 +51,7 @@ impl Drop for Guard {
         if MINE.with(Mine::is_of_this_process) {
             MINE.with(|mine| mine.shown.set(0));
             if let Some(more) = MINE.with(|mine| mine.more.take()) {
+                live::unregister();
                 more.held.release();
             }
         }
@@ -183,6 +185,7 @@ fn take() -> Result<Slot> {
     GUARD.try_with(|_| ()).map_err(|_| {
         Error::because(OP, Errno::SHUTDOWN, "this thread is ending and has given its slot back")
     })?;
+    live::disown();
     let (name, (cpu, node)) = (thread::name().op(OP)?, thread::cpu_and_node().op(OP)?);
     let (table, epoch) = process::table()?;
     let held = table.take()?;
@@ -361,6 +364,38 @@ impl Slot {
             return Err(beyond(OP, first, values.len(), words.len()));
         }
         if record.user_life(words).write_alone(first, values) { Ok(()) } else { Err(busy(OP)) }
+    }
+
+    /// Has the kernel write into the slot where this thread runs, whenever it comes back to
+    /// user mode on another CPU: readers see it by
+    /// [`Thread::whereabouts`](super::Thread::whereabouts), with no publication.
+    ///
+    /// The thread's one rseq registration moves into the slot, until
+    /// [`unregister_rseq`](Self::unregister_rseq) or the end of the thread. Meanwhile whoever
+    /// relies on libc's rseq area in this thread does without: `sched_getcpu` asks the kernel,
+    /// and [`percpu`](crate::percpu) counts by atomics, exact but slower.
+    ///
+    /// # Errors
+    ///
+    /// EINVAL if the process was not configured with [`Config::rseq`](super::Config::rseq),
+    /// EOPNOTSUPP if the kernel has no rseq (CONFIG_RSEQ, a filter) or wants a larger area,
+    /// EBUSY if the registration is neither libc's nor this crate's, ESTALE as [`Slot`] says.
+    pub fn register_rseq(&self) -> Result<()> {
+        const OP: &str = "task_shared::Slot::register_rseq";
+        self.record(OP)?;
+        let more = MINE.with(|mine| mine.more.get());
+        live::register(more.ok_or_else(|| stale(OP))?.held)
+    }
+
+    /// Gives the registration back to libc. Nothing if it was not moved.
+    ///
+    /// # Errors
+    ///
+    /// ESTALE as [`Slot`] says.
+    pub fn unregister_rseq(&self) -> Result<()> {
+        self.record("task_shared::Slot::unregister_rseq")?;
+        live::unregister();
+        Ok(())
     }
 
     /// Sets the first of the user's words: one store, no system call. As

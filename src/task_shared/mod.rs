@@ -89,6 +89,7 @@ mod hazard;
 mod header;
 mod layout;
 mod life;
+mod live;
 mod monitor;
 mod owner;
 mod places;
@@ -105,6 +106,7 @@ mod waiting;
 
 pub use config::{Config, configure};
 pub use current::{Slot, TASK_SCHEDSTAT, current, getshared};
+pub use live::Whereabouts;
 pub use monitor::Monitor;
 #[doc(hidden)]
 pub use places::Places;

@@ -217,6 +217,14 @@ impl Monitor {
         unsafe { at.cast::<Record>().as_ref() }
     }
 
+    /// The rseq area in it, if slots have one.
+    pub(super) fn rseq(&self, place: usize) -> Option<&[AtomicU32; 16]> {
+        let at = self.shape.slot(place) + self.shape.rseq_at();
+        let at = self.shape.rseq.then(|| self.mapping.at(at, layout::RSEQ).ok())??;
+        // SAFETY: as in `record`; the area is a part of the slot.
+        Some(unsafe { at.cast().as_ref() })
+    }
+
     /// The entry of its owner.
     #[inline]
     pub(super) fn owner(&self, place: usize) -> &Owner {

@@ -16,6 +16,9 @@ const RUNS_ON: usize = 0;
 const STATS: usize = 1;
 const UPDATED: usize = 5;
 
+/// The last 64 bytes of the slot are the rseq area of its owner, which the kernel writes.
+pub(super) const FLAG_RSEQ: u32 = 1;
+
 /// Fields of a slot, each an atomic: readers look while the owner writes.
 ///
 /// Publications come from the owner or from a sampler, under `sequence`; the user's words
@@ -194,6 +197,16 @@ impl Record {
             0 => self.tid.load(Ordering::Relaxed),
             keeper => keeper,
         }
+    }
+
+    /// Says what is true of the slot for a part of its life. Only for the holder.
+    pub(super) fn set_flags(&self, flags: u32) {
+        self.flags.store(flags, Ordering::Relaxed);
+    }
+
+    /// The flags of this moment.
+    pub(super) fn flags(&self) -> u32 {
+        self.flags.load(Ordering::Relaxed)
     }
 
     /// A free slot in ordinary memory.

@@ -163,11 +163,8 @@ impl Builder {
         if !hazard::claim(epoch) {
             return Err(Error::because(OP, Errno::BUSY, "this process has a sampler"));
         }
-        let shared = Arc::new(Shared {
-            stop: Futex::new(0),
-            round: Futex::new(0),
-            counts: Counts::new(),
-        });
+        let shared =
+            Arc::new(Shared { stop: Futex::new(0), round: Futex::new(0), counts: Counts::new() });
         let theirs = shared.clone();
         let body = move || {
             let mut rounds = Rounds::new(table, wanted, rate);

@@ -97,9 +97,12 @@ impl Table {
         let writable = map(Access::Write)?;
         memfd::seal(&file, SEALS).op(OP)?;
         let shown = map(Access::Read)?;
-        for mapping in [&writable, &shown] {
-            // SAFETY: a child of fork finds the epoch gone and does not look here.
-            unsafe { mapping.advise(Advice::LinuxDontFork) }.op(OP)?;
+        // SAFETY: a child of fork finds the epoch gone and does not look here.
+        unsafe { shown.advise(Advice::LinuxDontFork) }.op(OP)?;
+        // A child that inherits a registration must find the area mapped: see `live`.
+        if !shape.rseq {
+            // SAFETY: as above.
+            unsafe { writable.advise(Advice::LinuxDontFork) }.op(OP)?;
         }
         let flag = memfd::create(FLAG_NAME, PAGE as u64).op(OP)?;
         memfd::seal(&flag, FLAG_SEALS).op(OP)?;
@@ -179,12 +182,19 @@ impl Table {
         View::of(&self.writable).u64s(first, self.shape.words())
     }
 
+    /// The rseq area of the slot at `place`, if slots have one.
+    fn rseq(&self, place: usize) -> Option<NonNull<[AtomicU64; 8]>> {
+        let at = self.shape.slot(place) + self.shape.rseq_at();
+        self.shape.rseq.then(|| self.writable.at(at, layout::RSEQ).ok().map(NonNull::cast))?
+    }
+
     /// Tells readers that a slot was taken or given back.
     fn announce(&self) {
         let (table, flag) = (View::of(&self.writable), View::of(&self.flag.1));
         let (Ok(word), Ok(flag)) = (header::event(table), flag.u32(0)) else { return };
         Event { word, flag }.announce(|| {
-            let _ = futex::wake_bitset(word.as_ptr(), false, u32::MAX, MATCH_ANY);
+            let _ =
+                futex::wake_bitset(core::ptr::from_ref(word).cast(), false, u32::MAX, MATCH_ANY);
         });
     }
 
@@ -381,6 +391,11 @@ impl Held {
     /// All of the user's words.
     pub(super) fn user(&self) -> Result<&'static [AtomicU64]> {
         self.table.user(self.place)
+    }
+
+    /// The rseq area in the slot, if slots have one.
+    pub(super) fn rseq(&self) -> Option<NonNull<[AtomicU64; 8]>> {
+        self.table.rseq(self.place)
     }
 
     /// Address of the slot in the read-only mapping.

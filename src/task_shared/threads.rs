@@ -1,8 +1,9 @@
 //! What a reader sees of a thread: a copy of its slot, and a way back to it.
 
 use super::life::is_held;
+use super::live::Whereabouts;
 use super::monitor::Monitor;
-use super::record::{Reading, Record, SchedStats};
+use super::record::{FLAG_RSEQ, Reading, Record, SchedStats};
 use super::schema::{Datum, Field, Value, Word};
 use crate::sync::Ordering;
 use core::fmt;
@@ -203,6 +204,15 @@ impl Thread<'_> {
     /// The NUMA node of that CPU.
     pub fn node(&self) -> u32 {
         self.reading.values.node
+    }
+
+    /// Where the thread runs, or ran last, as the kernel has written it: looks now, with no
+    /// publication of the thread. `None` unless it has called
+    /// [`Slot::register_rseq`](super::Slot::register_rseq), and once it is gone.
+    pub fn whereabouts(&self) -> Option<Whereabouts> {
+        let registered = self.record().flags() & FLAG_RSEQ != 0;
+        let area = self.monitor.rseq(self.place).filter(|_| registered);
+        area.and_then(Whereabouts::of).filter(|_| self.is_alive())
     }
 
     /// When the numbers were published last, in nanoseconds of CLOCK_MONOTONIC; 0 before the
