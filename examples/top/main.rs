@@ -12,7 +12,7 @@
 //! A refresh makes no system call on the process, and none for each of its threads: it reads
 //! memory. `examples/top/strace.sh` counts the calls, with 10 threads and with 1000.
 //!
-//! `top.svg` is what it shows of `--demo 12`. To make it anew: `examples/top/picture.sh`.
+//! `top.svg` is what it shows of `--demo 12`. To make it anew: `examples/top/picture.py`.
 
 mod demo;
 mod json;
