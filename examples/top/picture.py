@@ -49,6 +49,11 @@ def show(program):
     return screen
 
 
+def color(name):
+    """A color of pyte's, which is a name or six digits, as SVG has it."""
+    return COLORS.get(name) or "#" + name
+
+
 def svg(screen):
     """The same as a picture: a run of cells of one style is one text."""
     width, height = COLUMNS * WIDTH + 16, LINES * HEIGHT + 16
@@ -68,11 +73,11 @@ def svg(screen):
             left, top, run = 8 + begin * WIDTH, 8 + y * HEIGHT, (x - begin) * WIDTH
             if bg != "default":
                 out.append(f'<rect x="{left:.1f}" y="{top}" width="{run:.1f}" '
-                           f'height="{HEIGHT}" fill="{COLORS.get(bg, bg)}"/>')
+                           f'height="{HEIGHT}" fill="{color(bg)}"/>')
             if text.strip():
                 weight = ' font-weight="bold"' if bold else ""
                 out.append(f'<text x="{left:.1f}" y="{top + 14}" textLength="{run:.1f}" '
-                           f'fill="{COLORS.get(fg, fg)}"{weight}>{html.escape(text)}</text>')
+                           f'fill="{color(fg)}"{weight}>{html.escape(text)}</text>')
     return "\n".join(out + ["</g>", "</svg>", ""])
 
 

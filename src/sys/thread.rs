@@ -22,6 +22,12 @@ pub fn cpu_and_node() -> Result<(u32, u32)> {
     Ok((cpu, node))
 }
 
+/// `sched_getcpu()` — the CPU that the calling thread runs on; no system call where the kernel
+/// maps its page into processes.
+pub fn cpu() -> u32 {
+    rustix::thread::sched_getcpu() as u32
+}
+
 /// `getpid()` and `gettid()` — the calling thread's process and own id.
 pub fn ids() -> (u32, u32) {
     (rustix::process::getpid().as_raw_nonzero().get().cast_unsigned(), id())

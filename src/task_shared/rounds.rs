@@ -209,7 +209,7 @@ impl Rounds {
         if values.updated != known.updated && now.saturating_sub(values.updated) < self.fresh {
             return Outcome::Publishing;
         }
-        match thread.read(tasks) {
+        match thread.read(tasks, values.stats) {
             Ok(stats) => {
                 let values = values.later(now, stats);
                 if hazard::write(record, generation, sequence, values) {
@@ -317,13 +317,16 @@ impl Drop for Rounds {
 fn publish_for(proxy: &Proxy, tasks: &OwnedFd) -> Outcome {
     let record = proxy.held.record();
     let now = thread::monotonic();
-    match (proxy.thread.read(tasks), record.quiet(), record.read()) {
-        (Ok(stats), Some(sequence), Some(reading)) => {
+    let (Some(sequence), Some(reading)) = (record.quiet(), record.read()) else {
+        return Outcome::Failed;
+    };
+    match proxy.thread.read(tasks, reading.values.stats) {
+        Ok(stats) => {
             record.publish(sequence, reading.values.later(now, stats));
             Outcome::Published
         }
-        (Err(Errno::SRCH | Errno::NOENT), ..) => Outcome::Nobody,
-        _ => Outcome::Failed,
+        Err(Errno::SRCH | Errno::NOENT) => Outcome::Nobody,
+        Err(_) => Outcome::Failed,
     }
 }
 

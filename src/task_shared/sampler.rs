@@ -39,7 +39,8 @@ const NAME: &str = "task-sampler";
 ///
 /// # What it costs
 ///
-/// About a microsecond for each thread and round, and never more than the
+/// Half a microsecond for each thread and round, one and a half if the thread has run since,
+/// and never more than the
 /// [budget](Builder::budget): where a round took longer than the budget allows for the period,
 /// the next one comes later. The files that it keeps open are in a descriptor
 /// table of its own (Linux 5.9), so they count against no limit of the process and nobody

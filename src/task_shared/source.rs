@@ -103,8 +103,8 @@ pub(super) fn read_schedstat(file: &Kept) -> Result<Schedstat> {
 /// Another thread of this process, as the sampler knows it.
 ///
 /// A thread id may be given to a later thread, what was opened is not: so the files are
-/// opened in the thread's directory, and answer with ESRCH once it is gone. The clock, which is
-/// asked by id, comes first; a file that can be read after it says whose clock it was.
+/// opened in the thread's directory, and answer with ESRCH once it is gone. The clock is asked
+/// by id; a file that can be read after it says whose clock it was.
 #[derive(Debug)]
 pub(super) struct Remote {
     tid: u32,
@@ -142,21 +142,35 @@ impl Remote {
         Ok(Self { tid, file })
     }
 
-    /// The thread's times and counts; `off_cpu` is 0.
+    /// The thread's times and counts; `off_cpu` is 0. Where nothing has happened since `last`, the
+    /// file alone says so: a thread that runs is found by its next tick, if not by this look.
     ///
     /// # Errors
     ///
     /// ESRCH or ENOENT once it is gone, EMFILE or ENFILE, EBADMSG for a text that is none.
-    pub(super) fn read(&self, tasks: impl AsFd) -> rustix::io::Result<SchedStats> {
+    pub(super) fn read(
+        &self,
+        tasks: impl AsFd,
+        last: SchedStats,
+    ) -> rustix::io::Result<SchedStats> {
+        let first @ [sum_exec_runtime, run_delay, pcount] = self.numbers(&tasks)?;
+        if first == [last.sum_exec_runtime, last.run_delay, last.pcount] {
+            return Ok(SchedStats { sum_exec_runtime, run_delay, pcount, off_cpu: 0 });
+        }
         let clock = thread::cpu_time_of(self.tid);
+        let [_, run_delay, pcount] = self.numbers(tasks)?;
+        let sum_exec_runtime = clock.map_err(|_| Errno::SRCH)?;
+        Ok(SchedStats { sum_exec_runtime, run_delay, pcount, off_cpu: 0 })
+    }
+
+    /// What the file says.
+    fn numbers(&self, tasks: impl AsFd) -> rustix::io::Result<[u64; 3]> {
         let mut text = [0_u8; 64];
         let len = match &self.file {
             Some(file) => pread(file, &mut text, 0)?,
             None => pread(open_of(tasks, self.tid, "schedstat")?, &mut text, 0)?,
         };
-        let sum_exec_runtime = clock.map_err(|_| Errno::SRCH)?;
-        let [_, run_delay, pcount] = parse(&text[..len]).ok_or(Errno::BADMSG)?;
-        Ok(SchedStats { sum_exec_runtime, run_delay, pcount, off_cpu: 0 })
+        parse(&text[..len]).ok_or(Errno::BADMSG)
     }
 }
 
@@ -210,7 +224,7 @@ mod tests {
             let Ok(remote) = Remote::open(&tasks, tid, keep) else {
                 continue; // a kernel without schedstat
             };
-            let stats = remote.read(&tasks).unwrap();
+            let stats = remote.read(&tasks, SchedStats::default()).unwrap();
             assert!(stats.sum_exec_runtime > 0 && stats.pcount > 0);
         }
         assert_eq!(&name_of(&tasks, tid).unwrap(), b"fifteen letters\0");
@@ -220,7 +234,7 @@ mod tests {
         // Joined is a little before gone.
         if let Ok(kept) = kept {
             let end = loop {
-                if let Err(errno) = kept.read(&tasks) {
+                if let Err(errno) = kept.read(&tasks, SchedStats::default()) {
                     break errno;
                 }
             };

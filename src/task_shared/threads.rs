@@ -233,6 +233,7 @@ impl Thread<'_> {
     }
 
     /// Looks again. `false`, and nothing changes, if the slot is not this thread's any more.
+    #[inline]
     pub fn refresh(&mut self) -> bool {
         match self.record().read() {
             Some(now) if now.generation == self.reading.generation => {
