@@ -26,7 +26,9 @@
 //! ```
 //!
 //! The numbers of a thread are as old as its last publication: without privilege the kernel
-//! pushes nothing. [`Thread::updated`] tells the age.
+//! pushes nothing. [`Thread::updated`] tells the age, and [`Thread::off_cpu_at`] what may have come
+//! since. A [`Sampler`] publishes for threads that do not; [`Monitor::wait`] sleeps until
+//! one comes or goes, and [`Monitor::thread`] finds one again by its [`Handle`].
 //!
 //! # What happens to a slot
 //!
