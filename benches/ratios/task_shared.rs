@@ -1,17 +1,17 @@
 //! The task_shared rows.
 
-use crate::harness::{Options, Row, Target, each, pinned};
+use crate::harness::{Options, Row, Target, each, pinned, together};
 use crate::peer::Peer;
 use std::fs::File;
 use std::hint::black_box;
 use std::os::unix::fs::FileExt;
-use std::sync::Barrier;
-use std::time::{Duration, Instant};
-use unmerged::task_shared::{self, Monitor, Sampler};
+use std::sync::{Barrier, Mutex};
+use std::time::Instant;
+use unmerged::task_shared::{self, Monitor, Places, Usage};
 
 /// The role of a process whose threads all have a slot and sleep.
 pub(crate) const SLEEPERS: &str = "sleepers";
-const THREADS: usize = 1000;
+pub(crate) const THREADS: usize = 1000;
 
 pub(crate) fn sleepers(until_released: &dyn Fn()) {
     let published = Barrier::new(THREADS + 1);
@@ -39,109 +39,89 @@ pub(crate) fn rows(options: &Options) {
             });
             Row::new("task_shared/current", current).limit(1.5).run(options);
         }
-        if options.wants("task_shared/publish") {
-            publish(options);
-        }
-        if options.wants("task_shared/read-own") {
-            read(options, "task_shared/read-own", std::process::id());
-        }
-        if options.wants("task_shared/read-remote") {
-            let peer = Peer::start(SLEEPERS);
-            read(options, "task_shared/read-remote", peer.pid());
+        if options.wants("task_shared/publish-words") {
+            publish_words(options);
         }
         if options.wants("task_shared/sweep-1000") {
             sweep(options);
         }
-        if options.wants("task_shared/sampler-1000") {
-            sampler(options);
+    });
+    for (name, taken) in ALLOC {
+        for threads in [1, 2, 4, 8] {
+            let name = if threads == 1 { name.to_owned() } else { format!("{name}-{threads}t") };
+            if options.wants(&name) {
+                alloc(options, name.leak(), taken, threads);
+            }
         }
-    });
-}
-
-/// All fields of the calling thread, against calls that tell some of them.
-fn publish(options: &Options) {
-    if task_shared::current().and_then(|slot| slot.publish()).is_err() {
-        return; // a kernel without schedstat
     }
-    let ours = each(|| {
-        // The slot is this thread's: each arm runs on the one that made the row.
-        let _ = black_box(task_shared::current().and_then(|slot| slot.publish()));
-    });
-    let usage = each(|| {
-        let mut usage = std::mem::MaybeUninit::<libc::rusage>::uninit();
-        // SAFETY: room for a rusage.
-        black_box(unsafe { libc::getrusage(libc::RUSAGE_THREAD, usage.as_mut_ptr()) });
-    });
-    let clock = each(|| {
-        black_box(rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime));
-    });
-    let file = File::open("/proc/thread-self/schedstat").expect("it was opened before");
-    Row::new("task_shared/publish", ours)
-        .peer("getrusage", Target::None, usage)
-        .peer("thread-cputime", Target::None, clock)
-        .peer("schedstat-fd", Target::None, each(move || read_at(&file)))
-        .run(options);
 }
 
-fn read_at(file: &File) {
-    let mut text = [0; 64];
-    let _ = black_box(file.read_at(&mut text, 0));
-}
-
-/// The numbers of one thread of a process, this one or another.
-fn read(options: &Options, name: &'static str, pid: u32) {
-    let _ = task_shared::current().and_then(|slot| slot.publish());
-    let monitor = Monitor::open(pid).expect("it has slots");
-    let mut thread = monitor.threads().next().expect("a thread has a slot");
-    let path = format!("/proc/{pid}/task/{}/schedstat", thread.tid());
-    let Ok(file) = File::open(&path) else { return };
-    let ours = Box::new(move |n| {
+/// Four words of this thread as one moment, without a clock.
+fn publish_words(options: &Options) {
+    // A slot stays in its thread, so the arm asks for it.
+    let ours = Box::new(|n| {
+        let me = task_shared::current().expect("a slot is free");
         let begin = Instant::now();
-        for _ in 0..n {
-            black_box((thread.refresh(), thread.stats()));
+        for value in 0..n {
+            me.publish_words(0, black_box(&[value, value, value, value])).expect("room for four");
         }
         begin.elapsed().as_nanos() as f64
     });
-    Row::new(name, ours)
-        .peer("schedstat-fd", Target::None, each(move || read_at(&file)))
-        .peer(
-            "open-read-close",
-            Target::None,
-            each(move || {
-                let _ = black_box(std::fs::read(&path));
-            }),
-        )
-        .run(options);
+    Row::new("task_shared/publish-words", ours).limit(4.0).run(options);
 }
 
-/// Nanoseconds of CPU of one round of a sampler over 1000 threads, ten times in a second: at
-/// most 1 % of one CPU is a millisecond for each.
-fn sampler(options: &Options) {
-    let (ready, end) = (Barrier::new(THREADS + 1), Barrier::new(THREADS + 1));
-    std::thread::scope(|scope| {
-        for _ in 0..THREADS {
-            scope.spawn(|| {
-                let _slot = task_shared::current().expect("a slot is free");
-                ready.wait();
-                end.wait();
-            });
-        }
-        ready.wait();
-        if let Ok(sampler) = Sampler::builder().rate(10.0).budget(0.5).start() {
-            let rounds = if options.is_measured() { 3 } else { 1 };
-            let ours = Box::new(|n: u64| {
-                let begin = sampler.stats();
-                while sampler.stats().rounds < begin.rounds + rounds {
-                    std::thread::sleep(Duration::from_millis(5));
-                }
-                let now = sampler.stats();
-                let each = (now.cpu_time - begin.cpu_time) / (now.rounds - begin.rounds);
-                (each * n) as f64
-            });
-            Row::new("task_shared/sampler-1000", ours).limit(1e6).run(options);
-        }
-        end.wait();
-    });
+/// Rows, and how many of the 65,536 places are taken before.
+const ALLOC: [(&str, usize); 2] =
+    [("task_shared/alloc-empty", 0), ("task_shared/alloc-99", 64_880)];
+const PLACES: usize = Usage::MAX_SLOTS;
+
+/// A place is taken and given back, by so many threads.
+fn alloc(options: &Options, name: &'static str, taken: usize, threads: usize) {
+    let places = Places::new();
+    (0..taken).for_each(|_| assert!(places.take(PLACES).is_some()));
+    let ours = move |n| {
+        together(threads, n, &|n| {
+            for _ in 0..n {
+                let place = places.take(PLACES).or_else(|| {
+                    places.thaw(PLACES);
+                    places.take(PLACES)
+                });
+                places.give_back(black_box(place).expect("one is free"));
+            }
+        })
+    };
+    let words = Mutex::new([0_u64; PLACES / 64]);
+    let take = |words: &mut [u64; PLACES / 64]| {
+        let index = words.iter().position(|&word| word != u64::MAX).expect("one is free");
+        let bit = words[index].trailing_ones() as usize;
+        words[index] |= 1 << bit;
+        index * 64 + bit
+    };
+    (0..taken).for_each(|n| assert_eq!(take(&mut words.lock().expect("no panic")), n));
+    let mutex = move |n| {
+        together(threads, n, &|n| {
+            for _ in 0..n {
+                let place = take(&mut words.lock().expect("no panic"));
+                words.lock().expect("no panic")[black_box(place) / 64] &= !(1 << (place % 64));
+            }
+        })
+    };
+    let slab = sharded_slab::Slab::<u64>::new();
+    (0..taken).for_each(|n| assert!(slab.insert(n as u64).is_some()));
+    let sharded = move |n| {
+        together(threads, n, &|n| {
+            for _ in 0..n {
+                let key = slab.insert(1).expect("room");
+                slab.remove(black_box(key));
+            }
+        })
+    };
+    let row = Row::new(name, Box::new(ours));
+    // With more threads it is the machine's cache lines that are measured.
+    let row = if threads == 1 { row.limit(60.0) } else { row };
+    row.peer("mutex-bitmap", Target::None, Box::new(mutex))
+        .peer("sharded-slab", Target::None, Box::new(sharded))
+        .run(options);
 }
 
 /// The numbers of 1000 threads of another process; the figure is of one sweep.

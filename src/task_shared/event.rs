@@ -145,15 +145,21 @@ mod models {
     fn no_birth_of_two_is_slept_through() {
         model(|| {
             let shared = shared();
-            let writers = [0; 2].map(|_| {
+            let announce = |shared: Arc<Shared>| thread::spawn(move || shared.announce());
+            let first = announce(shared.clone());
+            // A thread of its own: its steps between those of the first are what counts.
+            let reader = {
                 let shared = shared.clone();
-                thread::spawn(move || shared.announce())
-            });
-            let seen = shared.word.load(Ordering::Acquire);
-            shared.sleep(seen);
-            for writer in writers {
-                writer.join().unwrap();
-            }
+                thread::spawn(move || {
+                    let seen = shared.word.load(Ordering::Acquire);
+                    shared.sleep(seen);
+                    seen
+                })
+            };
+            let second = announce(shared.clone());
+            first.join().unwrap();
+            let seen = reader.join().unwrap();
+            second.join().unwrap();
             let last = shared.word.load(Ordering::Relaxed);
             assert!(!*shared.asleep.lock().unwrap() || seen == last, "{seen} {last}");
         });

@@ -36,6 +36,7 @@
 //! A count would have to go round, 2^30 lives or 2^31 writes, between two looks of one reader
 //! to be mistaken.
 
+use super::fault;
 use crate::abi::robust::{OWNER_DIED, TID_MASK};
 use crate::sync::{AtomicU32, AtomicU64, Ordering, fence, spin_loop};
 
@@ -54,7 +55,7 @@ pub(super) struct Life<'a> {
 }
 
 /// What a reader copied.
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Copied<const N: usize> {
     /// The life that every word is of; odd.
@@ -74,6 +75,7 @@ impl Life<'_> {
         // Pairs with the last fence of a try: who reads a word of this life sees that the
         // words of the life before are gone.
         fence(Ordering::Release);
+        fault::step();
         fill();
         for (word, &value) in self.words.iter().zip(values) {
             word.store(value, Ordering::Relaxed);
@@ -81,19 +83,24 @@ impl Life<'_> {
         // A last owner that died while writing left it odd.
         let sequence = self.sequence.load(Ordering::Relaxed);
         self.sequence.store(sequence.wrapping_add(sequence & 1), Ordering::Relaxed);
+        fault::step();
         // Pairs with the first fence of a try.
         self.generation.store(generation | 1, Ordering::Release);
+        fault::step();
     }
 
     /// Ends the life, if one had begun. Only for the holder of the slot.
     pub(super) fn end(&self) {
         let generation = self.generation.load(Ordering::Relaxed);
         // The order towards the next life is made by its `begin`.
+        fault::step();
         self.generation.store(generation.wrapping_add(generation & 1), Ordering::Relaxed);
+        fault::step();
     }
 
     /// The sequence, for [`write`](Self::write), if the owner is not writing: this could be
     /// a signal handler that interrupted it.
+    #[inline]
     pub(super) fn quiet(&self) -> Option<u32> {
         let sequence = self.sequence.load(Ordering::Relaxed);
         (sequence & 1 == 0).then_some(sequence)
@@ -113,8 +120,10 @@ impl Life<'_> {
         // count, or a later one.
         fence(Ordering::Release);
         for (word, &value) in self.words[first..].iter().zip(values) {
+            fault::step();
             word.store(value, Ordering::Relaxed);
         }
+        fault::step();
         // Pairs with the first fence of a try.
         self.sequence.store(sequence.wrapping_add(2), Ordering::Release);
         true
@@ -134,8 +143,10 @@ impl Life<'_> {
         // Pairs with the last fence of a try, as in `write`.
         fence(Ordering::Release);
         for (word, &value) in self.words[first..].iter().zip(values) {
+            fault::step();
             word.store(value, Ordering::Relaxed);
         }
+        fault::step();
         // Pairs with the first fence of a try.
         self.sequence.store(odd.wrapping_add(1), Ordering::Release);
         true
@@ -143,7 +154,7 @@ impl Life<'_> {
 
     /// Copies the words of the life that is on; `None` if the slot is free, or the words of
     /// another life came meanwhile.
-    #[cfg(test)]
+    #[cfg(all(test, not(loom)))]
     fn read<const N: usize>(&self) -> Option<Copied<N>> {
         let (generation, (words, quiet)) = self.during(|| self.copy())?;
         Some(Copied { generation, words, quiet })
@@ -342,11 +353,14 @@ mod models {
         generation: AtomicU32,
         sequence: AtomicU32,
         words: [AtomicU64; 2],
+        /// What belongs to the life and not to a sequence.
+        label: AtomicU32,
     }
 
     impl Shared {
         fn new() -> Arc<Self> {
             Arc::new(Self {
+                label: AtomicU32::new(0).ready(),
                 owner: AtomicU32::new(0).ready(),
                 generation: AtomicU32::new(0).ready(),
                 sequence: AtomicU32::new(0).ready(),
@@ -358,22 +372,22 @@ mod models {
         }
     }
 
-    /// Two lives and a word set without the sequence; a reader has the words of one life,
-    /// quiet or not. Fails when the fence of `begin` or either fence of a try is taken out, or
-    /// the last store of `begin` is relaxed.
+    /// Two lives, a word set without the sequence, and a label; a reader has the words of one
+    /// life, quiet or not. Fails when the fence of `begin` or the last fence of a try is taken
+    /// out, or the last store of `begin` is relaxed.
     #[test]
     fn words_are_of_one_life() {
         model(|| {
             let shared = Shared::new();
             let reader = {
                 let shared = shared.clone();
-                thread::spawn(move || {
-                    let Some(copied) = shared.life().read::<2>() else { return };
-                    match copied.generation {
-                        5 => assert_eq!(copied.words, [1, 1]),
-                        9 => assert!(copied.words[0] == 2 && matches!(copied.words[1], 0 | 2)),
-                        other => panic!("generation {other}"),
+                thread::spawn(move || match shared.life().during(|| shared.life().copy::<2>()) {
+                    None => {}
+                    Some((5, (words, _))) => assert_eq!(words, [1, 1]),
+                    Some((9, (words, _))) => {
+                        assert!(words[0] == 2 && matches!(words[1], 0 | 2));
                     }
+                    Some((other, _)) => panic!("generation {other}"),
                 })
             };
             let life = shared.life();
@@ -382,6 +396,50 @@ mod models {
             life.begin(&[2, 0], || {});
             shared.words[1].store(2, Ordering::Relaxed);
             reader.join().unwrap();
+        });
+    }
+
+    /// What lies beside the words is of the same life. Fails when the fence of `during` or
+    /// that of `is_of` is taken out.
+    #[test]
+    fn the_label_is_of_the_life() {
+        model(|| {
+            let shared = Shared::new();
+            let reader = {
+                let shared = shared.clone();
+                thread::spawn(move || {
+                    let label = || shared.label.load(Ordering::Relaxed);
+                    if let Some((life, label)) = shared.life().during(label) {
+                        assert_eq!(label, life);
+                    }
+                })
+            };
+            let life = shared.life();
+            for n in [5, 9] {
+                life.begin(&[0, 0], || shared.label.store(n, Ordering::Relaxed));
+                life.end();
+            }
+            reader.join().unwrap();
+        });
+    }
+
+    /// The same for the owner's writes without a locked instruction. Fails when the fence of
+    /// `write_alone` is taken out, or its last store is relaxed.
+    #[test]
+    fn a_quiet_copy_is_not_torn_by_the_owner_alone() {
+        model(|| {
+            let shared = Shared::new();
+            shared.life().begin(&[0, 0], || {});
+            let owner = {
+                let shared = shared.clone();
+                thread::spawn(move || {
+                    assert!(shared.life().write_alone(0, &[1, 1]));
+                    assert!(shared.life().write_alone(0, &[2, 2]));
+                })
+            };
+            let (words, quiet) = shared.life().copy::<2>();
+            assert!(!quiet || words[0] == words[1], "{words:?}");
+            owner.join().unwrap();
         });
     }
 
@@ -399,8 +457,8 @@ mod models {
                     assert!(shared.life().write(shared.life().quiet().unwrap(), 0, &[2, 2]));
                 })
             };
-            let copied = shared.life().read::<2>().unwrap();
-            assert!(!copied.quiet || copied.words[0] == copied.words[1], "{copied:?}");
+            let (words, quiet) = shared.life().copy::<2>();
+            assert!(!quiet || words[0] == words[1], "{words:?}");
             owner.join().unwrap();
         });
     }

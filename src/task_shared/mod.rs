@@ -3,7 +3,8 @@
 //!
 //! It is `task_getshared` (Sangappa, "Provide fast access to thread specific data", 2021)
 //! in user space. A thread takes its slot by [`current`](current()), publishes its scheduler statistics
-//! by [`Slot::publish`] and a word of its own by [`Slot::set_user`]. Any thread, and any
+//! by [`Slot::publish`], and words of its own by [`Slot::set`] and [`Slot::publish_words`], whose
+//! names, units and types [`configure`] has declared. Any thread, and any
 //! process with the rights to look, reads the slots of a process by [`Monitor`] with no
 //! system call, and sees the end of a thread however it came.
 //!
@@ -34,21 +35,29 @@
 //!
 //! | event | the slot | a handle, and the next [`current`](current()) |
 //! |---|---|---|
-//! | the thread returns, panics, calls pthread_exit | given back by a thread-local destructor | later destructors: ESTALE, ESHUTDOWN |
+//! | the thread returns, panics, calls pthread_exit | given back by a thread-local destructor | later destructors, also of pthread keys: ESTALE, ESHUTDOWN |
 //! | the thread ends by raw exit(2) | marked by the kernel, reclaimed before the table grows | |
-//! | the process ends, also by SIGKILL | marked; the last numbers stay for who has them open | |
+//! | the process ends, also by abort or SIGKILL | marked; the last numbers stay for who has them open | |
 //! | execve(2) by the main thread | as above | no slots until the program asks for one |
 //! | execve(2) by another thread | all marked but that thread's: see [`Thread::is_alive`] | as above |
 //! | fork(2), clone(2) without `CLONE_VM` | untouched, not inherited | in the child ESTALE; then a slot in a table of its own |
 //! | vfork(2), posix_spawn(3) | untouched | the child must use neither: it would be taken for its parent |
 //! | clone(2) with `CLONE_VM` around libc | untouched | must use neither: it has its maker's thread-locals |
+//! | dlclose(3) of a library with this crate in it | untouched: once a slot was taken the library stays loaded | stay valid |
 //!
-//! A slot that is given back goes to the next thread that asks, lowest first, with the
-//! user's word and the statistics 0 and another generation. Slots never move; memory is not
-//! given back before the process ends. There are at most 65,536.
+//! A slot that is given back cools down: the others that there is memory for are taken first,
+//! lowest first, and meanwhile it still says what it said, as the slot of a thread that has
+//! ended. Then it goes to the next thread that asks, with the user's words and the statistics 0
+//! and another generation. Slots never move; memory is not given back before the process ends,
+//! [`stats`] tells how much it is. There are at most 65,536.
 //!
-//! In signal handlers, [`Slot::set_user`], [`Slot::user`] and [`current`](current()) after its first call
-//! are safe to use. A [`Slot::publish`] that interrupts another is EBUSY.
+//! A signal handler that ends its thread by raw exit(2) inside that thread's first
+//! [`current`](current()), or while it gives its slot back, may lose a slot or leave a lock
+//! behind: no handler may do that. A process that is killed there leaves nothing.
+//!
+//! In signal handlers, [`Slot::set`], [`Slot::get`], [`Slot::set_user`], [`Slot::user`],
+//! [`Slot::publish_words`] and [`current`](current()) after its first call are safe to use. A
+//! [`Slot::publish`] or [`Slot::publish_words`] that interrupts another of its kind is EBUSY.
 //!
 //! # Layout, version 2
 //!
@@ -87,6 +96,7 @@ mod current;
 mod descriptor;
 mod discover;
 mod event;
+mod fault;
 mod hazard;
 mod header;
 mod layout;

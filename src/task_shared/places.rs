@@ -145,10 +145,10 @@ mod tests {
                         thawed.iter().for_each(|place| { cooling.remove(place); });
                     }
                 }
-                prop_assert_eq!(places.count(), taken.len());
                 prop_assert_eq!(places.is_taken(n), taken.contains(&n));
                 prop_assert_eq!(places.is_cooling(n), cooling.contains(&n));
             }
+            prop_assert_eq!(places.count(), taken.len());
         }
     }
 
@@ -240,13 +240,40 @@ mod models {
         /// What it does at the exit.
         fn end(&self, place: usize) {
             self.life().end();
-            self.owner.store(0, Ordering::Release);
+            self.owner.store(0, Ordering::Release); // the mutex
             self.places.give_back(place);
         }
     }
 
-    /// One thread exits while another takes the slot and a third one reads. Fails when the
-    /// release of `give_back` or the acquire of `thaw` is relaxed.
+    /// One owner after the other does something without atomics; a third thread thaws. Fails
+    /// when the release of `give_back` or the acquire of `thaw` is relaxed.
+    #[test]
+    fn the_next_owner_sees_what_the_last_did() {
+        model(|| {
+            let shared = Shared::new();
+            let place = shared.places.take(1).unwrap();
+            let thaw = {
+                let shared = shared.clone();
+                thread::spawn(move || shared.places.thaw(1))
+            };
+            let next = {
+                let shared = shared.clone();
+                thread::spawn(move || {
+                    if shared.places.take(1).is_some() {
+                        shared.private.with_mut(|value| unsafe { *value += 1 });
+                    }
+                })
+            };
+            shared.private.with_mut(|value| unsafe { *value += 1 });
+            shared.places.give_back(place);
+            thaw.join().unwrap();
+            next.join().unwrap();
+        });
+    }
+
+    /// One thread exits while another takes the slot and a third one reads: the mutex is free
+    /// with the place, and the reader finds no mixture. Fails when the place is given back
+    /// before the mutex.
     #[test]
     fn exit_and_reuse() {
         model(|| {

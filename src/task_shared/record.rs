@@ -136,11 +136,13 @@ impl Record {
     }
 
     /// The same life with the user's words, the inline ones or all of them.
+    #[inline]
     pub(super) fn user_life<'a>(&'a self, words: &'a [AtomicU64]) -> Life<'a> {
         Life { generation: &self.generation, sequence: &self.user_sequence, words }
     }
 
     /// The user's words of the smallest slot.
+    #[inline]
     pub(super) fn inline(&self) -> &[AtomicU64; INLINE] {
         &self.user
     }

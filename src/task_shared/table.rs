@@ -27,6 +27,7 @@
 
 use super::descriptor::Kept;
 use super::event::Event;
+use super::fault;
 use super::hazard;
 use super::header::{self, Written};
 use super::layout::{self, CHUNK, FLAG_NAME, MAX_SLOTS, NAME, Shape};
@@ -41,7 +42,7 @@ use crate::error::{Context, Error, Result};
 use crate::shm::View;
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::sys::map::{Access, Mapping, PAGE, Place};
-use crate::sys::{futex, memfd};
+use crate::sys::{futex, memfd, object};
 use core::ptr::NonNull;
 use rustix::fs::{SealFlags, ftruncate};
 use rustix::io::Errno;
@@ -90,6 +91,8 @@ impl Table {
     /// ENOMEM, EMFILE or ENFILE, EOPNOTSUPP on a kernel without robust lists or in a task
     /// that libc does not know.
     pub(super) fn create(shape: Shape, entries: &[Entry]) -> Result<Self> {
+        // Threads have destructors of ours, and forks may have handlers.
+        object::keep_loaded();
         owner::repair_list().map_err(unmarked)?;
         let file = memfd::create(NAME, shape.slot(0) as u64).op(OP)?;
         let bytes = shape.max_bytes();
@@ -192,9 +195,9 @@ impl Table {
     fn announce(&self) {
         let (table, flag) = (View::of(&self.writable), View::of(&self.flag.1));
         let (Ok(word), Ok(flag)) = (header::event(table), flag.u32(0)) else { return };
+        let address = core::ptr::from_ref(word).cast();
         Event { word, flag }.announce(|| {
-            let _ =
-                futex::wake_bitset(core::ptr::from_ref(word).cast(), false, u32::MAX, MATCH_ANY);
+            let _ = futex::wake_bitset(address, false, u32::MAX, MATCH_ANY);
         });
     }
 
@@ -213,7 +216,9 @@ impl Table {
         }
         // SAFETY: looked at above; it is kept for good.
         let file = unsafe { self.file.file() };
+        fault::step();
         ftruncate(file, self.shape.slot(end) as u64).op(OP)?;
+        fault::step();
         for place in slots..end {
             // SAFETY: an entry that nobody uses yet, in a mapping that a table keeps for good.
             unsafe { owner::init(self.entry(place)) }.op(OP)?;
@@ -235,10 +240,14 @@ impl Table {
         owner::repair_list().map_err(unmarked)?;
         let place = self.places.take(self.committed()?);
         let place = place.map_or_else(|| self.take_or_grow(), Ok)?;
+        fault::step();
         // SAFETY: in a mapping that is kept for good, made when its page was added; the word
         // is the one that was found.
         match unsafe { owner::lock(self.entry(place), self.word) } {
-            Ok(left) => Ok(Held { table: self, place, left }),
+            Ok(left) => {
+                fault::step();
+                Ok(Held { table: self, place, left })
+            }
             Err(errno) => {
                 self.places.untake(place);
                 Err(unmarked(errno))
@@ -297,6 +306,7 @@ impl Table {
         if let Some(kept) = self.swap_kept(place, None) {
             kept.close();
         }
+        fault::step();
         // SAFETY: the caller is the owner.
         unsafe { owner::unlock(self.entry(place), self.word, left) };
         self.places.give_back(place);
@@ -333,6 +343,13 @@ impl Table {
                 Err(now) => high = now,
             }
         }
+    }
+
+    /// For tests of what a process leaves behind that is killed: its children work on it.
+    #[cfg(all(test, not(loom)))]
+    pub(super) fn share_with_children(&self) {
+        // SAFETY: takes nothing away.
+        unsafe { self.writable.advise(Advice::LinuxDoFork) }.unwrap();
     }
 
     /// What the table takes and has.
@@ -386,6 +403,14 @@ impl Held {
         self.table.count(header::births);
         self.table.note_high_water();
         Ok(())
+    }
+
+    /// What a reader asks whether the owner lives.
+    #[cfg(all(test, not(loom)))]
+    pub(super) fn owner_and_generation(&self) -> (&'static AtomicU32, &'static AtomicU32) {
+        // SAFETY: committed, of atomics, and in a mapping that is kept for good.
+        let owner = unsafe { self.table.entry(self.place).as_ref() };
+        (&owner.mutex[self.table.word], &self.record().generation)
     }
 
     /// All of the user's words.
