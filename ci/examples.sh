@@ -25,7 +25,7 @@ run_top() {
             fi
         done
         # It may have been too short for all three.
-        if run target/release/examples/top "$worker" --once --interval 10 &&
+        if [ -n "$worker" ] && run target/release/examples/top "$worker" --once --interval 10 &&
             run target/release/examples/top "$worker" --prometheus >target/top.prometheus &&
             python3 -m json.tool target/top.json >/dev/null && grep -q '^task_alive.* 1$' target/top.prometheus; then
             wait "$words"
