@@ -11,7 +11,7 @@ use unmerged::task_shared::{self, Monitor, Places, Usage};
 
 /// The role of a process whose threads all have a slot and sleep.
 pub(crate) const SLEEPERS: &str = "sleepers";
-const THREADS: usize = 1000;
+pub(crate) const THREADS: usize = 1000;
 
 pub(crate) fn sleepers(until_released: &dyn Fn()) {
     let published = Barrier::new(THREADS + 1);

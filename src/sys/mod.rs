@@ -4,6 +4,7 @@
 //! process.
 
 pub mod cpus;
+pub mod descriptors;
 mod errno;
 pub mod features;
 pub mod futex;

@@ -1,6 +1,7 @@
 //! The calling thread's own slot.
 
 use super::descriptor::Kept;
+use super::hazard;
 use super::live;
 use super::owner::{self, Label};
 use super::process;
@@ -15,6 +16,9 @@ use core::cell::Cell;
 use core::fmt;
 use core::marker::PhantomData;
 use rustix::io::Errno;
+
+/// Tries of a publication against handlers and the sampler before it takes their numbers.
+const TRIES: u32 = 8;
 
 /// What a thread knows of its slot. The first four cells are all that the fast paths read.
 struct Mine {
@@ -241,8 +245,8 @@ impl Slot {
 
     /// Brings the slot up to date, for every reader, and answers with what it now says.
     ///
-    /// Three system calls or so, half a microsecond: the thread's CPU clock, its schedstat
-    /// file (which the first call opens, and the slot keeps), and where it runs.
+    /// Two system calls, half a microsecond: the thread's CPU clock, and its schedstat file
+    /// (which the first call opens, and the slot keeps). One more after a migration.
     ///
     /// # Errors
     ///
@@ -258,24 +262,31 @@ impl Slot {
             Some(file) => file,
             None => self.open_schedstat()?,
         };
-        let Some(sequence) = record.quiet() else {
-            return Err(busy(OP));
-        };
-        let clocks = Clocks::now();
-        let Schedstat { run_delay, pcount } = read_schedstat(&schedstat)?;
-        let (cpu, node) = thread::cpu_and_node().op(OP)?;
-        let last = self.reading(OP)?.values;
-        let stats = SchedStats {
-            sum_exec_runtime: clocks.cpu,
-            run_delay,
-            pcount,
-            off_cpu: clocks.off_cpu_since(start).max(last.stats.off_cpu),
-        };
-        let values = Values { cpu, node, stats, updated: clocks.monotonic, ..last };
-        if record.publish(sequence, values) {
-            return Ok(stats);
+        // The sampler, or a handler of this thread, may publish between the look at the clocks
+        // and our write. What it published is then older, or newer, than what we have.
+        for _ in 0..TRIES {
+            let Some(sequence) = hazard::quiet(record) else {
+                return Err(busy(OP));
+            };
+            let clocks = Clocks::now();
+            let Schedstat { run_delay, pcount } = read_schedstat(&schedstat)?;
+            let last = self.reading(OP)?.values;
+            // The kernel's page tells the CPU without a call; its node is where it was.
+            let cpu = thread::cpu();
+            let (cpu, node) =
+                if cpu == last.cpu { (cpu, last.node) } else { thread::cpu_and_node().op(OP)? };
+            let stats = SchedStats {
+                sum_exec_runtime: clocks.cpu,
+                run_delay,
+                pcount,
+                off_cpu: clocks.off_cpu_since(start).max(last.stats.off_cpu),
+            };
+            let values = Values { cpu, node, stats, updated: clocks.monotonic, ..last };
+            if record.publish(sequence, values) {
+                return Ok(stats);
+            }
         }
-        // A signal handler came between and published later numbers.
+        // Handlers publish all the time: these are theirs.
         self.stats()
     }
 

@@ -16,6 +16,8 @@ use core::mem::size_of;
 
 /// The name of the memory file, which readers look for.
 pub(super) const NAME: &str = "unmerged.task_shared";
+/// The name of the file in which readers say that they wait.
+pub(super) const FLAG_NAME: &str = "unmerged.task_shared.waiting";
 /// Slots that the table grows by: one page of the smallest.
 pub(super) const CHUNK: usize = PAGE / SMALLEST;
 /// Slots of a process.

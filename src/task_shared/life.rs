@@ -162,6 +162,7 @@ impl Life<'_> {
 
     /// What `look` finds, all of one life, and that life; `None` if the slot is free, or the
     /// words of another life came meanwhile.
+    #[inline]
     pub(super) fn during<T>(&self, look: impl FnOnce() -> T) -> Option<(u32, T)> {
         // Relaxed loads and fences, not acquire loads: the mapping may be read-only, where Rust
         // allows only relaxed loads.
@@ -176,6 +177,7 @@ impl Life<'_> {
     }
 
     /// Is what was read before this of the life `generation`, which may have ended since?
+    #[inline]
     pub(super) fn is_of(&self, generation: u32) -> bool {
         // Pairs with the fence of `begin`.
         fence(Ordering::Acquire);
@@ -184,19 +186,33 @@ impl Life<'_> {
 
     /// Copies the words; are they of one moment? Of one life they are inside of
     /// [`during`](Self::during).
+    #[inline]
     pub(super) fn copy<const N: usize>(&self) -> ([u64; N], bool) {
-        let (mut words, mut quiet) = ([0; N], false);
-        for _ in 0..TRIES {
-            quiet = self.copy_once(&mut words);
-            if quiet {
-                break;
-            }
-            spin_loop();
-        }
+        let mut words = [0; N];
+        let quiet = self.copy_into(&mut words);
         (words, quiet)
     }
 
+    /// The same to where the caller says.
+    #[inline]
+    pub(super) fn copy_into(&self, words: &mut [u64]) -> bool {
+        self.copy_once(words) || self.copy_again(words)
+    }
+
+    /// The tries behind the first.
+    #[cold]
+    fn copy_again(&self, words: &mut [u64]) -> bool {
+        for _ in 1..TRIES {
+            spin_loop();
+            if self.copy_once(words) {
+                return true;
+            }
+        }
+        false
+    }
+
     /// One try.
+    #[inline]
     fn copy_once(&self, words: &mut [u64]) -> bool {
         let before = self.sequence.load(Ordering::Relaxed);
         fence(Ordering::Acquire);

@@ -27,7 +27,9 @@
 //! ```
 //!
 //! The numbers of a thread are as old as its last publication: without privilege the kernel
-//! pushes nothing. [`Thread::updated`] tells the age.
+//! pushes nothing. [`Thread::updated`] tells the age, and [`Thread::off_cpu_at`] what may have come
+//! since. A [`Sampler`] publishes for threads that do not; [`Monitor::wait`] sleeps until
+//! one comes or goes, and [`Monitor::thread`] finds one again by its [`Handle`].
 //!
 //! # What happens to a slot
 //!
@@ -72,7 +74,7 @@
 //! | 8..12 | user sequence | the same for the user's words |
 //! | 12..16 | tid | gettid(2), in the process's own pid namespace |
 //! | 16..20 | flags | 1: the last 64 bytes are the thread's rseq area |
-//! | 20..24 | | 0 |
+//! | 20..24 | keeper | the thread that owns the slot in the name of `tid`; 0 if that is itself |
 //! | 24..28 | cpu | where the thread ran when it published last, or took the slot |
 //! | 28..32 | node | the NUMA node of that CPU |
 //! | 32..40 | sum_exec_runtime | nanoseconds on a CPU, by the thread's CPU clock |
@@ -95,6 +97,7 @@ mod descriptor;
 mod discover;
 mod event;
 mod fault;
+mod hazard;
 mod header;
 mod layout;
 mod life;
@@ -104,17 +107,23 @@ mod owner;
 mod places;
 mod process;
 mod record;
+mod rounds;
+mod sampler;
 mod schema;
 mod source;
 mod table;
+mod threads;
 mod usage;
+mod waiting;
 
 pub use config::{Config, configure};
 pub use current::{Slot, TASK_SCHEDSTAT, current, getshared};
 pub use live::Whereabouts;
-pub use monitor::{Monitor, Thread, Threads};
+pub use monitor::Monitor;
 #[doc(hidden)]
 pub use places::Places;
 pub use record::SchedStats;
+pub use sampler::{Builder as SamplerBuilder, Sampler, SamplerStats};
 pub use schema::{Datum, Field, Kind, Value, Word};
+pub use threads::{Handle, Thread, Threads};
 pub use usage::{Usage, stats};

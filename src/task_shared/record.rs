@@ -31,8 +31,8 @@ pub(super) struct Record {
     user_sequence: AtomicU32,
     tid: AtomicU32,
     flags: AtomicU32,
-    /// 0 in version 2.
-    reserved: AtomicU32,
+    /// Who owns the slot in the name of `tid`; 0 if that is its own owner.
+    keeper: AtomicU32,
     words: [AtomicU64; WORDS],
     /// The first of the user's words; a larger slot has more behind them.
     user: [AtomicU64; INLINE],
@@ -71,6 +71,7 @@ pub struct SchedStats {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Values {
     pub(super) tid: u32,
+    pub(super) keeper: u32,
     pub(super) flags: u32,
     pub(super) cpu: u32,
     pub(super) node: u32,
@@ -90,16 +91,17 @@ fn unpair(word: u64) -> (u32, u32) {
 }
 
 impl Values {
-    /// As they lie in a slot; tid and flags are not among them.
+    /// As they lie in a slot; tid, keeper and flags are not among them.
     pub(super) fn to_words(self) -> [u64; WORDS] {
         let SchedStats { sum_exec_runtime, run_delay, pcount, off_cpu } = self.stats;
         [pair(self.cpu, self.node), sum_exec_runtime, run_delay, pcount, off_cpu, self.updated]
     }
 
-    fn from_words(tid: u32, flags: u32, words: &[u64; WORDS]) -> Self {
+    fn from_words([tid, keeper, flags]: [u32; 3], words: &[u64; WORDS]) -> Self {
         let (cpu, node) = unpair(words[RUNS_ON]);
         Self {
             tid,
+            keeper,
             flags,
             cpu,
             node,
@@ -149,6 +151,7 @@ impl Record {
     pub(super) fn begin(&self, values: Values, user: &[AtomicU64], owner: &Owner, label: Label) {
         self.life().begin(&values.to_words(), || {
             self.tid.store(values.tid, Ordering::Relaxed);
+            self.keeper.store(values.keeper, Ordering::Relaxed);
             self.flags.store(values.flags, Ordering::Relaxed);
             owner.set_label(label);
             for word in user {
@@ -178,14 +181,24 @@ impl Record {
 
     /// What a reader may know; `None` if nobody holds the slot, or it changed hands
     /// meanwhile.
+    #[inline]
     pub(super) fn read(&self) -> Option<Reading> {
         let life = self.life();
-        let (generation, (tid, flags, (words, quiet), (user, user_quiet))) = life.during(|| {
-            let [tid, flags] = [&self.tid, &self.flags].map(|word| word.load(Ordering::Relaxed));
-            (tid, flags, life.copy(), self.user_life(&self.user).copy())
+        let (generation, (ids, (words, quiet), (user, user_quiet))) = life.during(|| {
+            let ids = [&self.tid, &self.keeper, &self.flags];
+            let ids = ids.map(|word| word.load(Ordering::Relaxed));
+            (ids, life.copy(), self.user_life(&self.user).copy())
         })?;
-        let values = Values::from_words(tid, flags, &words);
+        let values = Values::from_words(ids, &words);
         Some(Reading { generation, quiet, values, user, user_quiet })
+    }
+
+    /// Whose id the owner's word has while the life is on.
+    pub(super) fn owner_tid(&self) -> u32 {
+        match self.keeper.load(Ordering::Relaxed) {
+            0 => self.tid.load(Ordering::Relaxed),
+            keeper => keeper,
+        }
     }
 
     /// Says what is true of the slot for a part of its life. Only for the holder.
@@ -207,7 +220,7 @@ impl Record {
             user_sequence: AtomicU32::new(0),
             tid: AtomicU32::new(0),
             flags: AtomicU32::new(0),
-            reserved: AtomicU32::new(0),
+            keeper: AtomicU32::new(0),
             words: [const { AtomicU64::new(0) }; WORDS],
             user: [const { AtomicU64::new(0) }; INLINE],
         }
@@ -221,6 +234,7 @@ mod tests {
     fn values() -> Values {
         Values {
             tid: 1,
+            keeper: 0,
             flags: 0,
             cpu: 2,
             node: 3,

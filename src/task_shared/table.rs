@@ -28,8 +28,9 @@
 use super::descriptor::Kept;
 use super::event::Event;
 use super::fault;
+use super::hazard;
 use super::header::{self, Written};
-use super::layout::{self, CHUNK, MAX_SLOTS, NAME, Shape};
+use super::layout::{self, CHUNK, FLAG_NAME, MAX_SLOTS, NAME, Shape};
 use super::owner::{self, Label, Owner};
 use super::places::Places;
 use super::process;
@@ -39,9 +40,7 @@ use super::usage::Usage;
 use crate::abi::futex2::MATCH_ANY;
 use crate::error::{Context, Error, Result};
 use crate::shm::View;
-#[cfg(all(test, not(loom)))]
-use crate::sync::AtomicU32;
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::sys::map::{Access, Mapping, PAGE, Place};
 use crate::sys::{futex, memfd, object};
 use core::ptr::NonNull;
@@ -54,8 +53,6 @@ const OP: &str = "task_shared::current";
 const SEALS: SealFlags = SealFlags::FUTURE_WRITE.union(SealFlags::SHRINK).union(SealFlags::SEAL);
 /// The seals of the file in which readers say that they wait.
 const FLAG_SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::SEAL);
-/// The name of that file.
-const FLAG_NAME: &str = "unmerged.task_shared.waiting";
 /// The slots of one process.
 #[derive(Debug)]
 pub(super) struct Table {
@@ -149,7 +146,8 @@ impl Table {
         self.flag.0.close();
     }
 
-    fn committed(&self) -> Result<usize> {
+    /// Slots that exist.
+    pub(super) fn committed(&self) -> Result<usize> {
         let committed = header::committed(View::of(&self.writable))?.load(Ordering::Acquire);
         Ok(committed as usize)
     }
@@ -166,6 +164,19 @@ impl Table {
         debug_assert!(place < MAX_SLOTS, "place {place}");
         // SAFETY: the mapping has room for MAX_SLOTS of them.
         unsafe { self.writable.start().add(layout::owner(place)) }.cast()
+    }
+
+    /// The slot at `place` and the word that the kernel marks when its owner dies, if they
+    /// are committed. For the sampler.
+    pub(super) fn shared(&self, place: usize) -> Option<(&Record, &AtomicU32)> {
+        if place >= self.committed().ok()? {
+            return None;
+        }
+        // SAFETY: committed, in a mapping that is kept for good, and of atomics.
+        let record = unsafe { self.record(place).as_ref() };
+        // SAFETY: as above.
+        let owner = unsafe { self.entry(place).as_ref() };
+        Some((record, owner.mutex.get(self.word)?))
     }
 
     /// All of the user's words of the slot at `place`, which is committed.
@@ -274,7 +285,7 @@ impl Table {
             // for it because the kernel gave us the same id.
             // SAFETY: as above.
             let record = unsafe { self.record(place).as_ref() };
-            if record.read().is_some_and(|last| last.values.tid == owner::tid()) {
+            if record.read().is_some() && record.owner_tid() == owner::tid() {
                 continue;
             }
             // SAFETY: as in `take`.
@@ -289,7 +300,9 @@ impl Table {
     /// Ends the life in a slot that the calling thread owns, and frees it.
     fn give_back(&self, place: usize, left: u32) {
         // SAFETY: in a mapping that is kept for good, and of atomics.
-        unsafe { self.record(place).as_ref() }.end();
+        let record = unsafe { self.record(place).as_ref() };
+        record.end();
+        hazard::wait_until_left(record);
         if let Some(kept) = self.swap_kept(place, None) {
             kept.close();
         }
