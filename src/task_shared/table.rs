@@ -44,7 +44,7 @@ use crate::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::sys::map::{Access, Mapping, PAGE, Place};
 use crate::sys::{futex, memfd, object};
 use core::ptr::NonNull;
-use rustix::fs::{SealFlags, ftruncate};
+use rustix::fs::SealFlags;
 use rustix::io::Errno;
 use rustix::mm::Advice;
 
@@ -217,7 +217,7 @@ impl Table {
         // SAFETY: looked at above; it is kept for good.
         let file = unsafe { self.file.file() };
         fault::step();
-        ftruncate(file, self.shape.slot(end) as u64).op(OP)?;
+        memfd::grow(file, self.shape.slot(end) as u64).op(OP)?;
         fault::step();
         for place in slots..end {
             // SAFETY: an entry that nobody uses yet, in a mapping that a table keeps for good.
@@ -511,7 +511,7 @@ mod tests {
         // SAFETY: nobody relies on the access, because nothing is taken away.
         assert_eq!(unsafe { table.shown.protect(Access::Write) }, Err(Errno::ACCESS));
         assert_eq!(pwrite(file, b"x", 0), Err(Errno::PERM));
-        assert_eq!(ftruncate(file, 0), Err(Errno::PERM));
+        assert_eq!(rustix::fs::ftruncate(file, 0), Err(Errno::PERM));
         table.abandon();
     }
 
