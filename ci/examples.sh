@@ -12,6 +12,30 @@ run target/release/examples/doctor
 run target/release/examples/wordcount --check .
 run target/release/examples/trace --check --output target/trace.json src tests
 run target/release/examples/counters --check --seconds 1
+# On a wordcount while it runs: its workers publish after each file.
+run_top() {
+    local words worker
+    for _ in 1 2 3 4 5 6 7 8 9; do
+        target/release/examples/wordcount --processes 2 . >/dev/null &
+        words=$!
+        for _ in {1..200}; do
+            worker=$(pgrep --parent "$words" | head -n 1) || true
+            if [ -n "$worker" ] && target/release/examples/top "$worker" --json >target/top.json 2>/dev/null; then
+                break
+            fi
+        done
+        # It may have been too short for all three.
+        if [ -n "$worker" ] && run target/release/examples/top "$worker" --once --interval 10 &&
+            run target/release/examples/top "$worker" --prometheus >target/top.prometheus &&
+            python3 -m json.tool target/top.json >/dev/null && grep -q '^task_alive.* 1$' target/top.prometheus; then
+            wait "$words"
+            return
+        fi
+        wait "$words"
+    done
+    return 1
+}
+run_top
 for percpu in gs rseq portable; do
     export UNMERGED_PERCPU=$percpu
     for processes in 1 2 3; do

@@ -398,7 +398,9 @@ fn interruptible_waits() {
                     unsafe { libc::pthread_kill(thread, libc::SIGUSR1) };
                 }
             }
-            while word.wake(1) == 0 {}
+            while word.wake(1) == 0 {
+                std::thread::sleep(Duration::from_millis(1));
+            }
             assert_eq!(waiter.join().unwrap().unwrap(), 0);
         });
     }

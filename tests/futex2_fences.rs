@@ -2,7 +2,14 @@
 //!
 //! A stress without cold stores does not show it: the store of the word leaves the store buffer
 //! before the waiter is asleep. With stores to lines that are in no cache queued in front of it,
-//! it does.
+//! it does, after some hundred rounds of an optimised build:
+//!
+//! ```text
+//! UNMERGED_REQUIRE=store-buffer cargo test --release --test futex2_fences
+//! ```
+//!
+//! In other builds the code between the two accesses has so many stores of its own that nothing
+//! is left in the buffer, and the test says so.
 
 mod common;
 
@@ -128,14 +135,16 @@ fn without_the_fence_wakes_are_lost() {
         return missing("membarrier", "symmetric");
     }
     let broken = wanted == "broken-for-tests";
-    let span = if broken { Duration::from_millis(1500) } else { Duration::from_millis(200) };
+    let span = Duration::from_millis(if broken && !cfg!(debug_assertions) { 1500 } else { 200 });
     let (rounds, lost) = storm(stress(span));
     eprintln!("{wanted}: {rounds} rounds, {lost} lost");
     if !broken {
         assert_eq!(lost, 0, "of {rounds} rounds");
     } else if lost == 0 {
-        // An emulated processor may have no store buffer.
-        missing("store-buffer", "no wake was lost without the fence");
+        // Nor need an emulated processor have such a buffer.
+        let why =
+            if cfg!(debug_assertions) { "the build is not optimised" } else { "no store buffer?" };
+        missing("store-buffer", &format!("no wake was lost without the fence: {why}"));
     }
 }
 

@@ -8,7 +8,7 @@
 mod common;
 
 use common::{child, missing, role, succeed};
-use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use unmerged::futex2::{
     self, Deadline, Domain, Futex, Implementation, Options, Private, Shared, Waiter,
@@ -266,20 +266,37 @@ fn a_word_that_is_named_twice() {
     });
 }
 
+/// Until this thread of ours sleeps in the kernel, at two looks.
+fn until_asleep(tid: i32) {
+    let begin = Instant::now();
+    let mut looks = 0;
+    while looks < 2 {
+        let stat = std::fs::read_to_string(format!("/proc/self/task/{tid}/stat")).unwrap();
+        let state = stat.rsplit_once(") ").unwrap().1;
+        looks = if state.starts_with('S') { looks + 1 } else { 0 };
+        assert!(begin.elapsed() < LONG, "{tid} does not sleep: {stat}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn own_tid() -> i32 {
+    // SAFETY: a number.
+    unsafe { libc::gettid() }
+}
+
 /// Starts `n` waiters, lets them sleep, and calls `then`; all must have returned at its end.
 fn with_waiters(n: usize, wait: impl Fn() + Sync, then: impl FnOnce()) {
-    let up = AtomicUsize::new(0);
+    let (send, receive) = std::sync::mpsc::channel();
+    let wait = &wait;
     std::thread::scope(|scope| {
         for _ in 0..n {
-            scope.spawn(|| {
-                up.fetch_add(1, Ordering::SeqCst);
+            let send = send.clone();
+            scope.spawn(move || {
+                send.send(own_tid()).unwrap();
                 wait();
             });
         }
-        while up.load(Ordering::SeqCst) < n {
-            std::thread::yield_now();
-        }
-        std::thread::sleep(Duration::from_millis(20));
+        receive.iter().take(n).for_each(until_asleep);
         then();
     });
 }
@@ -522,12 +539,15 @@ fn first_in_first_out() {
         let order = std::sync::Mutex::new(Vec::new());
         let order = &order;
         std::thread::scope(|scope| {
+            let (send, receive) = std::sync::mpsc::channel();
             for n in 0..4 {
+                let send = send.clone();
                 scope.spawn(move || {
+                    send.send(own_tid()).unwrap();
                     word.wait(zero, long()).unwrap();
                     order.lock().unwrap().push(n);
                 });
-                std::thread::sleep(Duration::from_millis(15));
+                until_asleep(receive.recv().unwrap());
             }
             for n in 0..4 {
                 assert_eq!(word.wake(0), 0);

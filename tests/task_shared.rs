@@ -66,11 +66,23 @@ fn sealed_file(seals: SealFlags, bytes: &[u8]) -> OwnedFd {
 
 const SEALS: SealFlags = SealFlags::FUTURE_WRITE.union(SealFlags::SHRINK);
 
-/// A header as the documentation describes it, with one page of slots.
+/// Byte of the first slot, behind the header and the entries of 65,536 owners.
+const FIRST: usize = 4096 + 65_536 * 64;
+
+/// A table as the documentation describes it, with 32 slots.
 fn table_bytes() -> Vec<u8> {
-    let mut bytes = vec![0; 8192];
+    let mut bytes = vec![0; FIRST + 4096];
     bytes[..8].copy_from_slice(b"tskshard");
-    let words = [(8, 1), (12, std::process::id()), (16, 128), (20, 0), (24, 32)];
+    let words = [
+        (8, 2),
+        (12, std::process::id()),
+        (16, 128),
+        (20, 0),
+        (24, 32),
+        (28, 4096),
+        (32, FIRST as u32),
+        (40, 7),
+    ];
     for (at, value) in words {
         bytes[at..at + 4].copy_from_slice(&value.to_ne_bytes());
     }
@@ -141,7 +153,7 @@ fn child() {
             let mut seals = SEALS;
             match hostile {
                 "magic" => put(0, 1),
-                "version" => put(8, 2),
+                "version" => put(8, 1),
                 "slot size" => put(16, 64),
                 "owner" => put(20, 40),
                 "count" => put(24, u32::MAX),
@@ -157,7 +169,7 @@ fn child() {
                 }
                 "random slots" => {
                     let mut random = std::fs::File::open("/dev/urandom").unwrap();
-                    random.read_exact(&mut bytes[4096..]).unwrap();
+                    random.read_exact(&mut bytes[FIRST..]).unwrap();
                 }
                 other => panic!("part {other}"),
             }
@@ -220,24 +232,26 @@ fn status_of(pid: libc::pid_t) -> i32 {
 }
 
 #[test]
-fn a_slot_is_reused_lowest_first_with_a_new_generation() {
+fn a_slot_is_reused_when_nothing_else_is_free_lowest_first_with_a_new_generation() {
     in_fork(|| {
         let one = || {
             thread::spawn(|| {
                 let me = task_shared::current().unwrap();
+                let fresh = (me.user().unwrap(), me.stats().unwrap());
+                assert_eq!(fresh, (0, SchedStats::default()));
                 me.set_user(5).unwrap();
                 (me.address(), me.generation().unwrap())
             })
         };
         let first = task_shared::current().unwrap().address();
-        let (address, generation) = one().join().unwrap();
-        assert_eq!(address, first + 128);
-        let next = thread::spawn(|| {
-            let me = task_shared::current().unwrap();
-            (me.address(), me.generation().unwrap(), me.user().unwrap(), me.stats().unwrap())
-        });
-        let fresh = SchedStats::default();
-        assert_eq!(next.join().unwrap(), (address, generation + 2, 0, fresh));
+        let (lowest, generation) = one().join().unwrap();
+        assert_eq!(lowest, first + 128);
+        // The others of the first 32 go first.
+        for place in 2..32 {
+            assert_eq!(one().join().unwrap(), (first + 128 * place, generation));
+        }
+        assert_eq!(one().join().unwrap(), (lowest, generation + 4));
+        assert_eq!(task_shared::stats().unwrap().slots, 32);
     });
 }
 
@@ -408,9 +422,10 @@ fn check_child(parent: task_shared::Slot) {
     };
     assert_eq!(Monitor::open(std::process::id()).unwrap_err().raw_os_error(), libc::ENOENT);
     let me = task_shared::current().unwrap();
-    assert_eq!(files(), (1, 0), "the inherited descriptors are closed");
+    // The table, and the file in which readers say that they wait.
+    assert_eq!(files(), (2, 0), "the inherited descriptors are closed");
     assert_eq!(me.tid().unwrap(), gettid());
-    assert_eq!((me.user().unwrap(), me.generation().unwrap()), (0, 1));
+    assert_eq!((me.user().unwrap(), me.generation().unwrap()), (0, 5));
     me.set_user(2).unwrap();
     publish();
     stale(parent.set_user(9).unwrap_err());
@@ -627,10 +642,10 @@ fn hostile_files_give_typed_errors() {
 fn hostile_slots_do_no_harm() {
     in_fork(|| {
         let mut bytes = table_bytes();
-        std::fs::File::open("/dev/urandom").unwrap().read_exact(&mut bytes[4096..]).unwrap();
+        std::fs::File::open("/dev/urandom").unwrap().read_exact(&mut bytes[FIRST..]).unwrap();
         // Odd generations, so that they are looked at; odd sequences among them.
         for slot in 0..32 {
-            bytes[4096 + 128 * slot + 40] |= 1;
+            bytes[FIRST + 128 * slot] |= 1;
         }
         let file = sealed_file(SEALS, &bytes);
         let monitor = own();
@@ -642,7 +657,7 @@ fn hostile_slots_do_no_harm() {
         }
         assert_eq!(count, 32);
         // It may still grow, and does, by what is no whole number of slots.
-        ftruncate(&file, 8192 + 100).unwrap();
+        ftruncate(&file, FIRST as u64 + 4096 + 100).unwrap();
         assert_eq!(monitor.threads().count(), 32);
     });
 }

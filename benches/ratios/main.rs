@@ -16,6 +16,7 @@ mod percpu_lock;
 mod percpu_ring;
 mod percpu_structures;
 mod task_shared;
+mod task_shared_read;
 
 use harness::Options;
 
@@ -32,6 +33,7 @@ fn main() {
     percpu_lock::rows(&options);
     percpu_ring::rows(&options);
     task_shared::rows(&options);
+    task_shared_read::rows(&options);
     futex2::rows(&options);
     futex2_locks::rows(&options);
     mshare::rows(&options);

@@ -57,7 +57,11 @@ pub(super) unsafe fn requeue(
         return from.place.wake(from.seat, n, Options::new(), false);
     }
     // Pinned: ordered before what the kernel does, as a waiter's count is.
-    let _again = from.seat.enter();
+    let pinned = from.seat.enter();
+    if !pinned.sure {
+        let n = u32::try_from(most).unwrap_or(u32::MAX);
+        return from.place.wake(from.seat, n, Options::new(), false);
+    }
     let value = expected.map(|value| value as u32);
     let (source, target) = (from.place.word(), to.place.word());
     let moved = futex::cmp_requeue(source, from.place.private, wake, requeue, target, value)

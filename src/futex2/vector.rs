@@ -217,7 +217,8 @@ impl<'v, 'a> Vector<'v, 'a> {
                 // Listed: the sequences tell.
                 Ok(None) => has_slept = true,
                 Err(Errno::AGAIN) => tries += 1,
-                Err(Errno::INTR) if !options.interruptible => has_slept = true,
+                // What came while the signal was handled is no wake of ours; it has woken nobody.
+                Err(Errno::INTR) if !options.interruptible => has_slept = false,
                 Err(Errno::TIMEDOUT) if naps => has_slept = true,
                 Err(errno) => return Err(errno),
             }

@@ -5,7 +5,6 @@
 //! A [`Mapping`] hands out raw pointers only. What may be done through them depends on
 //! who else writes the memory, and is argued where it is done.
 
-use super::errno;
 use crate::error::Error;
 use core::ffi::c_void;
 use core::ptr::NonNull;
@@ -196,20 +195,7 @@ impl Mapping {
     ///
     /// EAGAIN if the kernel is short of memory.
     pub fn resident(&self) -> Result<usize> {
-        const AT_ONCE: usize = 4096;
-        let mut pages = [0_u8; AT_ONCE];
-        let mut resident = 0;
-        for offset in (0..self.len).step_by(AT_ONCE * PAGE) {
-            let len = (self.len - offset).min(AT_ONCE * PAGE);
-            // SAFETY: inside the mapping.
-            let start = unsafe { self.start.add(offset) };
-            // SAFETY: the range is mapped, and the vector has one byte for each of its pages.
-            let answer = unsafe { libc::mincore(start.as_ptr().cast(), len, pages.as_mut_ptr()) };
-            errno::zero(answer.into())?;
-            let here = pages[..len.div_ceil(PAGE)].iter();
-            resident += here.filter(|&page| page & 1 != 0).count() * PAGE;
-        }
-        Ok(resident)
+        resident(self.start.as_ptr(), self.len)
     }
 
     /// Keeps the mapping until the process ends.
@@ -243,7 +229,7 @@ impl Drop for Mapping {
 ///
 /// ENOMEM if a part of it is not mapped, EINVAL for a start that is no page.
 pub fn resident(start: *const u8, len: usize) -> Result<usize> {
-    let mut pages = [0_u8; 256];
+    let mut pages = [0_u8; 4096];
     let mut resident = 0;
     for offset in (0..len).step_by(pages.len() * PAGE) {
         let part = (len - offset).min(pages.len() * PAGE);
@@ -297,11 +283,11 @@ mod tests {
 
     #[test]
     fn pages_in_memory() {
-        let mapping = Mapping::anonymous(1000 * PAGE, Access::Write).unwrap();
+        let mapping = Mapping::anonymous(5000 * PAGE, Access::Write).unwrap();
         // SAFETY: the advice takes nothing away.
         let _ = unsafe { mapping.advise(Advice::LinuxNoHugepage) };
         assert_eq!(resident(mapping.start().as_ptr(), mapping.len()), Ok(0));
-        for page in [0, 255, 256, 999] {
+        for page in [0, 4095, 4096, 4999] {
             // SAFETY: our own pages.
             unsafe { mapping.at(page * PAGE, 1).unwrap().write(1) };
         }

@@ -6,6 +6,10 @@ use rustix::fs::{
     ftruncate, memfd_create,
 };
 use rustix::io::{Errno, Result};
+use rustix::process::{Resource, getrlimit};
+
+/// Most bytes of a name.
+pub const NAME: usize = 249;
 
 /// `memfd_create(name, MFD_CLOEXEC|MFD_ALLOW_SEALING|MFD_NOEXEC_SEAL)` — a memory file of
 /// `size` bytes, all zero and none of them allocated, closed on exec, never executable
@@ -16,7 +20,7 @@ use rustix::io::{Errno, Result};
 ///
 /// # Errors
 ///
-/// EINVAL for a name over 249 bytes, EMFILE or ENFILE, ENOMEM, EFBIG.
+/// EINVAL for a name over [`NAME`] bytes, EMFILE or ENFILE, ENOMEM, EFBIG.
 pub fn create(name: &str, size: u64) -> Result<OwnedFd> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let file = match memfd_create(name, flags | MemfdFlags::NOEXEC_SEAL) {
@@ -25,8 +29,32 @@ pub fn create(name: &str, size: u64) -> Result<OwnedFd> {
         created => created?,
     };
     fchmod(&file, Mode::RUSR | Mode::WUSR)?;
-    ftruncate(&file, size)?;
+    grow(&file, size)?;
     Ok(file)
+}
+
+/// `getrlimit(RLIMIT_FSIZE)`, `ftruncate` — makes a file as large as that.
+///
+/// # Errors
+///
+/// EFBIG beyond the limit of this process, for which the kernel would also send it SIGXFSZ; EPERM
+/// for a sealed file, EINVAL for one that is not writable.
+pub fn grow(file: impl AsFd, size: u64) -> Result<()> {
+    if getrlimit(Resource::Fsize).current.is_some_and(|most| size > most) {
+        return Err(Errno::FBIG);
+    }
+    ftruncate(file, size)
+}
+
+/// What an errno of [`sealed_size`] says about the file.
+pub fn why_not_sealed(errno: Errno) -> &'static str {
+    match errno {
+        Errno::PERM => {
+            "the file is not sealed against changes of its size, or not in ordinary pages"
+        }
+        Errno::INVAL => "the file is no memory file: it cannot be sealed",
+        _ => "its seals cannot be read",
+    }
 }
 
 /// Does this kernel know `MFD_NOEXEC_SEAL`?

@@ -4,6 +4,7 @@
 //! process.
 
 pub mod cpus;
+pub mod descriptors;
 mod errno;
 pub mod features;
 pub mod futex;
@@ -18,6 +19,7 @@ pub mod object;
 pub mod pidfd;
 pub mod process;
 pub mod rseq;
+pub mod rseq_elsewhere;
 pub mod signals;
 pub mod socket;
 pub mod task;

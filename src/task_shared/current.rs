@@ -1,20 +1,26 @@
 //! The calling thread's own slot.
 
 use super::descriptor::Kept;
-use super::owner;
+use super::hazard;
+use super::live;
+use super::owner::{self, Label};
 use super::process;
 use super::record::{Reading, Record, SchedStats, Values};
+use super::schema::{Datum, Word};
 use super::source::{Clocks, Schedstat, open_schedstat, read_schedstat};
 use super::table::Held;
 use crate::error::{Context, Error, Result};
-use crate::sync::Ordering;
+use crate::sync::{AtomicU64, Ordering};
 use crate::sys::thread;
 use core::cell::Cell;
 use core::fmt;
 use core::marker::PhantomData;
 use rustix::io::Errno;
 
-/// What a thread knows of its slot. The first three cells are all that the fast paths read.
+/// Tries of a publication against handlers and the sampler before it takes their numbers.
+const TRIES: u32 = 8;
+
+/// What a thread knows of its slot. The first four cells are all that the fast paths read.
 struct Mine {
     /// Address of the slot in the read-only mapping; 0 without one.
     shown: Cell<usize>,
@@ -22,6 +28,8 @@ struct Mine {
     epoch: Cell<u64>,
     /// The slot in the writable mapping.
     record: Cell<Option<&'static Record>>,
+    /// The user's words of it.
+    user: Cell<&'static [AtomicU64]>,
     more: Cell<Option<More>>,
 }
 
@@ -43,6 +51,7 @@ impl Drop for Guard {
         if MINE.with(Mine::is_of_this_process) {
             MINE.with(|mine| mine.shown.set(0));
             if let Some(more) = MINE.with(|mine| mine.more.take()) {
+                live::unregister();
                 more.held.release();
             }
         }
@@ -56,6 +65,7 @@ thread_local! {
             shown: Cell::new(0),
             epoch: Cell::new(0),
             record: Cell::new(None),
+            user: Cell::new(&[]),
             more: Cell::new(None),
         }
     };
@@ -102,7 +112,7 @@ impl fmt::Debug for Slot {
 ///
 /// # Errors
 ///
-/// ENOMEM if there is no memory or all 65,536 slots are taken, EMFILE or ENFILE, ESHUTDOWN in
+/// ENOMEM, ENOSPC if all 65,536 slots are taken, EMFILE or ENFILE, ESHUTDOWN in
 /// a thread-local's destructor after the slot was given back, EOPNOTSUPP where the kernel
 /// keeps no robust list for the thread.
 ///
@@ -123,6 +133,50 @@ pub fn current() -> Result<Slot> {
     }
 }
 
+/// The option of [`getshared`] for scheduler statistics.
+pub const TASK_SCHEDSTAT: u32 = 1;
+
+/// `task_getshared(option, flags, &slot)` of the proposal: the calling thread's slot, with its
+/// statistics brought up to date.
+///
+/// The proposal knows one option, [`TASK_SCHEDSTAT`], and no flags. Unlike it, this looks at the
+/// flags. [`current`] is the same without the statistics, which cost half a microsecond.
+///
+/// # Errors
+///
+/// EINVAL for another option or any flag, EOPNOTSUPP if the kernel keeps no scheduler
+/// statistics (CONFIG_SCHED_INFO), and those of [`current`].
+///
+/// # Examples
+///
+/// ```
+/// use unmerged::task_shared::{TASK_SCHEDSTAT, getshared};
+///
+/// assert!(getshared(2, 0).unwrap_err().is_invalid());
+/// match getshared(TASK_SCHEDSTAT, 0) {
+///     Ok(slot) => assert!(slot.stats()?.pcount > 0),
+///     Err(error) => assert!(error.is_unsupported(), "{error}"),
+/// }
+/// # Ok::<(), unmerged::Error>(())
+/// ```
+pub fn getshared(option: u32, flags: u32) -> Result<Slot> {
+    const OP: &str = "task_shared::getshared";
+    if option != TASK_SCHEDSTAT {
+        let message = format_args!("option {option}, there is {TASK_SCHEDSTAT}");
+        return Err(Error::with(OP, Errno::INVAL, message));
+    }
+    if flags != 0 {
+        let message = format_args!("flags {flags:#x}, there are none");
+        return Err(Error::with(OP, Errno::INVAL, message));
+    }
+    let slot = current()?;
+    match slot.publish() {
+        // A signal handler, and what it interrupted publishes.
+        Err(error) if error.raw_os_error() == libc::EBUSY => Ok(slot),
+        published => published.map(|_| slot),
+    }
+}
+
 #[cold]
 #[inline(never)]
 fn take() -> Result<Slot> {
@@ -131,16 +185,19 @@ fn take() -> Result<Slot> {
     GUARD.try_with(|_| ()).map_err(|_| {
         Error::because(OP, Errno::SHUTDOWN, "this thread is ending and has given its slot back")
     })?;
+    live::disown();
     let (name, (cpu, node)) = (thread::name().op(OP)?, thread::cpu_and_node().op(OP)?);
     let (table, epoch) = process::table()?;
     let held = table.take()?;
     let start = Clocks::now();
-    let record = held.record();
-    record.begin(Values { tid: owner::tid(), cpu, node, name, ..Values::default() });
+    let values = Values { tid: owner::tid(), cpu, node, ..Values::default() };
+    held.begin(values, Label { name, since: start.monotonic })?;
+    let (record, user) = (held.record(), held.user()?);
     let shown = held.shown();
     MINE.with(|mine| {
         mine.more.set(Some(More { held, start, schedstat: None }));
         mine.record.set(Some(record));
+        mine.user.set(user);
         mine.epoch.set(epoch);
         mine.shown.set(shown);
     });
@@ -188,8 +245,8 @@ impl Slot {
 
     /// Brings the slot up to date, for every reader, and answers with what it now says.
     ///
-    /// Three system calls or so, half a microsecond: the thread's CPU clock, its schedstat
-    /// file (which the first call opens, and the slot keeps), and where it runs.
+    /// Two system calls, half a microsecond: the thread's CPU clock, and its schedstat file
+    /// (which the first call opens, and the slot keeps). One more after a migration.
     ///
     /// # Errors
     ///
@@ -205,28 +262,31 @@ impl Slot {
             Some(file) => file,
             None => self.open_schedstat()?,
         };
-        let Some(sequence) = record.quiet() else {
-            return Err(Error::because(
-                OP,
-                Errno::BUSY,
-                "a publication of this thread is interrupted by this very call",
-            ));
-        };
-        let clocks = Clocks::now();
-        let Schedstat { run_delay, pcount } = read_schedstat(&schedstat)?;
-        let (cpu, node) = thread::cpu_and_node().op(OP)?;
-        let last = self.reading(OP)?.values;
-        let stats = SchedStats {
-            sum_exec_runtime: clocks.cpu,
-            run_delay,
-            pcount,
-            off_cpu: clocks.off_cpu_since(start).max(last.stats.off_cpu),
-        };
-        let values = Values { cpu, node, stats, updated: clocks.monotonic, ..last };
-        if record.publish(sequence, values) {
-            return Ok(stats);
+        // The sampler, or a handler of this thread, may publish between the look at the clocks
+        // and our write. What it published is then older, or newer, than what we have.
+        for _ in 0..TRIES {
+            let Some(sequence) = hazard::quiet(record) else {
+                return Err(busy(OP));
+            };
+            let clocks = Clocks::now();
+            let Schedstat { run_delay, pcount } = read_schedstat(&schedstat)?;
+            let last = self.reading(OP)?.values;
+            // The kernel's page tells the CPU without a call; its node is where it was.
+            let cpu = thread::cpu();
+            let (cpu, node) =
+                if cpu == last.cpu { (cpu, last.node) } else { thread::cpu_and_node().op(OP)? };
+            let stats = SchedStats {
+                sum_exec_runtime: clocks.cpu,
+                run_delay,
+                pcount,
+                off_cpu: clocks.off_cpu_since(start).max(last.stats.off_cpu),
+            };
+            let values = Values { cpu, node, stats, updated: clocks.monotonic, ..last };
+            if record.publish(sequence, values) {
+                return Ok(stats);
+            }
         }
-        // A signal handler came between and published later numbers.
+        // Handlers publish all the time: these are theirs.
         self.stats()
     }
 
@@ -252,9 +312,97 @@ impl Slot {
         Ok(self.reading("task_shared::Slot::stats")?.values.stats)
     }
 
-    /// Sets the word that is the user's, for every reader: one store, no system call.
+    /// All of the user's words, and the slot.
+    #[inline]
+    fn words(&self, operation: &'static str) -> Result<(&'static Record, &'static [AtomicU64])> {
+        let record = self.record(operation)?;
+        Ok((record, MINE.with(|mine| mine.user.get())))
+    }
+
+    /// One of the user's words.
+    #[inline]
+    fn word(&self, operation: &'static str, index: usize) -> Result<&'static AtomicU64> {
+        let (_, words) = self.words(operation)?;
+        words.get(index).ok_or_else(|| beyond(operation, index, 1, words.len()))
+    }
+
+    /// Sets a word of the user's, for every reader: one store, no system call.
     ///
-    /// The store is relaxed: it says nothing about other memory. A thread starts with 0.
+    /// The store is relaxed: it says nothing about other memory or other words. A thread
+    /// starts with 0 in all of them.
+    ///
+    /// # Errors
+    ///
+    /// EINVAL for a word that the slots of this process do not have, ESTALE as [`Slot`] says.
+    #[inline]
+    pub fn set<T: Datum>(&self, word: Word<T>, value: T) -> Result<()> {
+        let word = self.word("task_shared::Slot::set", word.index())?;
+        word.store(value.to_bits(), Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// A word of the user's.
+    ///
+    /// # Errors
+    ///
+    /// As [`set`](Self::set).
+    #[inline]
+    pub fn get<T: Datum>(&self, word: Word<T>) -> Result<T> {
+        let word = self.word("task_shared::Slot::get", word.index())?;
+        Ok(T::from_bits(word.load(Ordering::Relaxed)))
+    }
+
+    /// Sets the user's words from `first` on as one moment: a reader sees all of them, or
+    /// none. No system call, and no locked instruction.
+    ///
+    /// # Errors
+    ///
+    /// EINVAL if the slots of this process do not have so many, EBUSY in a signal handler that
+    /// interrupted this very function, ESTALE as [`Slot`] says.
+    #[inline]
+    pub fn publish_words(&self, first: usize, values: &[u64]) -> Result<()> {
+        const OP: &str = "task_shared::Slot::publish_words";
+        let (record, words) = self.words(OP)?;
+        if first > words.len() || values.len() > words.len() - first {
+            return Err(beyond(OP, first, values.len(), words.len()));
+        }
+        if record.user_life(words).write_alone(first, values) { Ok(()) } else { Err(busy(OP)) }
+    }
+
+    /// Has the kernel write into the slot where this thread runs, whenever it comes back to
+    /// user mode on another CPU: readers see it by
+    /// [`Thread::whereabouts`](super::Thread::whereabouts), with no publication.
+    ///
+    /// The thread's one rseq registration moves into the slot, until
+    /// [`unregister_rseq`](Self::unregister_rseq) or the end of the thread. Meanwhile whoever
+    /// relies on libc's rseq area in this thread does without: `sched_getcpu` asks the kernel,
+    /// and [`percpu`](crate::percpu) counts by atomics, exact but slower.
+    ///
+    /// # Errors
+    ///
+    /// EINVAL if the process was not configured with [`Config::rseq`](super::Config::rseq),
+    /// EOPNOTSUPP if the kernel has no rseq (CONFIG_RSEQ, a filter) or wants a larger area,
+    /// EBUSY if the registration is neither libc's nor this crate's, ESTALE as [`Slot`] says.
+    pub fn register_rseq(&self) -> Result<()> {
+        const OP: &str = "task_shared::Slot::register_rseq";
+        self.record(OP)?;
+        let more = MINE.with(|mine| mine.more.get());
+        live::register(more.ok_or_else(|| stale(OP))?.held)
+    }
+
+    /// Gives the registration back to libc. Nothing if it was not moved.
+    ///
+    /// # Errors
+    ///
+    /// ESTALE as [`Slot`] says.
+    pub fn unregister_rseq(&self) -> Result<()> {
+        self.record("task_shared::Slot::unregister_rseq")?;
+        live::unregister();
+        Ok(())
+    }
+
+    /// Sets the first of the user's words: one store, no system call. As
+    /// [`set`](Self::set) with [`Word::new(0, …)`](Word::new).
     ///
     /// # Errors
     ///
@@ -262,18 +410,36 @@ impl Slot {
     #[inline]
     pub fn set_user(&self, value: u64) -> Result<()> {
         let record = self.record("task_shared::Slot::set_user")?;
-        record.user().store(value, Ordering::Relaxed);
+        record.inline()[0].store(value, Ordering::Relaxed);
         Ok(())
     }
 
-    /// The word that is the user's.
+    /// The first of the user's words.
     ///
     /// # Errors
     ///
     /// ESTALE as [`Slot`] says.
     pub fn user(&self) -> Result<u64> {
-        Ok(self.record("task_shared::Slot::user")?.user().load(Ordering::Relaxed))
+        Ok(self.record("task_shared::Slot::user")?.inline()[0].load(Ordering::Relaxed))
     }
+}
+
+#[cold]
+fn beyond(operation: &'static str, first: usize, count: usize, words: usize) -> Error {
+    Error::with(
+        operation,
+        Errno::INVAL,
+        format_args!("{count} words from word {first} on, the slots of this process have {words}"),
+    )
+}
+
+#[cold]
+fn busy(operation: &'static str) -> Error {
+    Error::because(
+        operation,
+        Errno::BUSY,
+        "a publication of this thread is interrupted by this very call",
+    )
 }
 
 #[cold]

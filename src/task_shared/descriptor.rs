@@ -30,6 +30,11 @@ impl Kept {
         Ok(Self { fd, device: stat.st_dev as u32, inode: stat.st_ino })
     }
 
+    /// The number, and the inode that it names.
+    pub(super) fn number_and_inode(&self) -> (u32, u64) {
+        (self.fd.cast_unsigned(), self.inode)
+    }
+
     /// The same as two words, of which the first is never 0.
     pub(super) fn to_words(self) -> [u64; 2] {
         [u64::from(self.device) << 32 | u64::from(self.fd.cast_unsigned() + 1), self.inode]

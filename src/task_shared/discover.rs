@@ -6,13 +6,16 @@
 //! memory file which cannot shrink and which nobody can map writable any more, and that its
 //! header is one, and of this process.
 
-use super::header::{self, BYTES, Header, NAME, bytes_for};
+use super::header::{self, BYTES, Header};
+use super::layout::{FLAG_NAME, NAME};
 use crate::error::{Context, Error, Result};
+use crate::sys::map::{Access, Mapping, PAGE, Place};
 use crate::sys::memfd;
 use core::ffi::CStr;
-use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::{Dir, Mode, OFlags, SealFlags, open, openat, readlinkat};
+use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use rustix::fs::{CWD, Dir, Mode, OFlags, SealFlags, fstat, open, openat, readlinkat};
 use rustix::io::{Errno, pread, read};
+use std::ffi::CString;
 
 const OP: &str = "task_shared::Monitor::open";
 /// What a reader relies on: no cut, and no writer but the process itself.
@@ -28,8 +31,11 @@ pub(super) struct Found {
     /// Its size in bytes, which does not shrink.
     pub(super) size: u64,
     /// The process's list of mappings. It belongs to the program that the process ran when it
-    /// was opened: it reads as empty once that is gone, by exit or by execve(2).
-    pub(super) maps: OwnedFd,
+    /// was opened: it reads as empty once that is gone, by exit or by execve(2). `None` for a
+    /// table that was handed over.
+    pub(super) maps: Option<OwnedFd>,
+    /// The page in which readers say that they wait, if it may be written.
+    pub(super) flag: Option<Mapping>,
 }
 
 /// Finds the table of the process `pid`.
@@ -52,11 +58,14 @@ pub(super) fn find(pid: u32) -> Result<Found> {
     let mut wrong = None;
     for entry in Dir::read_from(&folder).map_err(|errno| about(pid, errno))? {
         let entry = entry.map_err(|errno| about(pid, errno))?;
-        if !has_name(folder.as_fd(), entry.file_name()) {
+        if !has_name(folder.as_fd(), entry.file_name(), NAME) {
             continue;
         }
-        match check(folder.as_fd(), entry.file_name(), own_pid) {
-            Ok(Some((file, header, size))) => return Ok(Found { file, header, size, maps }),
+        match candidate(folder.as_fd(), entry.file_name(), own_pid) {
+            Ok(Some(found)) => {
+                let flag = found.header.flag.and_then(|flag| map_flag(folder.as_fd(), flag));
+                return Ok(Found { maps: Some(maps), flag, ..found });
+            }
             Ok(None) => {}
             Err(error) => wrong = Some(error),
         }
@@ -99,31 +108,43 @@ fn innermost_pid(status: &[u8]) -> Option<u32> {
     core::str::from_utf8(line).ok()?.split_whitespace().next_back()?.parse().ok()
 }
 
-/// Does the descriptor's link show the name of a table?
-fn has_name(folder: BorrowedFd<'_>, fd: &CStr) -> bool {
+/// Does the link of a descriptor show a memory file of this name?
+fn has_name(folder: BorrowedFd<'_>, fd: &CStr, name: &str) -> bool {
     let Ok(link) = readlinkat(folder, fd, Vec::new()) else {
         return false;
     };
-    let name = link.as_bytes().strip_prefix(b"/memfd:");
-    let name = name.and_then(|name| name.strip_prefix(NAME.as_bytes()));
-    name.is_some_and(|rest| rest.is_empty() || rest == b" (deleted)")
+    let shown = link.as_bytes().strip_prefix(b"/memfd:");
+    let shown = shown.and_then(|shown| shown.strip_prefix(name.as_bytes()));
+    shown.is_some_and(|rest| rest.is_empty() || rest == b" (deleted)")
 }
 
 /// Checks one candidate; `None` if it is not the process's own, or gone meanwhile.
-fn check(folder: BorrowedFd<'_>, fd: &CStr, pid: u32) -> Result<Option<(OwnedFd, Header, u64)>> {
-    let number = fd.to_string_lossy();
+fn candidate(folder: BorrowedFd<'_>, fd: &CStr, pid: u32) -> Result<Option<Found>> {
     // A name can be put on a pipe too, which must not keep us waiting.
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let file = match openat(folder, fd, flags, Mode::empty()) {
-        Err(Errno::NOENT) => return Ok(None),
-        file => file.op(OP)?,
-    };
-    let sealed = memfd::sealed_size(&file, SEALS);
-    if sealed.is_err() {
+    match openat(folder, fd, flags, Mode::empty()) {
+        Err(Errno::NOENT) => Ok(None),
+        file => Ok(look(file.op(OP)?)?.filter(|found| found.header.pid == pid)),
+    }
+}
+
+/// Checks a file that is said to be a table.
+///
+/// # Errors
+///
+/// EPERM for missing seals, EPROTO for another layout, EBADMSG for what is no table, ENOENT
+/// for one that is not finished.
+pub(super) fn check(file: OwnedFd) -> Result<Found> {
+    look(file)?.ok_or_else(|| Error::because(OP, Errno::NOENT, "the table is not finished"))
+}
+
+/// The same; `None` if it is not finished.
+fn look(file: OwnedFd) -> Result<Option<Found>> {
+    if memfd::sealed_size(&file, SEALS).is_err() {
         return Err(Error::with(
             OP,
             Errno::PERM,
-            format_args!("descriptor {number} is no memory file with the seals of a table"),
+            format_args!("a file named {NAME} is no memory file with the seals of a table"),
         ));
     }
     let mut bytes = [0; BYTES];
@@ -132,27 +153,45 @@ fn check(folder: BorrowedFd<'_>, fd: &CStr, pid: u32) -> Result<Option<(OwnedFd,
         return Err(Error::with(
             OP,
             Errno::BADMSG,
-            format_args!("descriptor {number} has {len} bytes, a header has {BYTES}"),
+            format_args!("a table of {len} bytes, a header has {BYTES}"),
         ));
     }
     let Some(header) = header::parse(&bytes)? else {
         return Ok(None);
     };
-    if header.pid != pid {
-        return Ok(None);
-    }
     // Asked after the count was copied: the file was large enough before the count was
     // stored, and has not shrunk.
     let size = memfd::sealed_size(&file, SEALS).op(OP)?;
-    let least = bytes_for(header.committed) as u64;
+    let least = header.shape.slot(header.committed) as u64;
     if size < least {
         return Err(Error::with(
             OP,
             Errno::BADMSG,
-            format_args!("descriptor {number} has {size} bytes, its slots need {least}"),
+            format_args!("a table of {size} bytes, its slots need {least}"),
         ));
     }
-    Ok(Some((file, header, size)))
+    Ok(Some(Found { file, header, size, maps: None, flag: None }))
+}
+
+/// Maps the file in which readers say that they wait. The process can name any descriptor of
+/// its own, and this reader may have more rights than it has: so nothing is opened for writing
+/// that is not a memory file of that name, and no larger than the flag. `None` if it is
+/// not, or may not be written; news is then looked for.
+fn map_flag(folder: BorrowedFd<'_>, (number, inode): (u32, u64)) -> Option<Mapping> {
+    // A path is opened without effect on what it names, and then names nothing else.
+    let (flags, mode) = (OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+    let path = openat(folder, number.to_string(), flags, mode).ok()?;
+    let own = format!("/proc/self/fd/{}", path.as_raw_fd());
+    let link = CString::new(own.as_str()).ok()?;
+    if !has_name(CWD, &link, FLAG_NAME) || fstat(&path).ok()?.st_ino != inode {
+        return None;
+    }
+    let file = open(own, OFlags::RDWR | OFlags::CLOEXEC, mode).ok()?;
+    let size = memfd::sealed_size(&file, SealFlags::SHRINK | SealFlags::GROW).ok()?;
+    if size != PAGE as u64 {
+        return None;
+    }
+    Mapping::shared(&file, PAGE, Access::Write, Place::Anywhere).ok()
 }
 
 #[cfg(all(test, not(loom)))]
@@ -173,6 +212,6 @@ mod tests {
         crate::task_shared::current().unwrap();
         let Found { header, size, .. } = find(std::process::id()).unwrap();
         assert_eq!(header.pid, std::process::id());
-        assert!(size >= bytes_for(header.committed) as u64 && header.committed > 0);
+        assert!(size >= header.shape.slot(header.committed) as u64 && header.committed > 0);
     }
 }

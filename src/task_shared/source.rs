@@ -3,11 +3,16 @@
 //!
 //! The clock goes first: asking it brings the scheduler's sums up to date, which between
 //! ticks are up to one tick old.
+//!
+//! Both are there for the other threads of the process, too ([`Remote`]), at half the cost of
+//! being woken to ask.
 
 use super::descriptor::Kept;
+use super::record::SchedStats;
 use crate::error::{Context, Error, Result};
 use crate::sys::thread;
-use rustix::fs::{Mode, OFlags, open};
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::fs::{Mode, OFlags, open, openat};
 use rustix::io::{Errno, pread};
 
 const OP: &str = "task_shared::Slot::publish";
@@ -57,6 +62,18 @@ pub(super) fn open_schedstat() -> Result<Kept> {
     }
 }
 
+/// Can the kernel tell what [`Remote::read`] asks for?
+///
+/// # Errors
+///
+/// EOPNOTSUPP as [`open_schedstat`] and [`read_schedstat`]; EMFILE, ENFILE, EACCES.
+pub(super) fn check_schedstat() -> Result<()> {
+    let file = open_schedstat()?;
+    let read = read_schedstat(&file);
+    file.close();
+    read.map(drop)
+}
+
 /// Reads it.
 ///
 /// # Errors
@@ -83,6 +100,93 @@ pub(super) fn read_schedstat(file: &Kept) -> Result<Schedstat> {
     Ok(Schedstat { run_delay, pcount })
 }
 
+/// Another thread of this process, as the sampler knows it.
+///
+/// A thread id may be given to a later thread, what was opened is not: so the files are
+/// opened in the thread's directory, and answer with ESRCH once it is gone. The clock is asked
+/// by id; a file that can be read after it says whose clock it was.
+#[derive(Debug)]
+pub(super) struct Remote {
+    tid: u32,
+    /// The schedstat, if it could be kept.
+    file: Option<OwnedFd>,
+}
+
+/// The directory of this process's threads.
+///
+/// # Errors
+///
+/// As open(2).
+pub(super) fn open_tasks() -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    open("/proc/self/task", flags, Mode::empty())
+}
+
+/// A file of a thread, opened in the directory of [`open_tasks`].
+fn open_of(tasks: impl AsFd, tid: u32, file: &str) -> rustix::io::Result<OwnedFd> {
+    openat(tasks, format!("{tid}/{file}"), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+}
+
+impl Remote {
+    /// Opens it; it keeps the descriptor if it may, and there is one.
+    ///
+    /// # Errors
+    ///
+    /// ENOENT or ESRCH if there is no such thread.
+    pub(super) fn open(tasks: impl AsFd, tid: u32, keep: bool) -> rustix::io::Result<Self> {
+        let file = match open_of(tasks, tid, "schedstat") {
+            // To be opened each time; there may be one then.
+            Err(Errno::MFILE | Errno::NFILE) => None,
+            file => Some(file?).filter(|_| keep),
+        };
+        Ok(Self { tid, file })
+    }
+
+    /// The thread's times and counts; `off_cpu` is 0. Where nothing has happened since `last`, the
+    /// file alone says so: a thread that runs is found by its next tick, if not by this look.
+    ///
+    /// # Errors
+    ///
+    /// ESRCH or ENOENT once it is gone, EMFILE or ENFILE, EBADMSG for a text that is none.
+    pub(super) fn read(
+        &self,
+        tasks: impl AsFd,
+        last: SchedStats,
+    ) -> rustix::io::Result<SchedStats> {
+        let first @ [sum_exec_runtime, run_delay, pcount] = self.numbers(&tasks)?;
+        if first == [last.sum_exec_runtime, last.run_delay, last.pcount] {
+            return Ok(SchedStats { sum_exec_runtime, run_delay, pcount, off_cpu: 0 });
+        }
+        let clock = thread::cpu_time_of(self.tid);
+        let [_, run_delay, pcount] = self.numbers(tasks)?;
+        let sum_exec_runtime = clock.map_err(|_| Errno::SRCH)?;
+        Ok(SchedStats { sum_exec_runtime, run_delay, pcount, off_cpu: 0 })
+    }
+
+    /// What the file says.
+    fn numbers(&self, tasks: impl AsFd) -> rustix::io::Result<[u64; 3]> {
+        let mut text = [0_u8; 64];
+        let len = match &self.file {
+            Some(file) => pread(file, &mut text, 0)?,
+            None => pread(open_of(tasks, self.tid, "schedstat")?, &mut text, 0)?,
+        };
+        parse(&text[..len]).ok_or(Errno::BADMSG)
+    }
+}
+
+/// Name of a thread of this process, padded with zeros.
+///
+/// # Errors
+///
+/// ENOENT or ESRCH if there is no such thread.
+pub(super) fn name_of(tasks: impl AsFd, tid: u32) -> rustix::io::Result<[u8; 16]> {
+    let mut name = [0; 16];
+    let len = pread(open_of(tasks, tid, "comm")?, &mut name, 0)?;
+    // The newline, if it was not cut off.
+    name[len.saturating_sub(1).min(15)..].fill(0);
+    Ok(name)
+}
+
 /// Three decimal numbers and a newline.
 fn parse(text: &[u8]) -> Option<[u64; 3]> {
     let text = core::str::from_utf8(text).ok()?.strip_suffix('\n')?;
@@ -103,6 +207,39 @@ mod tests {
             assert_eq!(parse(text.as_bytes()), None, "{text:?}");
         }
         assert_eq!(parse(&[0xff; 64]), None);
+    }
+
+    #[test]
+    fn another_thread_of_this_process() {
+        let tasks = open_tasks().unwrap();
+        let (tell, told) = std::sync::mpsc::channel();
+        let (go, wait) = std::sync::mpsc::channel::<()>();
+        let named = std::thread::Builder::new().name("fifteen letters".into());
+        let other = named.spawn(move || {
+            tell.send(thread::id()).unwrap();
+            let _ = wait.recv();
+        });
+        let tid = told.recv().unwrap();
+        for keep in [true, false] {
+            let Ok(remote) = Remote::open(&tasks, tid, keep) else {
+                continue; // a kernel without schedstat
+            };
+            let stats = remote.read(&tasks, SchedStats::default()).unwrap();
+            assert!(stats.sum_exec_runtime > 0 && stats.pcount > 0);
+        }
+        assert_eq!(&name_of(&tasks, tid).unwrap(), b"fifteen letters\0");
+        let kept = Remote::open(&tasks, tid, true);
+        drop(go);
+        other.unwrap().join().unwrap();
+        // Joined is a little before gone.
+        if let Ok(kept) = kept {
+            let end = loop {
+                if let Err(errno) = kept.read(&tasks, SchedStats::default()) {
+                    break errno;
+                }
+            };
+            assert_eq!(end, Errno::SRCH);
+        }
     }
 
     #[test]
