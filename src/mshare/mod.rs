@@ -81,6 +81,7 @@ mod bump;
 mod claim;
 mod directory;
 mod header;
+mod heap;
 mod name;
 mod region;
 mod roots;
@@ -92,6 +93,7 @@ pub use crate::shm::Resident;
 pub use arena::Arena;
 pub use builder::Builder;
 pub use directory::runtime_directory;
+pub use heap::{Heap, Problem, Report, Stats};
 pub use region::{Region, unlink, unlink_in};
 
 // Operations, as errors name them.

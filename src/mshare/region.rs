@@ -35,6 +35,10 @@ impl Region {
         Self { name, server, attachment }
     }
 
+    pub(super) fn attachment(&self) -> &Attachment {
+        &self.attachment
+    }
+
     /// Begins to make a region of this name.
     pub fn builder(name: &str) -> Builder {
         Builder::new(name)
@@ -129,6 +133,7 @@ impl Region {
         match self.attachment.header().bump(size).take(layout) {
             // SAFETY: the offset is at most the size, so the pointer is inside or at the end.
             Ok(offset) => Ok(unsafe { self.base().add(offset as usize) }),
+            Err(word) if self.is_heap(word) => self.heap()?.alloc_zeroed(layout),
             Err(taken) => Err(Error::with(
                 "mshare::Region::alloc",
                 Errno::NOMEM,

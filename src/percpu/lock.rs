@@ -2,12 +2,12 @@
 
 use super::asymmetric;
 use super::door::Door;
-use super::process::tag;
 use super::site::{Lazy, Site, on, window};
 use crate::arch::{self, Answer, Words};
 use crate::error::Result;
 use crate::futex2::{Deadline, Futex};
 use crate::sync::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
+use crate::sys::process::tag;
 use core::cell::UnsafeCell;
 use core::fmt;
 use core::marker::PhantomData;

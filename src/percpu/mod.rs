@@ -104,7 +104,6 @@ mod lock;
 mod node;
 mod pool;
 mod pooled;
-mod process;
 pub mod raw;
 mod ring;
 mod runs;
