@@ -333,8 +333,10 @@ impl Heap {
     ///
     /// # Safety
     ///
-    /// No thread of this process is in a call of this heap, or will be, by this handle or another, or by a
-    /// value that has one; nor does any use memory of it beyond the life of the [`Region`].
+    /// No thread of this process calls this heap any more, by this handle, by another, or by a value
+    /// that has one; those that did have been joined (a thread gives back what it has in hand
+    /// when it ends, after a scope has let go of it). Nothing uses memory of the heap beyond
+    /// the life of the [`Region`].
     pub unsafe fn close(self) {
         cache::forget(self.region.get());
     }
