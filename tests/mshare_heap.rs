@@ -287,7 +287,7 @@ fn killed_processes_leave_a_sound_heap() {
     let region = create(&dir, 512 << 20);
     let heap = region.heap().unwrap();
     make_slots(&region, heap);
-    let usual = if cfg!(debug_assertions) { 12 } else { 100 };
+    let usual = if cfg!(debug_assertions) { 30 } else { 100 };
     let until = Instant::now() + common::stress(Duration::ZERO);
     let mut kills = 0;
     let mut random = 88_172_645_463_325_252;

@@ -94,7 +94,7 @@ pub use arena::Arena;
 pub use builder::Builder;
 pub use directory::runtime_directory;
 pub use heap::{Heap, Problem, Report, Stats};
-pub use region::{Region, unlink, unlink_in};
+pub use region::{Region, RootInfo, unlink, unlink_in};
 
 // Operations, as errors name them.
 const CREATE: &str = "mshare::Builder::create";

@@ -37,7 +37,12 @@ use core::ptr::NonNull;
 ///   another program.
 /// - What is changed after others can see it is changed by atomics only. Types with a
 ///   process-private notion of waiting (`std::sync::Mutex`) are none of these.
-pub unsafe trait Resident: Sized + 'static {}
+pub unsafe trait Resident: Sized + 'static {
+    /// Tells types of one size and alignment apart where they are found by name: a number of
+    /// one's own choice, the same in every program, such as a version of the layout. 0, if
+    /// nothing else is said, is not told from another 0.
+    const TAG: u64 = 0;
+}
 
 macro_rules! residents {
     ($why:literal: $($name:ty),+ $(,)?) => {

@@ -131,9 +131,9 @@ mod models {
         is_there: AtomicU64,
     }
 
-    /// One puts a slab on the list while another, who found it taken, takes the mark away, and
-    /// a third marks a neighbour's page: both are found afterwards. Fails when any of the orders is
-    /// relaxed, or when nobody looks again.
+    /// One marks a slab that has become idle while another, who found it held, takes the mark
+    /// away: it is found afterwards. Fails when the orders of the word are relaxed, or when
+    /// nobody looks again.
     #[test]
     fn no_room_is_hidden() {
         model(|| {
@@ -157,6 +157,26 @@ mod models {
             });
             setter.join().unwrap();
             room(&shared, &|room| assert!(room.has(0)));
+        });
+    }
+    /// One takes the last mark of a word away, and so its summary's, while another marks a page
+    /// of that word: it is found afterwards. Fails when the orders of the summary are relaxed, or
+    /// when the word is not looked at again.
+    #[test]
+    fn the_summary_hides_no_word() {
+        model(|| {
+            let shared = Arc::new(Shared {
+                words: [AtomicU64::new(1).ready()],
+                summary: [AtomicU64::new(1).ready()],
+                is_there: AtomicU64::new(0).ready(),
+            });
+            let setter = thread::spawn({
+                let shared = shared.clone();
+                move || Room::new((&shared.words, &shared.summary)).set(1)
+            });
+            Room::new((&shared.words, &shared.summary)).clear(0, || false);
+            setter.join().unwrap();
+            assert!(Room::new((&shared.words, &shared.summary)).has(1));
         });
     }
 }

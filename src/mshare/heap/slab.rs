@@ -205,6 +205,27 @@ mod models {
         });
     }
 
+    /// A holder puts back what it had in hand, a block that it had freed itself; the next holder
+    /// takes it. Fails when putting back is no release.
+    #[test]
+    fn what_is_put_back_has_one_owner() {
+        model(|| {
+            let shared = Shared::new(State::Held { class: CLASS, slot: 3 }, FULL);
+            let holder = thread::spawn({
+                let shared = shared.clone();
+                move || {
+                    shared.block.with_mut(|block| unsafe { *block += 1 });
+                    shared.slab().put_back(0, 1);
+                }
+            });
+            if shared.slab().free_of(0) == 1 {
+                shared.slab().take(0, 1);
+                shared.block.with_mut(|block| unsafe { *block += 1 });
+            }
+            holder.join().unwrap();
+        });
+    }
+
     /// One holds the slab, takes and writes a block, puts it back and lets go; the other may hold
     /// it after that. Fails when letting go is no release, holding no acquire, or when holding is
     /// a load and a store.
