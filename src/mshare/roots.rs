@@ -380,7 +380,7 @@ mod models {
         model(|| {
             let shared = shared();
             let kind = Kind::of::<u64>();
-            let set = |key, pointer| {
+            let set = |key: u64, pointer| {
                 let shared = shared.clone();
                 thread::spawn(move || Roots(&shared.roots).set(key.into(), kind, pointer).unwrap())
             };
@@ -418,7 +418,7 @@ mod models {
         model(|| {
             let shared = shared();
             let kind = Kind::of::<u64>();
-            let create = |shared: &Shared, pointer| {
+            let create = move |shared: &Shared, pointer| {
                 Roots(&shared.roots).replace(1.into(), kind, 0, pointer).unwrap()
             };
             let other = thread::spawn({
