@@ -9,6 +9,7 @@
 mod futex2;
 mod harness;
 mod mshare;
+mod mshare_heap;
 mod peer;
 mod percpu;
 mod percpu_lock;
@@ -19,7 +20,11 @@ mod task_shared;
 use harness::Options;
 
 fn main() {
-    peer::play(&[(task_shared::SLEEPERS, task_shared::sleepers), (mshare::SERVER, mshare::serve)]);
+    peer::play(&[
+        (task_shared::SLEEPERS, task_shared::sleepers),
+        (mshare::SERVER, mshare::serve),
+        (mshare_heap::READER, mshare_heap::read),
+    ]);
     let options = Options::from_args();
     percpu::rows(&options);
     percpu_structures::rows(&options);
@@ -28,4 +33,5 @@ fn main() {
     task_shared::rows(&options);
     futex2::rows(&options);
     mshare::rows(&options);
+    mshare_heap::rows(&options);
 }

@@ -262,16 +262,19 @@ mod models {
                 move || {
                     shared.block.with_mut(|block| unsafe { *block += 1 });
                     shared.slab().free(0);
-                    if shared.slab().hold(3) {
+                    let holds = shared.slab().hold(3);
+                    if holds {
                         let free = shared.slab().free_of(0);
                         shared.slab().take(0, free);
                     }
+                    holds
                 }
             });
-            if shared.slab().empty(4) && shared.slab().is_empty() {
+            let leaves = shared.slab().empty(4) && shared.slab().is_empty();
+            if leaves {
                 shared.block.with_mut(|block| unsafe { *block += 1 });
             }
-            owner.join().unwrap();
+            assert!(!(leaves && owner.join().unwrap()));
         });
     }
 }
