@@ -12,6 +12,7 @@ run target/release/examples/doctor
 run target/release/examples/wordcount --check .
 run target/release/examples/trace --check --output target/trace.json src tests
 run target/release/examples/counters --check --seconds 1
+run target/release/examples/kv --check --port 17379
 for percpu in gs rseq portable; do
     export UNMERGED_PERCPU=$percpu
     for processes in 1 2 3; do
