@@ -7,26 +7,17 @@ use allocator_api2::boxed::Box as RegionBox;
 use allocator_api2::vec::Vec as RegionVec;
 use common::{Player, say, wait_for_nudge};
 use core::alloc::Layout;
-use core::mem::MaybeUninit;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
 use hashbrown::HashMap;
 use std::time::Instant;
 use tempfile::TempDir;
-use unmerged::mshare::{Heap, Region, Resident, Stats};
+use unmerged::mshare::{Heap, Region, SameProgram, Stats};
 
 type Text = RegionVec<u8, Heap>;
 /// Seeds are part of the type: every process hashes alike.
 type Map = HashMap<u64, Text, foldhash::fast::FixedState, Heap>;
-
-/// What the tests keep in a region: made and read by this very program.
-#[repr(transparent)]
-struct Kept<T>(MaybeUninit<T>);
-
-// SAFETY: one program makes and reads it, so its layout is the same; it has no addresses but those
-// in the region; nobody drops it by this type.
-unsafe impl<T: 'static> Resident for Kept<T> {}
 
 fn dir() -> TempDir {
     tempfile::tempdir().unwrap()
@@ -52,26 +43,26 @@ fn sound(heap: &Heap) -> Stats {
 /// Moves a value into the region, and publishes it.
 fn keep<T: 'static>(region: &Region, name: &str, value: T) {
     let heap = region.heap().unwrap();
-    let place = heap.alloc(Layout::new::<Kept<T>>()).unwrap().cast::<Kept<T>>();
-    // SAFETY: just allocated for one.
-    unsafe { place.write(Kept(MaybeUninit::new(value))) };
-    region.set_root(name, place).unwrap();
+    let place = heap.alloc(Layout::new::<SameProgram<T>>()).unwrap().cast::<SameProgram<T>>();
+    // SAFETY: just allocated for one; the tests keep what has addresses of the heap only.
+    unsafe { place.write(SameProgram::new(value).unwrap()) };
+    assert_eq!(region.create_root(name, place).unwrap(), None);
 }
 
 /// The value that was published, which one process uses at a time.
-fn kept<'r, T: 'static>(region: &'r Region, name: &str) -> &'r mut T {
-    let place = region.root::<Kept<T>>(name).unwrap().unwrap();
-    // SAFETY: made by this program; the tests take turns.
-    unsafe { (*place.as_ptr()).0.assume_init_mut() }
+fn kept<T: 'static>(region: &Region, name: &str) -> *mut T {
+    let place = region.root::<SameProgram<T>>(name).unwrap().unwrap();
+    // SAFETY: published by `keep`.
+    unsafe { region.get(place.as_ptr()) }.unwrap().get().unwrap()
 }
 
 /// Takes the value out again.
 fn unkeep<T: 'static>(region: &Region, name: &str) -> T {
-    let place = region.root::<Kept<T>>(name).unwrap().unwrap();
     // SAFETY: made by this program, and not used after this.
-    let value = unsafe { place.read().0.assume_init() };
+    let value = unsafe { kept::<T>(region, name).read() };
+    let place = region.remove_root::<SameProgram<T>>(name).unwrap().unwrap();
     // SAFETY: allocated by `keep`.
-    unsafe { region.heap().unwrap().free(place.cast(), Layout::new::<Kept<T>>()) }.unwrap();
+    unsafe { region.heap().unwrap().free(place.cast(), Layout::new::<SameProgram<T>>()) }.unwrap();
     value
 }
 
@@ -142,7 +133,8 @@ fn child() {
     let heap = region.heap().unwrap();
     match role.as_str() {
         "use the map" => {
-            let map = kept::<Map>(&region, "map");
+            // SAFETY: the parent waits until we are done.
+            let map = unsafe { &mut *kept::<Map>(&region, "map") };
             let entries = map.len() as u64;
             assert!((0..entries).all(|n| map[&n] == text(heap, n)));
             for n in 0..entries / 2 {
@@ -270,7 +262,7 @@ fn threads_storm_and_nothing_is_lost() {
         };
         let threads = [1, 2, 3, 4].map(|thread| scope.spawn(move || work(thread)));
         // A scope does not wait for what threads do when they end.
-        threads.map(|thread| thread.join().unwrap());
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
     });
     let live = slots.iter().filter(|slot| slot.load(Ordering::Relaxed) != 0).count();
     // Threads that have ended gave their slots back.
@@ -379,7 +371,7 @@ fn more_threads_than_slots() {
             barrier.wait();
         };
         let threads: [_; 20] = core::array::from_fn(|_| scope.spawn(work));
-        threads.map(|thread| thread.join().unwrap());
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
     });
     assert_eq!(refused.into_inner(), 4);
     assert_eq!(sound(&heap).blocks, 16);

@@ -288,7 +288,6 @@ impl Region {
     /// # Errors
     ///
     /// Those of [`set_root`](Self::set_root) and [`root`](Self::root).
-    #[expect(clippy::type_complexity, reason = "that of a compare-exchange, in a result")]
     pub fn exchange_root<T: Resident>(
         &self,
         name: &str,

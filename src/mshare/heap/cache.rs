@@ -2,7 +2,7 @@
 //!
 //! A handle is the region's address, which means the same in every process; what it leads to is
 //! kept in the process's own memory. A thread finds its slot by one compare; a forked child's
-//! thread finds its parent's, sees by the [tag](tag) that it is not its own, and takes another.
+//! thread finds its parent's, sees by the [tag] that it is not its own, and takes another.
 
 use super::class::CLASSES;
 use super::member::{Local, Member};

@@ -48,7 +48,8 @@ impl Slab<'_> {
         self.state.compare_exchange(self.idle(), held, Ordering::Acquire, Ordering::Relaxed).is_ok()
     }
 
-    /// Lets go of it. Then look at it with [`has_room`](Self::has_room) and [`is_empty`].
+    /// Lets go of it. Then look at it with [`has_room`](Self::has_room) and
+    /// [`is_empty`](Self::is_empty).
     pub(super) fn let_go(&self) {
         self.state.store(self.idle(), Ordering::Release);
         // Pairs with the fence of `free`.
