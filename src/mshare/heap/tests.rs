@@ -213,6 +213,38 @@ fn survive(fixture: &Fixture, lies: &[(usize, u64)], ops: &[Op]) {
     let _ = heap.trim();
 }
 
+/// The same for the bytes of a fuzzer: 16 for each operation, with a lie in every other.
+fn fuzz(data: &[u8]) {
+    let fixture = fixture(1 << 20);
+    let (words, _) = data.as_chunks::<8>();
+    let words: Vec<_> = words.iter().map(|&word| u64::from_le_bytes(word)).collect();
+    let (pairs, _) = words.as_chunks::<2>();
+    let lies: Vec<_> = pairs.iter().map(|&[at, lie]| (at as usize, lie)).collect();
+    let ops: Vec<_> = pairs
+        .iter()
+        .map(|&[op, size]| match op % 4 {
+            0 | 1 => Op::Alloc(size as usize % (64 << (size >> 60)), 1 << (op >> 8) % 14),
+            2 => Op::Free(size as usize),
+            _ => Op::Resize((op >> 8) as usize, size as usize % (1 << 20)),
+        })
+        .collect();
+    survive(&fixture, &lies, &ops);
+}
+
+#[test]
+fn fuzz_inputs_are_replayed() {
+    fuzz(&[]);
+    fuzz(&[0xff; 1000]);
+    let mut random = 1_u64;
+    for len in [64, 640, 6400] {
+        let next = |_| {
+            random = random.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+            (random >> 56) as u8
+        };
+        fuzz(&(0..len).map(next).collect::<Vec<_>>());
+    }
+}
+
 /// Runs `body` in a forked child; how that ended: by itself, or killed.
 fn in_child(body: impl FnOnce()) -> bool {
     // SAFETY: the child does what the test says and ends without unwinding.
