@@ -24,10 +24,12 @@ const COUNT: u32 = 1 << 13;
 
 /// Looks at the word before the first sleep.
 const SPINS: u32 = 64;
+/// Looks until a taker gives up, whatever it saw: seconds of being overtaken.
+const LOOKS: u32 = 2_000_000;
 /// Milliseconds of one sleep.
 pub(super) const NAP_MS: u64 = 10;
-/// Sleeps without any change of holder until a taker gives up: 2 s.
-pub(super) const PATIENCE: u32 = 200;
+/// Sleeps without any change of holder until a taker gives up: 2 s, less in unit tests.
+pub(super) const PATIENCE: u32 = if cfg!(test) { 20 } else { 200 };
 
 /// The algorithm, over a borrowed word.
 #[derive(Debug, Clone, Copy)]
@@ -60,6 +62,11 @@ impl Lock<'_> {
         let (mut looks, mut naps, mut waited) = (0_u32, 0, 0);
         let mut holding = seen & !SLEEPERS;
         loop {
+            // Whoever changes the word all the time for nothing is not waited for either.
+            looks += 1;
+            if looks > LOOKS {
+                return None;
+            }
             if seen & HOLDER == 0 {
                 // Who has slept cannot know that nobody else does.
                 let next = (seen & !(HOLDER | SLEEPERS)).wrapping_add(COUNT) | waited | me;
@@ -72,7 +79,6 @@ impl Lock<'_> {
             if seen & !SLEEPERS != holding {
                 (holding, naps) = (seen & !SLEEPERS, 0);
             }
-            looks += 1;
             if looks < SPINS {
                 spin_loop();
                 seen = self.0.load(Ordering::Relaxed);
@@ -101,10 +107,6 @@ impl Lock<'_> {
                 if naps > PATIENCE {
                     return None;
                 }
-            }
-            // Whoever changes the word all the time for nothing is not waited for either.
-            if looks > SPINS + 100 * PATIENCE {
-                return None;
             }
             seen = now;
         }

@@ -400,6 +400,45 @@ fn killed_in_recovery() {
     panic!("it does not end");
 }
 
+/// Who is stopped with the lock holds up runs, for a while, and no blocks that are in hand. Once it is
+/// dead, the next one takes over.
+#[test]
+fn stopped_and_then_killed_with_the_lock() {
+    let fixture = fixture(1 << 20);
+    let heap = fixture.heap;
+    let small = layout(100, 8);
+    heap.alloc(small).unwrap();
+    // SAFETY: the child takes the lock and stops.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        cache::with("test", heap.region.get(), |cache| {
+            let _lock = cache.member.pages();
+            // SAFETY: stops the child, which is killed then.
+            unsafe { libc::raise(libc::SIGSTOP) };
+        })
+        .unwrap();
+        // SAFETY: ends the child.
+        unsafe { libc::_exit(1) };
+    }
+    let mut status = 0;
+    // SAFETY: our own child.
+    assert_eq!(unsafe { libc::waitpid(child, &raw mut status, libc::WUNTRACED) }, child);
+    assert!(libc::WIFSTOPPED(status));
+    let error = heap.alloc(layout(100_000, 8)).unwrap_err();
+    assert!(error.is_timed_out(), "{error}");
+    let block = heap.alloc(small).unwrap();
+    free(&heap, block, small).unwrap();
+    // SAFETY: our own child.
+    unsafe { libc::kill(child, libc::SIGKILL) };
+    // Not waited for yet: a zombie is dead, too, once the signal has got there.
+    let block = (0..50).find_map(|_| heap.alloc(layout(100_000, 8)).ok()).unwrap();
+    free(&heap, block, layout(100_000, 8)).unwrap();
+    // SAFETY: our own child.
+    assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+    assert_eq!(heap.recover().unwrap(), 1);
+    assert_eq!(sound(&heap).blocks, 1);
+}
+
 #[test]
 fn exhaustion_names_the_numbers() {
     let fixture = fixture(1 << 20);
