@@ -223,7 +223,7 @@ fn fuzz(data: &[u8]) {
     let ops: Vec<_> = pairs
         .iter()
         .map(|&[op, size]| match op % 4 {
-            0 | 1 => Op::Alloc(size as usize % (64 << (size >> 60)), 1 << (op >> 8) % 14),
+            0 | 1 => Op::Alloc(size as usize % (64 << (size >> 60)), 1 << ((op >> 8) % 14)),
             2 => Op::Free(size as usize),
             _ => Op::Resize((op >> 8) as usize, size as usize % (1 << 20)),
         })
