@@ -36,6 +36,8 @@ run_top() {
     return 1
 }
 run_top
+
+run target/release/examples/kv --check --port 17379
 for percpu in gs rseq portable; do
     export UNMERGED_PERCPU=$percpu
     for processes in 1 2 3; do

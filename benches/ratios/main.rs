@@ -10,6 +10,7 @@ mod futex2;
 mod futex2_locks;
 mod harness;
 mod mshare;
+mod mshare_heap;
 mod peer;
 mod percpu;
 mod percpu_lock;
@@ -25,6 +26,7 @@ fn main() {
         (task_shared::SLEEPERS, task_shared::sleepers),
         (mshare::SERVER, mshare::serve),
         (futex2_locks::ECHO, futex2_locks::echo),
+        (mshare_heap::READER, mshare_heap::read),
     ]);
     futex2::play();
     let options = Options::from_args();
@@ -37,4 +39,5 @@ fn main() {
     futex2::rows(&options);
     futex2_locks::rows(&options);
     mshare::rows(&options);
+    mshare_heap::rows(&options);
 }

@@ -125,6 +125,13 @@ impl Attachment {
         }
     }
 
+    /// Another handle on the same mapping.
+    pub(super) fn again(&self) -> Self {
+        let mut table = table();
+        let entry = table.iter_mut().find(|entry| entry.key == self.key);
+        Self::of(entry.expect("its entry stays as long as there is a handle"))
+    }
+
     /// What was agreed.
     pub(super) fn shape(&self) -> &Shape {
         &self.shape

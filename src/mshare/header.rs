@@ -118,6 +118,11 @@ impl Header {
         Bump::new(&self.next, size)
     }
 
+    /// The allocator's word, which says too what the heap is.
+    pub(super) fn next(&self) -> &AtomicU64 {
+        &self.next
+    }
+
     /// The named roots.
     pub(super) fn roots(&self) -> Roots<'_> {
         Roots(&self.roots)

@@ -53,7 +53,7 @@
 //! | lifetime of the name | until the creator's handle is dropped, or [`unlink`]; if the creator is killed, the name is unknown, and the next creator may have it |
 //! | lifetime of the memory | until the last process that holds it lets go, whatever became of the creator |
 //! | second opening | in one process: another handle on the same mapping |
-//! | fork | the child has the mapping at the same address, and may use its handles; it does not serve, and dropping them does not touch the parent's name; it must not use the parent's arenas; like all but the simplest functions, none may be called in the child of a process with several threads, one of which was in here |
+//! | fork | the child has the mapping at the same address, and may use its handles; it does not serve, and dropping them does not touch the parent's name; it must not use the parent's arenas, and is a participant of its own in the heap; like all but the simplest functions, none may be called in the child of a process with several threads, one of which was in here |
 //! | exec | nothing is left of the region; open it again |
 //!
 //! Who may attach may write, and so may destroy what is in the region for all. Whatever is
@@ -62,9 +62,17 @@
 //! When the machine has no memory for a page, touching it is SIGBUS or an out-of-memory
 //! kill, as with any memory file.
 //!
+//! # Memory
+//!
+//! | | given back | who may use it | for |
+//! |---|---|---|---|
+//! | [`Region::heap`] | block by block, by any process | any thread of any process | `Vec`, `Box`, hash maps, what comes and goes |
+//! | [`Region::alloc`] | no | any | a few large parts |
+//! | [`Arena`] | no | one thread | many small values that stay |
+//!
 //! # Not yet
 //!
-//! Memory is not given back before the region is. Mappings cannot be added, removed or
+//! Mappings cannot be added, removed or
 //! protected. Only the creator serves, with one thread for each region. There is no
 //! attachment for reading only.
 //!
@@ -81,9 +89,11 @@ mod bump;
 mod claim;
 mod directory;
 mod header;
+mod heap;
 mod name;
 mod region;
 mod roots;
+mod same_program;
 mod window;
 mod wire;
 mod words;
@@ -92,7 +102,9 @@ pub use crate::shm::Resident;
 pub use arena::Arena;
 pub use builder::Builder;
 pub use directory::runtime_directory;
-pub use region::{Region, unlink, unlink_in};
+pub use heap::{Heap, Problem, Report, Stats};
+pub use region::{Region, RootInfo, unlink, unlink_in};
+pub use same_program::SameProgram;
 
 // Operations, as errors name them.
 const CREATE: &str = "mshare::Builder::create";

@@ -3,11 +3,11 @@
 use super::asymmetric;
 use super::door::Door;
 use super::locked::{Guard, Held, Stripe, this_thread};
-use super::process::tag;
 use super::site::{Lazy, Site, on, window};
 use crate::arch::{Answer, Words};
 use crate::error::Result;
 use crate::sync::Ordering;
+use crate::sys::tag::tag;
 use core::fmt;
 use core::marker::PhantomData;
 use core::ptr::{self, NonNull};

@@ -2,10 +2,10 @@
 
 use super::asymmetric;
 use super::door::Door;
-use super::process::tag;
 use crate::arch;
 use crate::futex2::{Deadline, Futex};
 use crate::sync::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
+use crate::sys::tag::tag;
 use core::cell::UnsafeCell;
 use core::fmt;
 use core::marker::PhantomData;

@@ -107,7 +107,6 @@ mod mapped_area;
 mod node;
 mod pool;
 mod pooled;
-mod process;
 pub mod raw;
 mod ring;
 mod runs;

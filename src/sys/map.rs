@@ -243,6 +243,22 @@ pub fn resident(start: *const u8, len: usize) -> Result<usize> {
     Ok(resident)
 }
 
+/// `madvise(start, len, MADV_REMOVE)` — gives the memory of a shared file mapping back, in every
+/// process: it is zero when next looked at.
+///
+/// # Errors
+///
+/// EINVAL for what is no shared mapping of a file or no whole pages, EPERM or EACCES where a seal
+/// or the access forbids writing, EOPNOTSUPP on a file system that cannot.
+///
+/// # Safety
+///
+/// Nobody may rely on the contents, in any process.
+pub unsafe fn remove(start: *mut u8, len: usize) -> Result<()> {
+    // SAFETY: the kernel checks the range; the caller vouches for the contents.
+    super::errno::zero(unsafe { libc::madvise(start.cast(), len, libc::MADV_REMOVE) }.into())
+}
+
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;

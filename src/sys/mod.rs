@@ -22,5 +22,6 @@ pub mod rseq;
 pub mod rseq_elsewhere;
 pub mod signals;
 pub mod socket;
+pub mod tag;
 pub mod task;
 pub mod thread;

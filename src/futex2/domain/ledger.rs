@@ -36,7 +36,7 @@ use super::super::counts::Spot;
 use super::layout::Row;
 use super::step;
 use crate::sync::{AtomicU64, Ordering};
-use crate::sys::{pidfd, process};
+use crate::sys::{pidfd, task};
 use rustix::io::Errno;
 
 /// The owner of a row.
@@ -50,7 +50,7 @@ impl Owner {
     /// This process.
     pub(super) fn own(at_home: bool) -> Self {
         let pid = std::process::id();
-        let began = process::start_time(pid);
+        let began = task::stat(pid).map(|(_, began)| began);
         let foreign = if at_home && began.is_ok() { 0 } else { FOREIGN };
         Self(u64::from(pid) | (began.unwrap_or(0) << 32 & !FOREIGN) | foreign)
     }
@@ -71,7 +71,7 @@ impl Owner {
         match pidfd::open(self.pid()) {
             Err(error) => error == Errno::SRCH,
             Ok(process) => {
-                let began = process::start_time(self.pid()).map(|began| began << 32 & !FOREIGN);
+                let began = task::stat(self.pid()).map(|(_, began)| began << 32 & !FOREIGN);
                 pidfd::has_ended(&process) == Ok(true)
                     || began.is_ok_and(|began| began != self.0 & !FOREIGN & !u64::from(u32::MAX))
             }
