@@ -118,6 +118,11 @@ impl fmt::Display for Probe {
             "futex2 on 64 bits by {} (UNMERGED_FUTEX2=shadow forces the other)",
             self.futex2
         )?;
+        match futex2::decided_fences() {
+            Some(fences) => write!(f, "futex2 counts with {fences} fences")?,
+            None => write!(f, "futex2 has not chosen its fences yet")?,
+        }
+        writeln!(f, " (UNMERGED_FUTEX2_FENCE=symmetric|membarrier forces them)")?;
         let stats = if self.has("schedstat") { "schedstat" } else { "nothing: unsupported" };
         writeln!(f, "task_shared statistics by {stats}")?;
         write!(f, "mshare regions in memory files of 4 KiB pages, served by their creators")

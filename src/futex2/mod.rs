@@ -111,6 +111,7 @@ mod word;
 pub use crate::sys::futex::Clock;
 pub use deadline::Deadline;
 pub use domain::Domain;
+pub(crate) use fence::decided as decided_fences;
 pub use fence::{Fences, choose_fences, fences};
 pub use implementation::{Implementation, implementation};
 pub use key::Key;
