@@ -137,7 +137,7 @@ mod tests {
     fn a_table_with_a_line_for_each_feature_and_choice() {
         let probe = probe();
         let table = probe.to_string();
-        assert_eq!(table.lines().count(), probe.features().len() + 4);
+        assert_eq!(table.lines().count(), probe.features().len() + 5);
         assert!(table.contains("futex-waitv") && table.contains("UNMERGED_PERCPU"));
         assert!(probe.has("cpus") && !probe.has("magic"));
         let windows = probe.percpu() != percpu::Implementation::Portable;

@@ -135,8 +135,9 @@ fn no_wake_is_lost_on_the_list() {
 }
 
 /// A wake that changes no word and that the kernel counts ends the wait: the waiter sees that the
-/// sequence has changed, or has seen that a wake was on its way. Fails when `waking` is not
-/// counted, or when one of its orderings is weaker.
+/// sequence has changed, or has seen that a wake was on its way. Fails when `waking` is counted
+/// after the sequence, or when the sequence does not publish it. (loom does not let a load run ahead:
+/// that of `waking` and the line that ends it are stronger than this model asks.)
 #[test]
 fn a_listed_wake_that_is_counted_is_noticed() {
     model(|| {

@@ -20,6 +20,8 @@ const VARIABLE: &str = "UNMERGED_FUTEX2";
 const UNKNOWN: u32 = 0;
 const WAITV: u32 = 1;
 const SHADOW: u32 = 2;
+/// The halves in the wrong order, which loses wakes: a test shows that the order is needed.
+const EXCHANGED: u32 = 3;
 
 impl fmt::Display for Implementation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -52,19 +54,26 @@ pub(super) fn is_refused(errno: Errno) -> bool {
 #[inline]
 pub fn implementation() -> Implementation {
     match CHOICE.load(Ordering::Relaxed) {
-        WAITV => Implementation::Waitv,
+        WAITV | EXCHANGED => Implementation::Waitv,
         SHADOW => Implementation::Shadow,
         _ => {
-            let forced = std::env::var_os(VARIABLE).is_some_and(|wanted| wanted == "shadow");
-            let (choice, implementation) = if features().waitv && !forced {
-                (WAITV, Implementation::Waitv)
-            } else {
+            let forced = std::env::var_os(VARIABLE);
+            let is = |name: &str| forced.as_ref().is_some_and(|forced| forced == name);
+            let (choice, implementation) = if !features().waitv || is("shadow") {
                 (SHADOW, Implementation::Shadow)
+            } else {
+                let choice = if is("exchanged-for-tests") { EXCHANGED } else { WAITV };
+                (choice, Implementation::Waitv)
             };
             CHOICE.store(choice, Ordering::Relaxed);
             implementation
         }
     }
+}
+
+/// For a test: see [`EXCHANGED`].
+pub(super) fn are_halves_exchanged() -> bool {
+    CHOICE.load(Ordering::Relaxed) == EXCHANGED
 }
 
 /// Who keeps the node of a [`NumaFutex`](super::NumaFutex).
