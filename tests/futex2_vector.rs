@@ -382,7 +382,7 @@ fn moves_in_a_domain() {
             assert_eq!(from.wake_in(&domain, 9).unwrap(), 1);
         },
     );
-    assert!(!from.has_waiters_in(&domain).unwrap() && !to.has_waiters_in(&domain).unwrap());
+    assert_eq!((domain.counted(from).unwrap(), domain.counted(to).unwrap()), (0, 0));
     assert!(from.requeue_in(&domain, Some(1), to, 1, 3).unwrap_err().is_would_block());
 }
 

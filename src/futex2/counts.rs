@@ -33,6 +33,24 @@
 //! A waker that comes after the waiter's look at the word finds `shadowed`, by the same
 //! fences, and advances the sequence, so the waiter does not sleep, or is woken.
 //!
+//! A waiter of a vector may be *listed*: it sleeps on a word of the process, with many others, and
+//! the sequences of its entries tell whether a wake was for it.
+//!
+//! ```text
+//! waiter                                   waker (as above, and)
+//!   listed += 1                              if listed != 0:
+//!   fence                                        waking += 1
+//!   l = list; s = sequence; w = waking           sequence += 1
+//!   if word != expected: done                    list += 1
+//!   sleep while list == l                        wake all that sleep on list, and count
+//!   woken: if sequence != s or w != 0: done      waking -= 1
+//!   otherwise again: it was for others
+//! ```
+//!
+//! A waiter that comes between the two additions and the wake is reached by that wake, and
+//! counted, though nothing has changed since it looked: `waking` tells it that this may be so. If it
+//! was 0, the wakes of all whose sequence it has seen were over before it slept.
+//!
 //! # Requeue
 //!
 //! A waiter that the kernel moves to another word does not learn of it: it stays counted where it
@@ -49,8 +67,9 @@
 //!
 //! All that were moved from S are counted at S until they leave. So when S has no waiters, none
 //! of T's sleepers is S's, and the pin can go. Both are in one word, so a mover, which counts
-//! itself, keeps the pin that it found. S names one T at a time; for another one a mover
-//! wakes instead of moving, which a wait allows.
+//! itself, keeps the pin that it found. S names one T at a time; for another one, and for a T that
+//! names a place itself, a mover wakes instead of moving, which a wait allows. Two movers that
+//! pin each other's places in one instant leave a circle, and so two counts that are too high.
 
 #[cfg(test)]
 use super::fence;
@@ -72,6 +91,8 @@ pub(super) struct Entry {
     sequence: AtomicU32,
     /// Those that sleep on the process's word for vectors.
     listed: AtomicU32,
+    /// Wakers that are about to wake those.
+    waking: AtomicU32,
     /// The number of the word whose wake has advanced the sequence: a hint, for the index of a
     /// vector that has several words of this place.
     last: AtomicU64,
@@ -84,6 +105,7 @@ impl Entry {
             shadowed: AtomicU32::new(0),
             sequence: AtomicU32::new(0),
             listed: AtomicU32::new(0),
+            waking: AtomicU32::new(0),
             last: AtomicU64::new(0),
         }
     }
@@ -127,6 +149,21 @@ impl Entry {
 
     pub(super) fn listed(&self) -> u32 {
         self.listed.load(Ordering::Relaxed)
+    }
+
+    /// Advances the sequence for a word of this number, and then has the listed ones woken.
+    pub(super) fn wake_listed(&self, number: usize, wake: impl FnOnce() -> usize) -> usize {
+        // The sequence publishes it.
+        self.waking.fetch_add(1, Ordering::Relaxed);
+        self.advance(number);
+        let woken = wake();
+        self.waking.fetch_sub(1, Ordering::Release);
+        woken
+    }
+
+    /// May a wake reach a listed one that has seen its sequence already? To be asked after that.
+    pub(super) fn is_waking(&self) -> bool {
+        self.waking.load(Ordering::Acquire) != 0
     }
 
     /// The sequence: to be read before the word.
@@ -203,6 +240,11 @@ impl<'a> Spot<'a> {
         // A pin that is found there was made before: whoever relies on it has to see it.
         let mut seen = state.load(Ordering::Acquire);
         while seen >> 32 == 0 {
+            // No pin to a place that has one itself: a circle of them would never go away, for
+            // each is a waiter of the next.
+            if target.entry().state.load(Ordering::Relaxed) >> 32 != 0 {
+                return false;
+            }
             target.entry().add();
             let new = seen | moved_to;
             match state.compare_exchange(seen, new, Ordering::AcqRel, Ordering::Acquire) {

@@ -11,6 +11,7 @@ pub(in super::super) fn table() -> Table {
         shadowed: AtomicU32::new(0).ready(),
         sequence: AtomicU32::new(0).ready(),
         listed: AtomicU32::new(0).ready(),
+        waking: AtomicU32::new(0).ready(),
         last: AtomicU64::new(0).ready(),
     })
 }
@@ -47,20 +48,35 @@ impl Kernel {
 struct Shared {
     table: Table,
     word: AtomicU32,
+    list: AtomicU32,
     kernel: Kernel,
 }
 
 fn shared() -> Arc<Shared> {
     let word = AtomicU32::new(0).ready();
-    Arc::new(Shared { table: table(), word, kernel: Kernel::new() })
+    let list = AtomicU32::new(0).ready();
+    Arc::new(Shared { table: table(), word, list, kernel: Kernel::new() })
+}
+
+impl Shared {
+    fn wake_listed(&self, entry: &Entry) {
+        entry.wake_listed(0, || {
+            self.list.fetch_add(1, Ordering::Release);
+            self.kernel.wake();
+            0
+        });
+    }
 }
 
 fn wake(shared: &Shared, spot: Spot<'_>) {
     if has_waiters(spot.entry()) {
         shared.kernel.wake();
-        if spot.entry().is_shadowed() || spot.entry().listed() != 0 {
+        if spot.entry().is_shadowed() {
             spot.entry().advance(0);
             shared.kernel.wake();
+        }
+        if spot.entry().listed() != 0 {
+            shared.wake_listed(spot.entry());
         }
     }
 }
@@ -101,6 +117,44 @@ fn no_wake_is_lost_on_the_sequence() {
         if shared.word.load(Ordering::Acquire) == 0 {
             shared.kernel.wait(spot.entry().sequence(), seen);
         }
+    });
+}
+
+/// The same, on the word of the process.
+#[test]
+fn no_wake_is_lost_on_the_list() {
+    run(|shared, spot| {
+        enter(spot);
+        spot.entry().add_listed();
+        crate::futex2::fence::waiter();
+        let list = shared.list.load(Ordering::Acquire);
+        if shared.word.load(Ordering::Acquire) == 0 {
+            shared.kernel.wait(&shared.list, list);
+        }
+    });
+}
+
+/// A wake that changes no word and that the kernel counts ends the wait: the waiter sees that the
+/// sequence has changed, or has seen that a wake was on its way. Fails when `waking` is counted
+/// after the sequence, or when the sequence does not publish it. (loom does not let a load run ahead:
+/// that of `waking` and the line that ends it are stronger than this model asks.)
+#[test]
+fn a_listed_wake_that_is_counted_is_noticed() {
+    model(|| {
+        let shared = shared();
+        let other = {
+            let shared = shared.clone();
+            thread::spawn(move || shared.wake_listed(&shared.table[0]))
+        };
+        let entry = &shared.table[0];
+        let list = shared.list.load(Ordering::Acquire);
+        let seen = entry.sequence().load(Ordering::Acquire);
+        let waking = entry.is_waking();
+        shared.kernel.wait(&shared.list, list);
+        other.join().unwrap();
+        let woken = shared.kernel.0.lock().unwrap().woken;
+        let changed = entry.sequence().load(Ordering::Acquire) != seen;
+        assert!(!woken || changed || waking, "a wake that nobody noticed");
     });
 }
 

@@ -54,6 +54,12 @@ pub fn fences() -> Fences {
     }
 }
 
+/// The fences of this process, if they were decided.
+pub(crate) fn decided() -> Option<Fences> {
+    let choice = CHOICE.load(Ordering::Relaxed);
+    (choice != UNDECIDED).then(|| name(choice))
+}
+
 /// Chooses the fences of this process, once, before the first wait and the first wake of a
 /// futex in it. What the environment variable forces goes before.
 ///

@@ -3,6 +3,7 @@
 use crate::sync::{AtomicU32, Ordering};
 use crate::sys::features::features;
 use core::fmt;
+use rustix::io::Errno;
 
 /// What a wait on 64 bits sleeps on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,6 +20,8 @@ const VARIABLE: &str = "UNMERGED_FUTEX2";
 const UNKNOWN: u32 = 0;
 const WAITV: u32 = 1;
 const SHADOW: u32 = 2;
+/// The halves in the wrong order, which loses wakes: a test shows that the order is needed.
+const EXCHANGED: u32 = 3;
 
 impl fmt::Display for Implementation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -29,27 +32,48 @@ impl fmt::Display for Implementation {
     }
 }
 
+static CHOICE: AtomicU32 = AtomicU32::new(UNKNOWN);
+
+/// Whether this answer of futex_waitv(2) is none of the kernel's: a filter, which was set up after
+/// the choice was made, refuses the call. Then from here on the process goes the other way.
+#[cold]
+pub(super) fn is_refused(errno: Errno) -> bool {
+    use Errno as E;
+    let own = [E::AGAIN, E::TIMEDOUT, E::INTR, E::NOMEM, E::FAULT, E::INVAL].contains(&errno);
+    if !own {
+        CHOICE.store(SHADOW, Ordering::Relaxed);
+    }
+    !own
+}
+
 /// The implementation of this process, decided at the first use: `waitv` where the kernel
-/// has it, unless the environment variable `UNMERGED_FUTEX2` says `shadow`.
+/// has it, unless the environment variable `UNMERGED_FUTEX2` says `shadow`. A filter that refuses
+/// the call later on changes it, when a wait finds out.
 ///
 /// It concerns waits on 64 bits alone; the other sizes are the same on every kernel.
 #[inline]
 pub fn implementation() -> Implementation {
-    static CHOICE: AtomicU32 = AtomicU32::new(UNKNOWN);
     match CHOICE.load(Ordering::Relaxed) {
-        WAITV => Implementation::Waitv,
+        WAITV | EXCHANGED => Implementation::Waitv,
         SHADOW => Implementation::Shadow,
         _ => {
-            let forced = std::env::var_os(VARIABLE).is_some_and(|wanted| wanted == "shadow");
-            let (choice, implementation) = if features().waitv && !forced {
-                (WAITV, Implementation::Waitv)
-            } else {
+            let forced = std::env::var_os(VARIABLE);
+            let is = |name: &str| forced.as_ref().is_some_and(|forced| forced == name);
+            let (choice, implementation) = if !features().waitv || is("shadow") {
                 (SHADOW, Implementation::Shadow)
+            } else {
+                let choice = if is("exchanged-for-tests") { EXCHANGED } else { WAITV };
+                (choice, Implementation::Waitv)
             };
             CHOICE.store(choice, Ordering::Relaxed);
             implementation
         }
     }
+}
+
+/// For a test: see [`EXCHANGED`].
+pub(super) fn are_halves_exchanged() -> bool {
+    CHOICE.load(Ordering::Relaxed) == EXCHANGED
 }
 
 /// Who keeps the node of a [`NumaFutex`](super::NumaFutex).

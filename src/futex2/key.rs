@@ -3,12 +3,10 @@
 use super::Reach;
 use super::word::{Futex, Word};
 use crate::error::{Error, Result};
-use crate::sys::futex::{self, Clock};
+use crate::sys::futex;
 use crate::sys::map::PAGE;
 use crate::sys::mappings::{self, Region};
 use core::ptr;
-use rustix::io::Errno;
-use rustix::time::Timespec;
 
 /// What a word is known by: waits and wakes meet if their keys are equal.
 ///
@@ -71,8 +69,7 @@ impl Key {
 
     /// The key of a shared word at this address, which is not looked at otherwise.
     ///
-    /// It asks the kernel whether there is memory, with a wait that does not sleep, and reads
-    /// `/proc/self/maps`. Like a wait, it makes a private copy of a page of a file that is
+    /// It asks the kernel whether there is memory, and reads `/proc/self/maps`. Like a wait, it makes a private copy of a page of a file that is
     /// mapped `MAP_PRIVATE` and writable.
     ///
     /// # Errors
@@ -82,14 +79,8 @@ impl Key {
     /// are not in user space; what reading `/proc/self/maps` gives, ENOENT without `/proc`.
     pub fn shared(address: usize) -> Result<Self> {
         let word = ptr::without_provenance::<u32>(address & !3);
-        let past = Timespec { tv_sec: 0, tv_nsec: 0 };
-        match futex::wait_bitset(word, false, 0, Clock::Monotonic, Some(&past), 1) {
-            Ok(()) | Err(Errno::AGAIN | Errno::TIMEDOUT | Errno::INTR) => {}
-            Err(errno) => {
-                return Err(Error::with(OPERATION, errno, format_args!("{address:#x}")));
-            }
-        }
         let wrong = |errno| Error::with(OPERATION, errno, format_args!("{address:#x}"));
+        futex::look(word, false).map_err(wrong)?;
         let region = mappings::around(address).map_err(wrong)?;
         let in_file = match region.inode {
             0 => false,

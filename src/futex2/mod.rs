@@ -48,7 +48,9 @@
 //! - A wake orders nothing by itself: store with release, load with acquire.
 //! - A thread that is killed after it was woken takes that wake with it, as with futex(2).
 //!
-//! There is no wait for all of several words: see [`waitv`].
+//! There is no wait for all of several words: see [`waitv`]. There is no priority inheritance, and
+//! no word that tells of its owner's death: the kernel has both for futex(2) on 32 bits alone,
+//! and the list that the second needs is libc's.
 //!
 //! # How
 //!
@@ -112,6 +114,7 @@ mod word;
 pub use crate::sys::futex::Clock;
 pub use deadline::Deadline;
 pub use domain::Domain;
+pub(crate) use fence::decided as decided_fences;
 pub use fence::{Fences, choose_fences, fences};
 pub use implementation::{Implementation, implementation};
 pub use key::Key;

@@ -1,6 +1,7 @@
 //! A word as the kernel sees it: where, how wide, for whom.
 
 use super::Options;
+use super::implementation::are_halves_exchanged;
 use crate::abi::futex2::{FutexWaitv, MATCH_ANY, PRIVATE, SIZE_U32};
 use crate::arch;
 use crate::sync::{AtomicU64, Ordering};
@@ -101,7 +102,11 @@ impl Place {
         let word = self.word();
         // x86 has the low half at the lower address.
         let (low, high) = (expected as u32, (expected >> 32) as u32);
-        [self.entry(word, low), self.entry(word.wrapping_add(1), high)]
+        let mut halves = [self.entry(word, low), self.entry(word.wrapping_add(1), high)];
+        if are_halves_exchanged() {
+            halves.reverse();
+        }
+        halves
     }
 }
 

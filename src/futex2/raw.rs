@@ -30,7 +30,7 @@ use super::vector::{Waiter, waitv_with};
 use super::{Deadline, Options};
 pub use crate::abi::futex2::{FutexWaitv, PRIVATE, SIZE_U8, SIZE_U16, SIZE_U32, SIZE_U64};
 use crate::error::{Error, Result};
-use crate::sys::futex::{self, Clock};
+use crate::sys::futex;
 use crate::sys::memory;
 use core::marker::PhantomData;
 use core::ptr;
@@ -100,16 +100,12 @@ fn masked(operation: &'static str, place: &Place, mask: u64) -> Result<Options> 
     }
 }
 
-/// Asks the kernel, with a wait that does not sleep, whether there is a word.
+/// Asks the kernel whether there is a word.
 fn probe(operation: &'static str, place: &Place) -> Result<()> {
-    let past = Deadline::monotonic(Duration::ZERO).timespec();
     let words = if place.bytes == 8 { 2 } else { 1 };
     for n in 0..words {
-        let word = place.word().wrapping_add(n);
-        match futex::wait_bitset(word, place.private, 0, Clock::Monotonic, Some(&past), 1) {
-            Ok(()) | Err(Errno::AGAIN | Errno::TIMEDOUT | Errno::INTR) => {}
-            Err(errno) => return Err(Error::new(operation, errno)),
-        }
+        futex::look(place.word().wrapping_add(n), place.private)
+            .map_err(|errno| Error::new(operation, errno))?;
     }
     Ok(())
 }

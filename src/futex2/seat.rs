@@ -4,6 +4,7 @@ use super::counts::{Entry, Spot, here, place_of};
 use super::domain::{Domain, Ledger};
 use super::{fence, step};
 use crate::sync::{self, AtomicU32, Ordering};
+use crate::sys::fork;
 
 /// The places that count a word's waiters.
 ///
@@ -63,6 +64,7 @@ impl<'a> Seat<'a> {
         if let Some(spot) = self.here {
             spot.entry().add();
         }
+        let owner = if self.domain.is_some() { fork::own() } else { 0 };
         let ledger = self.domain.and_then(|(domain, spot)| {
             step::step();
             spot.entry().add();
@@ -74,7 +76,7 @@ impl<'a> Seat<'a> {
             step::step();
             ledger
         });
-        Waiting { seat: self, ledger, sure: true }
+        Waiting { seat: self, owner, ledger, sure: true }
     }
 
     /// Counts a waiter until the answer is dropped. What it reads of its word from here on is
@@ -105,6 +107,16 @@ impl<'a> Seat<'a> {
     /// How many of this process sleep on its word for vectors.
     pub(super) fn listed(&self) -> u32 {
         self.here.map_or(0, |spot| spot.entry().listed())
+    }
+
+    /// Has the listed waiters of this process woken.
+    pub(super) fn wake_listed(&self, wake: impl FnOnce() -> usize) -> usize {
+        self.here.map_or(0, |spot| spot.entry().wake_listed(self.number, wake))
+    }
+
+    /// May such a wake reach a waiter that has seen the sequence already?
+    pub(super) fn is_waking(&self) -> bool {
+        self.here.is_some_and(|spot| spot.entry().is_waking())
     }
 
     pub(super) fn advance(&self) {
@@ -156,6 +168,8 @@ impl<'a> Seat<'a> {
 #[derive(Debug)]
 pub(super) struct Waiting<'a> {
     seat: Seat<'a>,
+    /// The process that is counted in a domain: see [`fork`].
+    owner: u64,
     /// Of a word in a domain: the row that tells others to take the count back when this
     /// process is dead.
     ledger: Option<Ledger<'a>>,
@@ -166,6 +180,12 @@ pub(super) struct Waiting<'a> {
 impl<'a> Waiting<'a> {
     pub(super) fn seat(&self) -> Seat<'a> {
         self.seat
+    }
+
+    /// The place in the domain where this process is counted. A child that was forked by a handler
+    /// during the wait goes on with it, and must not take away its parent's count.
+    fn counted(&self) -> Option<Spot<'a>> {
+        self.seat.domain.filter(|_| self.owner == fork::own()).map(|(_, spot)| spot)
     }
 
     /// Counts it as one that sleeps on the sequence, without the fence that must follow.
@@ -190,7 +210,7 @@ impl<'a> Waiting<'a> {
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        if let Some((_, spot)) = self.seat.domain {
+        if let Some(spot) = self.counted() {
             if let Some(ledger) = &self.ledger {
                 ledger.remove(spot.index);
             }
@@ -217,10 +237,15 @@ impl Shadowed<'_, '_> {
 
 impl Drop for Shadowed<'_, '_> {
     fn drop(&mut self) {
-        if let (Some((_, spot)), Some(ledger)) = (self.0.seat.domain, &self.0.ledger) {
-            ledger.remove_shadowed(spot.index);
-            step::step();
+        if let Some(spot) = self.0.counted() {
+            if let Some(ledger) = &self.0.ledger {
+                ledger.remove_shadowed(spot.index);
+                step::step();
+            }
+            spot.entry().remove_shadowed(1);
         }
-        self.0.seat.entries().for_each(|entry| entry.remove_shadowed(1));
+        if let Some(spot) = self.0.seat.here {
+            spot.entry().remove_shadowed(1);
+        }
     }
 }

@@ -17,9 +17,10 @@
 //! Where futex_waitv is missing (Linux 5.10), or when there are more entries than it takes, private
 //! entries are *listed*: their places in the table say so, and all sleep on one word of the
 //! process. A waker that finds a listed entry advances the place's sequence, then that word,
-//! and wakes all that sleep on it; they find out by the sequences whether it was for them. Shared
-//! entries that find no room with the kernel are looked at every 2 milliseconds.
+//! and wakes all that sleep on it; they find out by the sequences whether it was for them, as
+//! `counts.rs` has it. Shared entries that find no room with the kernel are looked at every 2 milliseconds.
 
+use super::implementation::is_refused;
 use super::place::Place;
 use super::seat::{Seat, Shadowed, Waiting};
 use super::wait::{GLANCE, TRIES, until};
@@ -120,9 +121,13 @@ pub fn waitv_with(
             format_args!("{n} of 1 to {most} entries"),
         ));
     }
-    Vector::new(waiters, &options)
-        .wait(deadline, &options)
-        .map_err(|errno| Error::new(OPERATION, errno))
+    let wait = || Vector::new(waiters, &options).wait(deadline, &options);
+    let queues = queues();
+    let slept = match wait() {
+        Err(errno) if queues && is_refused(errno) => wait(),
+        slept => slept,
+    };
+    slept.map_err(|errno| Error::new(OPERATION, errno))
 }
 
 /// What an entry sleeps on.
@@ -143,7 +148,7 @@ struct Vector<'v, 'a> {
     waiters: &'v [Waiter<'a>],
     beds: Vec<Bed>,
     waiting: Vec<Waiting<'a>>,
-    /// A waker may miss an entry.
+    /// Every waker will find all of them.
     sure: bool,
 }
 
@@ -177,6 +182,7 @@ impl<'v, 'a> Vector<'v, 'a> {
         let mut slots = Vec::with_capacity(WAITV_MAX);
         let (mut tries, mut has_slept) = (0, false);
         loop {
+            // Before the words, as any sequence.
             let list = LISTED.load(Ordering::Acquire);
             // The last one, as the kernel has it, of those that the wakes were for.
             let changed = || {
@@ -210,11 +216,14 @@ impl<'v, 'a> Vector<'v, 'a> {
             let apart = |(bed, waiter): (&Bed, &Waiter<'_>)| {
                 *bed == Bed::Glance || (*bed == Bed::Sequence && !waiter.place.private)
             };
+            // After the look at the sequences, which may have been a while ago.
+            let waking = self.listed().any(|at| self.waiters[at].seat.is_waking());
             let naps = !self.sure || self.beds.iter().zip(self.waiters).any(apart);
             let end = if naps { Some(Deadline::or_sooner(deadline, GLANCE)) } else { deadline };
             match self.sleep(&mut slots, list, &seen, end, options) {
                 Ok(Some(index)) => return Ok(self.of_one_place(index, &seen)),
-                // Listed: the sequences tell.
+                // Listed: the sequences tell, but for a wake that had advanced them before.
+                Ok(None) if waking => return Ok(self.of_the_list(&seen)),
                 Ok(None) => has_slept = true,
                 Err(Errno::AGAIN) => tries += 1,
                 // What came while the signal was handled is no wake of ours; it has woken nobody.
@@ -225,11 +234,23 @@ impl<'v, 'a> Vector<'v, 'a> {
         }
     }
 
+    fn listed(&self) -> impl DoubleEndedIterator<Item = usize> {
+        (0..self.beds.len()).filter(|&at| self.beds[at] == Bed::Listed)
+    }
+
+    /// The listed entry that a wake was for, if one of them can be told.
+    fn of_the_list(&self, seen: &[[u32; 2]]) -> usize {
+        let seat = |at: usize| &self.waiters[at].seat;
+        let changed = self.listed().rev().find(|&at| seat(at).seen() != seen[at]);
+        let waking = || self.listed().rev().find(|&at| seat(at).was_last());
+        changed.or_else(waking).or_else(|| self.listed().next_back()).unwrap_or(0)
+    }
+
     /// The entry that a wake was for: several may sleep on the sequence of one place, and the kernel
     /// names one of them.
     fn of_one_place(&self, index: usize, seen: &[[u32; 2]]) -> usize {
         if self.beds[index] != Bed::Sequence {
-            return index;
+            return self.of_one_word(index);
         }
         let sequence =
             |at: usize| self.waiters[at].seat.sequence().map(|(word, _)| ptr::from_ref(word));
@@ -240,6 +261,19 @@ impl<'v, 'a> Vector<'v, 'a> {
                 && self.waiters[at].seat.was_last()
         };
         (0..self.waiters.len()).rev().find(meant).unwrap_or(index)
+    }
+
+    /// The same for shared bytes of one 32 bits, all of which a wake of one of them has woken: there it
+    /// is the value that tells.
+    fn of_one_word(&self, index: usize) -> usize {
+        let word = |at: usize| self.waiters[at].place.word();
+        let small = |at: usize| self.beds[at] == Bed::Word && self.waiters[at].place.bytes < 4;
+        if !small(index) {
+            return index;
+        }
+        let mut meant =
+            (0..self.waiters.len()).rev().filter(|&at| small(at) && word(at) == word(index));
+        meant.find(|&at| !self.waiters[at].holds()).unwrap_or(index)
     }
 
     /// Sleeps once; the index of a woken entry, or `None` if the listed ones were woken.
@@ -340,8 +374,7 @@ fn beds(waiters: &[Waiter<'_>], room: usize) -> Vec<Bed> {
     waiters.iter().map(place).collect()
 }
 
-/// The places of the listed entries, until it is dropped. Those of a domain that are looked at
-/// are among them: the wakers of this process then end their nap.
+/// The places of the listed entries, until it is dropped.
 struct Listing<'v, 'a>(&'v [Waiter<'a>], Vec<usize>);
 
 impl<'v, 'a> Listing<'v, 'a> {

@@ -1,6 +1,6 @@
 //! Sleeping and waking, by size.
 
-use super::implementation::{Implementation, implementation};
+use super::implementation::{Implementation, implementation, is_refused};
 use super::place::{NOBODY, Place};
 use super::seat::{Seat, Waiting};
 use super::{Deadline, Options, vector};
@@ -68,7 +68,8 @@ impl Place {
             if deadline.is_some_and(|deadline| deadline.has_passed()) {
                 return Err(Error::new(OPERATION, Errno::TIMEDOUT));
             }
-            let slept = if tries < TRIES && self.has_a_queue(&options) {
+            let queued = tries < TRIES && self.has_a_queue(&options);
+            let slept = if queued {
                 // SAFETY: forwarded.
                 unsafe { self.sleep(expected, deadline, &options, waiting.sure) }
             } else if seat.counts() {
@@ -84,6 +85,7 @@ impl Place {
                 // word did.
                 Err(Errno::AGAIN) => tries += 1,
                 Err(Errno::INTR) if !options.interruptible => {}
+                Err(errno) if queued && self.bytes == 8 && is_refused(errno) => {}
                 Err(errno) => return Err(Error::new(OPERATION, errno)),
             }
         }
@@ -226,8 +228,9 @@ impl Place {
         let most = n as usize;
         let mut woken = 0;
         // Entries of vectors that wait on smaller words have no mask: one of another lane could
-        // take the wake. So all of them are woken first; see `vector.rs`.
-        if self.bytes < 4 && !seat.counts() && !options.overlapping && vector::queues() {
+        // take the wake. So all of them are woken first, though this process may have no vectors
+        // of the kernel's; see `vector.rs`.
+        if self.bytes < 4 && !seat.counts() {
             woken += wake(self.word(), u32::MAX, NOBODY)?;
         }
         woken = most.min(woken + wake(self.word(), n, self.mask(options))?);
@@ -256,7 +259,7 @@ impl Place {
             woken = futex::wake_bitset(word, private, u32::MAX, u32::MAX).unwrap_or(0);
         }
         if listed != 0 {
-            woken += vector::wake_listed().min(listed);
+            woken += seat.wake_listed(vector::wake_listed).min(listed);
         }
         woken.min(most)
     }

@@ -229,6 +229,19 @@ pub fn cmp_requeue(
     errno::count(unsafe { libc::syscall(SYS_FUTEX, word, op, wake, requeue, target, expected) })
 }
 
+/// Is there a word to wait on? A comparison that moves and wakes nobody: unlike a wait whose
+/// deadline has passed it is in no queue for a moment, where it could take a wake from a waiter.
+///
+/// # Errors
+///
+/// EFAULT for an address that is not mapped or cannot be waited on, EINVAL for bad alignment.
+pub fn look(word: *const u32, private: bool) -> Result<()> {
+    match cmp_requeue(word, private, 0, 0, word, Some(0)) {
+        Ok(_) | Err(Errno::AGAIN) => Ok(()),
+        Err(errno) => Err(errno),
+    }
+}
+
 /// Does this kernel have futex_waitv(2), and does nothing refuse it to us?
 ///
 /// An empty vector is EINVAL where the call is there. A filter may answer anything else.
@@ -270,6 +283,32 @@ mod tests {
         assert_eq!(wait(7, Some(&Timespec { tv_sec: -1, tv_nsec: 0 })), Err(Errno::INVAL));
         let nanos = Timespec { tv_sec: 0, tv_nsec: 1_000_000_000 };
         assert_eq!(wait(7, Some(&nanos)), Err(Errno::INVAL));
+    }
+
+    #[test]
+    fn a_look_wakes_nobody() {
+        let word = 0_u32;
+        std::thread::scope(|scope| {
+            let address = (&raw const word).expose_provenance();
+            let end = Timespec { tv_sec: i64::MAX, tv_nsec: 0 };
+            let waiter = scope.spawn(move || {
+                let word = ptr::with_exposed_provenance(address);
+                wait_bitset(word, true, 0, Clock::Monotonic, Some(&end), 1)
+            });
+            loop {
+                for private in [true, false] {
+                    assert_eq!(look(&raw const word, private), Ok(()));
+                }
+                if wake_bitset(&raw const word, true, 1, 1) == Ok(1) {
+                    break;
+                }
+                std::thread::yield_now();
+            }
+            assert_eq!(waiter.join().unwrap(), Ok(()));
+        });
+        assert_eq!(look(ptr::without_provenance(8), true), Err(Errno::FAULT));
+        assert_eq!(look(ptr::without_provenance(8), false), Err(Errno::FAULT));
+        assert_eq!(look(ptr::without_provenance(9), true), Err(Errno::INVAL));
     }
 
     #[test]

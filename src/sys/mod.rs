@@ -7,6 +7,7 @@ pub mod cpus;
 pub mod descriptors;
 mod errno;
 pub mod features;
+pub mod fork;
 pub mod futex;
 pub mod gs;
 pub mod map;

@@ -55,7 +55,7 @@ impl Owner {
         Self(u64::from(pid) | (began.unwrap_or(0) << 32 & !FOREIGN) | foreign)
     }
 
-    pub(super) fn pid(self) -> u32 {
+    fn pid(self) -> u32 {
         self.0 as u32
     }
 

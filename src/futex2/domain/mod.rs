@@ -10,7 +10,7 @@ use super::word::{Futex, Word};
 use crate::error::{Context, Error, Result};
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::sys::map::{Access, Mapping, Place, check_range};
-use crate::sys::memfd;
+use crate::sys::{fork, memfd};
 use core::ops::Range;
 use core::ptr::NonNull;
 use layout::{Layout, TABLE_BYTES};
@@ -42,9 +42,9 @@ use rustix::io::{Errno, dup};
 /// # Trust
 ///
 /// Others may write what they like into the memory. The words are theirs too, so they can wake
-/// whom they like and let waits end; but no wake of this process misses a waiter of
-/// this process, nothing hangs that would not without them, and nothing is read or written
-/// outside of the domain.
+/// whom they like, let waits end, and move waiters to another word of the memory, by
+/// futex(2), so that wakes of the old one miss them. Nothing that they write makes a wake of this
+/// process miss a waiter of this process, and nothing is read or written outside of the domain.
 ///
 /// # In the life of a process
 ///
@@ -54,6 +54,7 @@ use rustix::io::{Errno, dup};
 /// | SIGKILL at any instruction | too high until somebody reaps; never too low |
 /// | SIGKILL of who reaps | a count may stay too high: wakes there ask the kernel |
 /// | fork | the child has none, and takes a row of its own when it first waits |
+/// | fork in a signal handler, during a wait | the wait that the child goes on with is not counted |
 /// | exec | they stay until the process ends |
 /// | another pid or time namespace than that of the first process | they stay after SIGKILL |
 #[derive(Debug)]
@@ -61,7 +62,8 @@ pub struct Domain {
     base: NonNull<Layout>,
     /// Where words can be.
     words: Range<usize>,
-    /// The process that has a row, and the row, plus 1: a child of it has none.
+    /// The row that a process has taken, plus 1, in the low 8 bits, and above them which process of
+    /// the line of forks that was: a child of it has none.
     row: AtomicU64,
     /// How it is known there.
     owner: AtomicU64,
@@ -77,6 +79,7 @@ unsafe impl Send for Domain {}
 // SAFETY: as above.
 unsafe impl Sync for Domain {}
 
+/// Wakes that found nobody before the first look for the dead.
 const PATIENCE: u32 = 64;
 
 impl Domain {
@@ -272,16 +275,17 @@ impl Domain {
     /// The row that this process has taken.
     fn own_ledger(&self) -> Option<Ledger<'_>> {
         let row = self.row.load(Ordering::Acquire);
-        if (row >> 32) as u32 != std::process::id() {
+        if row >> 8 != fork::own() {
             return None;
         }
-        let row = &self.layout().rows[(row as u32 as usize).wrapping_sub(1) % layout::ROWS];
+        let row = &self.layout().rows[(row as u8 as usize).wrapping_sub(1) % layout::ROWS];
         // The owner is what we wrote there, whatever is there now.
         Some(Ledger { row, owner: Owner(self.owner.load(Ordering::Relaxed)) })
     }
 
     #[cold]
     fn claim(&self) -> Option<Ledger<'_>> {
+        let before = self.row.load(Ordering::Acquire);
         let owner = Owner::own(self.layout().is_at_home());
         let rows = &self.layout().rows;
         let free = || {
@@ -294,7 +298,13 @@ impl Domain {
         let index = free().or_else(|| (self.reap() > 0).then(free).flatten())?;
         step();
         self.owner.store(owner.0, Ordering::Relaxed);
-        self.row.store(u64::from(owner.pid()) << 32 | (index as u64 + 1), Ordering::Release);
+        let row = fork::own() << 8 | (index as u64 + 1);
+        if self.row.compare_exchange(before, row, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+            // Another thread of this process was faster, and one row is enough.
+            let free = (Ordering::AcqRel, Ordering::Relaxed);
+            let _ = rows[index].owner.compare_exchange(owner.0, 0, free.0, free.1);
+            return self.own_ledger();
+        }
         Some(Ledger { row: &rows[index], owner })
     }
 
