@@ -495,6 +495,24 @@ fn a_sampler_publishes_for_others() {
     unwanted.end();
 }
 
+/// The sampler has descriptors of its own, and the table grows from there all the same.
+#[test]
+fn a_sampler_of_more_threads_than_there_are_slots() {
+    if !alone("a_sampler_of_more_threads_than_there_are_slots") {
+        return;
+    }
+    let idlers: Vec<_> = (0..200).map(|_| Idler::start("without", false)).collect();
+    let builder = Sampler::builder().rate(200.0).budget(1.0).all_threads(true);
+    let Some(sampler) = sampler(builder) else { return };
+    sampler.wait_for_round(Duration::from_secs(60)).unwrap();
+    let stats = sampler.stats();
+    assert!(stats.threads >= 200 && stats.failed == 0, "{stats:?}");
+    let monitor = own();
+    let seen: BTreeSet<_> = monitor.threads().map(|thread| thread.tid()).collect();
+    assert!(idlers.iter().all(|idler| seen.contains(&idler.tid)));
+    idlers.into_iter().for_each(Idler::end);
+}
+
 #[test]
 fn a_sampled_thread_that_takes_a_slot_is_there_once() {
     if !alone("a_sampled_thread_that_takes_a_slot_is_there_once") {

@@ -10,11 +10,13 @@ pub(super) use armed::step;
 
 #[cfg(all(test, not(loom)))]
 mod armed {
-    use super::super::layout::{CHUNK, Shape};
+    use super::super::held::Held;
+    use super::super::held::tests::table;
+    use super::super::layout::CHUNK;
     use super::super::life::is_held;
-    use super::super::owner::{self, Label};
+    use super::super::owner::Label;
     use super::super::record::{Record, Values};
-    use super::super::table::{Held, Table};
+    use crate::sys::thread;
     use core::cell::Cell;
     use std::sync::mpsc;
 
@@ -46,13 +48,9 @@ mod armed {
         unreachable!()
     }
 
-    fn table() -> &'static Table {
-        Box::leak(Box::new(Table::create(Shape { size: 128, rseq: false }, &[]).unwrap()))
-    }
-
     /// A life: all words say who it is.
     fn begin(held: &Held, me: u32) {
-        let values = Values { tid: owner::tid(), cpu: me, updated: me.into(), ..Values::default() };
+        let values = Values { tid: thread::id(), cpu: me, updated: me.into(), ..Values::default() };
         held.begin(values, Label { name: [me as u8; 16], since: me.into() }).unwrap();
     }
 

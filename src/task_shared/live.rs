@@ -15,7 +15,7 @@
 //! | registrations of more than 32 bytes | 64 are there; a kernel that wants more alignment: EOPNOTSUPP |
 //! | writes to the area by others, from Linux 7.1 on the death of the process | no word of the slot's protocol lies in its line, and no life touches it |
 
-use super::table::Held;
+use super::held::Held;
 use crate::error::{Error, Result};
 use crate::sync::{AtomicBool, AtomicU32, Ordering};
 use crate::sys::rseq;

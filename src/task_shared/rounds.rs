@@ -5,13 +5,14 @@
 //! still alive and holds it, the id was its own all the time.
 
 use super::hazard;
+use super::held::Held;
 use super::life::is_held;
 use super::owner::Label;
 use super::record::{Reading, Record, SchedStats, Values};
 use super::source::{self, Remote};
-use super::table::{Held, Table};
+use super::table::Table;
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
-use crate::sys::{descriptors, thread};
+use crate::sys::thread;
 use core::fmt;
 use core::mem;
 use rustix::fd::OwnedFd;
@@ -126,7 +127,7 @@ impl Rounds {
             wanted,
             fresh: (0.75e9 / rate) as u64,
             tasks: None,
-            keep: descriptors::unshare_from(0).is_ok(),
+            keep: table.unshare_descriptors(),
             known: Vec::new(),
             proxies: BTreeMap::new(),
             listed: 0,
@@ -180,12 +181,8 @@ impl Rounds {
     /// Publishes for the owner of one slot.
     fn visit(&mut self, tasks: &OwnedFd, place: usize) -> Outcome {
         let Some((record, owner)) = self.table.shared(place) else { return Outcome::Nobody };
-        let known = mem::take(&mut self.known[place]);
         // Odd: the owner is publishing, or died in the middle.
-        let Some(sequence) = record.quiet() else {
-            self.known[place] = known;
-            return Outcome::Publishing;
-        };
+        let Some(sequence) = record.quiet() else { return Outcome::Publishing };
         let Some(Reading { generation, quiet: true, values, .. }) = record.read() else {
             return Outcome::Nobody;
         };
@@ -193,23 +190,29 @@ impl Rounds {
         if values.keeper != 0 {
             return Outcome::Nobody;
         }
-        if let Some(twice) = self.proxies.remove(&values.tid) {
-            twice.held.release();
-        }
-        let known = match known.filter(|known| known.generation == generation) {
+        let known = match self.known[place].take().filter(|known| known.generation == generation) {
             Some(known) => known,
-            None => match self.meet(tasks, record, owner, generation, values.tid) {
-                Ok(known) => known,
-                Err(outcome) => return outcome,
-            },
+            None => {
+                if let Some(twice) = self.proxies.remove(&values.tid) {
+                    twice.held.release();
+                }
+                match self.meet(tasks, record, owner, generation, values.tid) {
+                    Ok(known) => known,
+                    Err(outcome) => return outcome,
+                }
+            }
         };
         let known = self.known[place].insert(known);
-        let Some(thread) = &known.thread else { return Outcome::Nobody };
+        let Some(thread) = &mut known.thread else { return Outcome::Nobody };
         let now = thread::monotonic();
         if values.updated != known.updated && now.saturating_sub(values.updated) < self.fresh {
             return Outcome::Publishing;
         }
-        match thread.read(tasks, values.stats) {
+        match thread.read(tasks, values.stats, now) {
+            // Without a file that stays open the id may be another thread's by now.
+            Ok(_) if !self.keep && !is_held(owner, &record.generation, values.tid, generation) => {
+                Outcome::Nobody
+            }
             Ok(stats) => {
                 let values = values.later(now, stats);
                 if hazard::write(record, generation, sequence, values) {
@@ -290,7 +293,8 @@ impl Rounds {
             Err(Errno::SRCH | Errno::NOENT) => return Ok(None),
             Err(_) => return Err(()),
         };
-        let held = self.table.take().map_err(drop)?;
+        let held = if self.keep { self.table.take_apart() } else { self.table.take() };
+        let held = held.map_err(drop)?;
         let (keeper, unknown) = (thread::id(), u32::MAX);
         let values = Values { tid, keeper, cpu: unknown, node: unknown, ..Values::default() };
         let label = Label { name, since: thread::monotonic() };
@@ -314,13 +318,13 @@ impl Drop for Rounds {
 }
 
 /// Publishes in a slot of our own for a thread that has none.
-fn publish_for(proxy: &Proxy, tasks: &OwnedFd) -> Outcome {
+fn publish_for(proxy: &mut Proxy, tasks: &OwnedFd) -> Outcome {
     let record = proxy.held.record();
     let now = thread::monotonic();
     let (Some(sequence), Some(reading)) = (record.quiet(), record.read()) else {
         return Outcome::Failed;
     };
-    match proxy.thread.read(tasks, reading.values.stats) {
+    match proxy.thread.read(tasks, reading.values.stats, now) {
         Ok(stats) => {
             record.publish(sequence, reading.values.later(now, stats));
             Outcome::Published
