@@ -206,7 +206,9 @@ impl Held {
 
     /// What a reader asks whether the owner lives.
     #[cfg(all(test, not(loom)))]
-    pub(super) fn owner_and_generation(&self) -> (&'static AtomicU32, &'static AtomicU32) {
+    pub(super) fn owner_and_generation(
+        &self,
+    ) -> (&'static crate::sync::AtomicU32, &'static crate::sync::AtomicU32) {
         // SAFETY: committed, of atomics, and in a mapping that is kept for good.
         let owner = unsafe { self.table.entry(self.place).as_ref() };
         (&owner.mutex[self.table.word], &self.record().generation)
