@@ -3,11 +3,14 @@
 mod common;
 #[path = "common/hostile.rs"]
 mod hostile;
+#[path = "common/slots.rs"]
+mod slots;
 
 use common::{Player, say, wait_for_nudge};
 use hostile::{Hostile, SEALS, SLOTS};
 use proptest::prelude::*;
 use rustix::fs::{SealFlags, ftruncate};
+use slots::{alone, gettid, own, raw_exit};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Read;
@@ -19,14 +22,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 use unmerged::futex2::Deadline;
 use unmerged::task_shared::{self, Handle, Monitor, Sampler, SamplerBuilder};
-
-fn own() -> Monitor {
-    Monitor::open(std::process::id()).unwrap()
-}
-
-fn gettid() -> u32 {
-    rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned()
-}
 
 fn soon() -> Deadline {
     Deadline::after(Duration::from_secs(60))
@@ -47,15 +42,6 @@ fn sampler(builder: SamplerBuilder) -> Option<Sampler> {
         }
         sampler => Some(sampler.unwrap()),
     }
-}
-
-/// The test once more, in a process of its own, whose slots are its own.
-fn alone(test: &str) -> bool {
-    if common::role().is_some() {
-        return true;
-    }
-    common::succeed(common::child(test, "alone"));
-    false
 }
 
 /// A thread that does nothing until it is let go, and its id.
@@ -228,9 +214,7 @@ fn news_of_births_and_deaths() {
     // What nobody announces.
     extern "C" fn vanish(_: *mut libc::c_void) -> *mut libc::c_void {
         task_shared::current().unwrap();
-        // SAFETY: ends the thread with no destructor at all.
-        unsafe { libc::syscall(libc::SYS_exit, 0) };
-        unreachable!()
+        raw_exit()
     }
     let mut id = 0;
     let (attributes, argument) = (std::ptr::null(), std::ptr::null_mut());

@@ -102,6 +102,7 @@ mod held;
 mod layout;
 mod life;
 mod live;
+mod liveness;
 mod monitor;
 mod owner;
 mod places;

@@ -6,7 +6,7 @@
 
 use super::hazard;
 use super::held::Held;
-use super::life::is_held;
+use super::liveness::is_held;
 use super::owner::Label;
 use super::record::{Reading, Record, SchedStats, Values};
 use super::source::{self, Remote};
