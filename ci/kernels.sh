@@ -22,7 +22,7 @@ Full serial logs, with the output of the example `doctor`: target/kernels/.
 
 environment:
   UNMERGED_KERNELS_CACHE    folder of the kernels (~/.cache/unmerged-kernels)
-  UNMERGED_KERNELS_TIMEOUT  seconds that one guest may take (300)
+  UNMERGED_KERNELS_TIMEOUT  seconds that one guest may take (600)
   UNMERGED_KERNELS_REFRESH  1: ask for a newer package now, not once a week
   UNMERGED_KERNELS_NUMA     1: give the guest two NUMA nodes
   UNMERGED_KERNELS_CARGO    further arguments for cargo, as --all-features
@@ -36,7 +36,7 @@ EOF
 
 all_series=(5.10 6.1 6.12 7 6.12/hard)
 cache=${UNMERGED_KERNELS_CACHE:-${XDG_CACHE_HOME:-${HOME:?}/.cache}/unmerged-kernels}
-seconds=${UNMERGED_KERNELS_TIMEOUT:-300}
+seconds=${UNMERGED_KERNELS_TIMEOUT:-600}
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 note() { printf '%s\n' "kernels: $*" >&2; }

@@ -21,6 +21,7 @@ use harness::Options;
 
 fn main() {
     peer::play(&[(task_shared::SLEEPERS, task_shared::sleepers), (mshare::SERVER, mshare::serve)]);
+    futex2::play();
     let options = Options::from_args();
     percpu::rows(&options);
     percpu_structures::rows(&options);

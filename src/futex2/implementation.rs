@@ -51,3 +51,33 @@ pub fn implementation() -> Implementation {
         }
     }
 }
+
+/// Who keeps the node of a [`NumaFutex`](super::NumaFutex).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Numa {
+    /// The kernel, by `FUTEX2_NUMA`.
+    Kernel,
+    /// We: it is a word, and the queue is where it is.
+    Here,
+}
+
+/// As [`implementation()`]; `UNMERGED_FUTEX2_NUMA=here` forces the second.
+pub(super) fn numa() -> Numa {
+    static CHOICE: AtomicU32 = AtomicU32::new(UNKNOWN);
+    const KERNEL: u32 = 1;
+    const HERE: u32 = 2;
+    match CHOICE.load(Ordering::Relaxed) {
+        KERNEL => Numa::Kernel,
+        HERE => Numa::Here,
+        _ => {
+            let forced = std::env::var_os("UNMERGED_FUTEX2_NUMA").is_some_and(|way| way == "here");
+            let (choice, numa) = if features().futex_numa && !forced {
+                (KERNEL, Numa::Kernel)
+            } else {
+                (HERE, Numa::Here)
+            };
+            CHOICE.store(choice, Ordering::Relaxed);
+            numa
+        }
+    }
+}
