@@ -209,6 +209,35 @@ fn a_thread_id_that_comes_again() {
     }
 }
 
+/// A process without its main thread, whose descriptors /proc shows no more under its own id.
+#[test]
+fn a_process_whose_main_thread_has_ended_is_read() {
+    if !alone("a_process_whose_main_thread_has_ended_is_read") {
+        return;
+    }
+    let pid = fork(|| {
+        let (tell, told) = mpsc::channel();
+        thread::spawn(move || {
+            task_shared::current().unwrap().set_user(6).unwrap();
+            tell.send(()).unwrap();
+            loop {
+                thread::park();
+            }
+        });
+        told.recv().unwrap();
+        raw_exit();
+    });
+    let stat = || std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    slots::wait_until("the end of the main thread", || stat().contains(") Z "));
+    let monitor = Monitor::open(pid.cast_unsigned()).unwrap();
+    let seen = monitor.threads().find(|thread| thread.user() == 6).unwrap();
+    assert!(seen.is_alive() && monitor.is_running());
+    // SAFETY: our own child.
+    assert_eq!(unsafe { libc::kill(pid, libc::SIGKILL) }, 0);
+    assert!(libc::WIFSIGNALED(status_of(pid)));
+    assert!(!seen.is_alive() && !monitor.is_running());
+}
+
 /// A descriptor of another process, by the name of its file.
 fn descriptor(pid: u32, name: &str) -> PathBuf {
     let paths = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().map(|fd| fd.unwrap().path());

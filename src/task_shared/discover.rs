@@ -32,7 +32,7 @@ pub(super) struct Found {
     pub(super) size: u64,
     /// The process's list of mappings. It belongs to the program that the process ran when it
     /// was opened: it reads as empty once that is gone, by exit or by execve(2). `None` for a
-    /// table that was handed over.
+    /// table that was handed over, and for a process without its main thread.
     pub(super) maps: Option<OwnedFd>,
     /// The page in which readers say that they wait, if it may be written.
     pub(super) flag: Option<Mapping>,
@@ -49,11 +49,7 @@ pub(super) fn find(pid: u32) -> Result<Found> {
     let process = open(format!("/proc/{pid}"), flags | OFlags::PATH, Mode::empty());
     let process = process.map_err(|errno| about(pid, errno))?;
     let own_pid = own_pid(pid, process.as_fd())?;
-    // Before the table: if the program is another one by then, this says that it is gone.
-    let maps = openat(&process, "maps", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
-    let maps = maps.map_err(|errno| about(pid, errno))?;
-    let folder = openat(&process, "fd", flags, Mode::empty());
-    let folder = folder.map_err(|errno| about(pid, errno))?;
+    let (folder, maps) = open_folders(process.as_fd()).map_err(|errno| about(pid, errno))?;
     // What was wrong with the last candidate, if one has the name.
     let mut wrong = None;
     for entry in Dir::read_from(&folder).map_err(|errno| about(pid, errno))? {
@@ -64,7 +60,7 @@ pub(super) fn find(pid: u32) -> Result<Found> {
         match candidate(folder.as_fd(), entry.file_name(), own_pid) {
             Ok(Some(found)) => {
                 let flag = found.header.flag.and_then(|flag| map_flag(folder.as_fd(), flag));
-                return Ok(Found { maps: Some(maps), flag, ..found });
+                return Ok(Found { maps, flag, ..found });
             }
             Ok(None) => {}
             Err(error) => wrong = Some(error),
@@ -73,6 +69,39 @@ pub(super) fn find(pid: u32) -> Result<Found> {
     Err(wrong.unwrap_or_else(|| {
         Error::with(OP, Errno::NOENT, format_args!("process {pid} has taken no slot"))
     }))
+}
+
+/// The descriptors of a process, and its list of mappings. Once the main thread has ended, by
+/// pthread_exit(3), it has neither, though the others live on: then the descriptors are those of
+/// another thread, and there is no list that would last as long as the process.
+fn open_folders(process: BorrowedFd<'_>) -> rustix::io::Result<(OwnedFd, Option<OwnedFd>)> {
+    let (folder, file) = (OFlags::RDONLY | OFlags::DIRECTORY, OFlags::RDONLY);
+    let open = |path: &CStr, flags| openat(process, path, flags | OFlags::CLOEXEC, Mode::empty());
+    // Before the table: if the program is another one by then, this says that it is gone.
+    let maps = open(c"maps", file)?;
+    let own = open(c"fd", folder)?;
+    if !is_empty(&own)? {
+        return Ok((own, Some(maps)));
+    }
+    for task in Dir::read_from(open(c"task", folder)?)? {
+        let path = [b"task/", task?.file_name().to_bytes(), b"/fd"].concat();
+        let others = openat(process, path, folder | OFlags::CLOEXEC, Mode::empty());
+        // It may have ended, too.
+        match others {
+            Ok(others) if !is_empty(&others).unwrap_or(true) => return Ok((others, None)),
+            _ => {}
+        }
+    }
+    Ok((own, Some(maps)))
+}
+
+fn is_empty(folder: &OwnedFd) -> rustix::io::Result<bool> {
+    for entry in Dir::read_from(folder)? {
+        if !entry?.file_name().to_bytes().starts_with(b".") {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// An error on the way to the descriptors of a process.

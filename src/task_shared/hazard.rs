@@ -282,11 +282,12 @@ mod models {
             let sampler = {
                 let shared = shared.clone();
                 thread::spawn(move || {
-                    shared.sample();
+                    let sampled = shared.sample();
                     // The other slot, announced by the same word.
                     if let Some(sequence) = other.life().quiet() {
                         shared.hazard().write(SLOT + 1, other.life(), 1, sequence, &[8, 8]);
                     }
+                    sampled
                 })
             };
             shared.life().end();
@@ -294,9 +295,10 @@ mod models {
                 spin_loop();
             }
             shared.life().begin(&[2, 2], || {});
-            sampler.join().unwrap();
+            let sampled = sampler.join().unwrap();
             assert_eq!(shared.words(), [2, 2]);
-            assert_eq!(shared.sequence.load(Ordering::Relaxed) & 1, 0);
+            // The next life goes on from the sampler's number.
+            assert_eq!(shared.sequence.load(Ordering::Relaxed), 2 * u32::from(sampled));
         });
     }
 

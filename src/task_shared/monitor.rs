@@ -53,7 +53,7 @@ pub struct Monitor {
     /// Index of the word that the kernel marks among the 32-bit words of an owner's entry.
     word: usize,
     file: OwnedFd,
-    /// `None` if nobody said which process it is.
+    /// `None` if nobody said which process it is, or its main thread had ended.
     maps: Option<OwnedFd>,
     mapping: Mapping,
     /// The page in which readers say that they wait, if this one may write it.
@@ -127,6 +127,9 @@ impl Monitor {
 
     /// Does the process still run the program whose slots these are? One system call: it
     /// stops at exit and at execve(2), whichever thread called it.
+    ///
+    /// Of a process whose main thread had ended by pthread_exit(3) when this was opened, it goes by
+    /// the threads, as for [`from_fd`](Self::from_fd).
     pub fn is_running(&self) -> bool {
         match &self.maps {
             Some(maps) => matches!(pread(maps, &mut [0], 0), Ok(1) | Err(Errno::INTR)),

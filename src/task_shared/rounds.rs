@@ -16,7 +16,7 @@ use crate::sys::thread;
 use core::fmt;
 use core::mem;
 use rustix::fd::OwnedFd;
-use rustix::fs::{Dir, SeekFrom, seek};
+use rustix::fs::Dir;
 use rustix::io::Errno;
 use std::collections::BTreeMap;
 
@@ -259,9 +259,7 @@ impl Rounds {
         let readings = (0..slots).filter_map(|place| self.table.shared(place)?.0.read());
         let mut taken: Vec<u32> = readings.map(|reading| reading.values.tid).collect();
         taken.sort_unstable();
-        // A directory is read on from where the last look left it.
-        let entries = seek(tasks, SeekFrom::Start(0)).and_then(|_| Dir::read_from(tasks));
-        for entry in entries.into_iter().flatten().flatten() {
+        for entry in Dir::read_from(tasks).into_iter().flatten().flatten() {
             let tid = entry.file_name().to_str().ok().and_then(|name| name.parse().ok());
             let Some(tid) = tid.filter(|tid| taken.binary_search(tid).is_err()) else { continue };
             if self.proxies.contains_key(&tid) {
