@@ -9,7 +9,8 @@
 //! When no place is free, those that cool are thawed; if there are none, the slots of owners
 //! who died without a release are reclaimed; if there are none, the table grows by an eighth.
 //! A thread with descriptors of its own ([`Table::unshare_descriptors`]) does not reclaim: what
-//! the dead have kept open is in the table of the others.
+//! the dead have kept open is in the table of the others. Nor does it close what is noted there
+//! under a number, nor forget it: a slot has one such note, which stays until it was closed.
 //!
 //! A thread that is killed between two of these steps leaves: a place without an owner (before
 //! the mutex), which only a process's end can do, as all its threads end then; or a mutex that
@@ -114,6 +115,7 @@ impl Table {
             }
             // SAFETY: as in `take`.
             let left = unsafe { owner::lock(entry, self.word) }.map_err(unmarked)?;
+            self.close_kept(place);
             self.give_back(place, left);
             self.reclaimed.fetch_add(1, Ordering::Relaxed);
             found = true;
@@ -127,9 +129,6 @@ impl Table {
         let record = unsafe { self.record(place).as_ref() };
         record.end();
         hazard::wait_until_left(record);
-        if let Some(kept) = self.swap_kept(place, None) {
-            kept.close();
-        }
         fault::step();
         // SAFETY: the caller is the owner.
         unsafe { owner::unlock(self.entry(place), self.word, left) };
@@ -177,6 +176,17 @@ impl Table {
         Event { word, flag }.announce(|| {
             let _ = futex::wake_bitset(address, false, u32::MAX, MATCH_ANY);
         });
+    }
+
+    /// Closes the descriptor that the owner of a slot has kept. In a thread whose table of
+    /// descriptors is not that of the owner the number names something else: then it stays noted,
+    /// for whoever has the slot next.
+    fn close_kept(&self, place: usize) {
+        if let Some(kept) = self.swap_kept(place, None)
+            && !kept.close()
+        {
+            self.swap_kept(place, Some(kept));
+        }
     }
 
     /// Exchanges the descriptor that the owner of a slot keeps.
@@ -231,11 +241,20 @@ impl Held {
 
     /// Keeps a descriptor until the slot is released or its owner is reclaimed.
     pub(super) fn keep(&self, file: Kept) {
-        self.table.swap_kept(self.place, Some(file));
+        if let Some(last) = self.table.swap_kept(self.place, Some(file)) {
+            last.close();
+        }
     }
 
     /// Ends the life and frees the slot. Only by the thread that took it, once.
     pub(super) fn release(self) {
+        self.table.close_kept(self.place);
+        self.table.give_back(self.place, self.left);
+    }
+
+    /// The same by a thread with descriptors of its own, where a number that is noted could
+    /// be that of a file which is in use.
+    pub(super) fn release_apart(self) {
         self.table.give_back(self.place, self.left);
     }
 }
@@ -256,6 +275,7 @@ pub(super) fn unmarked(errno: Errno) -> Error {
 pub(super) mod tests {
     use super::super::layout::{CHUNK, MAX_SLOTS, Shape};
     use super::*;
+    use crate::sys::memfd;
 
     /// A table beside that of the process.
     pub(in super::super) fn table() -> &'static Table {
@@ -313,6 +333,35 @@ pub(super) mod tests {
         std::thread::spawn(take_all).join().unwrap();
         assert_eq!(table.take().unwrap().place, 0);
         assert_eq!(table.committed().unwrap(), CHUNK);
+        table.abandon();
+    }
+
+    /// A thread with descriptors of its own cannot close what the dead have kept open in the
+    /// table of the others: who has the slot next does.
+    #[test]
+    fn what_is_kept_open_is_closed_in_the_table_of_the_others() {
+        let table = table();
+        let kept = Kept::keep(memfd::create("unmerged.test", 0).unwrap()).unwrap();
+        let dies = move || table.take().unwrap().keep(kept);
+        std::thread::spawn(dies).join().unwrap();
+        for _ in 1..CHUNK {
+            table.take().unwrap();
+        }
+        let apart = move || {
+            if !table.unshare_descriptors() {
+                return false; // Linux before 5.9
+            }
+            let held = table.take().unwrap();
+            assert_eq!(held.place, 0);
+            held.release();
+            true
+        };
+        let is_apart = std::thread::spawn(apart).join().unwrap();
+        assert_eq!(kept.is_same(), is_apart);
+        let next = table.take().unwrap();
+        assert_eq!(next.place, 0);
+        next.release();
+        assert!(!kept.is_same());
         table.abandon();
     }
 }

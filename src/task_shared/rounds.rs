@@ -163,7 +163,7 @@ impl Rounds {
                     true
                 }
                 Outcome::Publishing | Outcome::Nobody => {
-                    proxy.held.release();
+                    proxy.held.release_apart();
                     false
                 }
             });
@@ -194,7 +194,7 @@ impl Rounds {
             Some(known) => known,
             None => {
                 if let Some(twice) = self.proxies.remove(&values.tid) {
-                    twice.held.release();
+                    twice.held.release_apart();
                 }
                 match self.meet(tasks, record, owner, generation, values.tid) {
                     Ok(known) => known,
@@ -300,7 +300,7 @@ impl Rounds {
         match held.begin(values, label) {
             Ok(()) => Ok(Some(proxy)),
             Err(_) => {
-                held.release();
+                held.release_apart();
                 Err(())
             }
         }
@@ -310,7 +310,7 @@ impl Rounds {
 impl Drop for Rounds {
     fn drop(&mut self) {
         for proxy in mem::take(&mut self.proxies).into_values() {
-            proxy.held.release();
+            proxy.held.release_apart();
         }
     }
 }
