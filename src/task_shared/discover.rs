@@ -13,7 +13,7 @@ use crate::sys::map::{Access, Mapping, PAGE, Place};
 use crate::sys::memfd;
 use core::ffi::CStr;
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use rustix::fs::{CWD, Dir, Mode, OFlags, SealFlags, fstat, open, openat, readlinkat};
+use rustix::fs::{CWD, Dir, Mode, OFlags, SealFlags, open, openat, readlinkat};
 use rustix::io::{Errno, pread, read};
 use std::ffi::CString;
 
@@ -147,14 +147,40 @@ fn has_name(folder: BorrowedFd<'_>, fd: &CStr, name: &str) -> bool {
     shown.is_some_and(|rest| rest.is_empty() || rest == b" (deleted)")
 }
 
+/// How the files of others are opened. A name can be put on a pipe too, which must not keep us
+/// waiting, and neither must a lease that the process has taken on the file.
+const OPEN: OFlags = OFlags::CLOEXEC.union(OFlags::NONBLOCK).union(OFlags::NOCTTY);
+
 /// Checks one candidate; `None` if it is not the process's own, or gone meanwhile.
 fn candidate(folder: BorrowedFd<'_>, fd: &CStr, pid: u32) -> Result<Option<Found>> {
-    // A name can be put on a pipe too, which must not keep us waiting.
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-    match openat(folder, fd, flags, Mode::empty()) {
+    let file = open_path(folder, fd).and_then(|path| {
+        memfd::inode(&path)?;
+        open(own_name(&path), OFlags::RDONLY | OPEN, Mode::empty())
+    });
+    match file {
         Err(Errno::NOENT) => Ok(None),
+        Err(Errno::INVAL) => Err(unsealed()),
         file => Ok(look(file.op(OP)?)?.filter(|found| found.header.pid == pid)),
     }
+}
+
+/// A path is opened without effect on what it names: a server of a file system in user space,
+/// which could keep us waiting, does not hear of it. From then on it names nothing else.
+fn open_path(folder: BorrowedFd<'_>, fd: &CStr) -> rustix::io::Result<OwnedFd> {
+    openat(folder, fd, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// Under which a descriptor of ours is opened again.
+fn own_name(file: &OwnedFd) -> String {
+    format!("/proc/self/fd/{}", file.as_raw_fd())
+}
+
+fn unsealed() -> Error {
+    Error::with(
+        OP,
+        Errno::PERM,
+        format_args!("a file named {NAME} is no memory file with the seals of a table"),
+    )
 }
 
 /// Checks a file that is said to be a table.
@@ -170,11 +196,7 @@ pub(super) fn check(file: OwnedFd) -> Result<Found> {
 /// The same; `None` if it is not finished.
 fn look(file: OwnedFd) -> Result<Option<Found>> {
     if memfd::sealed_size(&file, SEALS).is_err() {
-        return Err(Error::with(
-            OP,
-            Errno::PERM,
-            format_args!("a file named {NAME} is no memory file with the seals of a table"),
-        ));
+        return Err(unsealed());
     }
     let mut bytes = [0; BYTES];
     let len = pread(&file, &mut bytes, 0).op(OP)?;
@@ -204,22 +226,20 @@ fn look(file: OwnedFd) -> Result<Option<Found>> {
 
 /// Maps the file in which readers say that they wait. The process can name any descriptor of
 /// its own, and this reader may have more rights than it has: so nothing is opened for writing
-/// that is not a memory file of that name, and no larger than the flag. `None` if it is
+/// that is not a memory file of that name, sealed, and no larger than the flag. `None` if it is
 /// not, or may not be written; news is then looked for.
 fn map_flag(folder: BorrowedFd<'_>, (number, inode): (u32, u64)) -> Option<Mapping> {
-    // A path is opened without effect on what it names, and then names nothing else.
-    let (flags, mode) = (OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
-    let path = openat(folder, number.to_string(), flags, mode).ok()?;
-    let own = format!("/proc/self/fd/{}", path.as_raw_fd());
-    let link = CString::new(own.as_str()).ok()?;
-    if !has_name(CWD, &link, FLAG_NAME) || fstat(&path).ok()?.st_ino != inode {
+    let path = open_path(folder, &CString::new(number.to_string()).ok()?).ok()?;
+    let link = CString::new(own_name(&path)).ok()?;
+    if !has_name(CWD, &link, FLAG_NAME) || memfd::inode(&path) != Ok(inode) {
         return None;
     }
-    let file = open(own, OFlags::RDWR | OFlags::CLOEXEC, mode).ok()?;
-    let size = memfd::sealed_size(&file, SealFlags::SHRINK | SealFlags::GROW).ok()?;
+    let read = open(own_name(&path), OFlags::RDONLY | OPEN, Mode::empty()).ok()?;
+    let size = memfd::sealed_size(read, SealFlags::SHRINK | SealFlags::GROW).ok()?;
     if size != PAGE as u64 {
         return None;
     }
+    let file = open(own_name(&path), OFlags::RDWR | OPEN, Mode::empty()).ok()?;
     Mapping::shared(&file, PAGE, Access::Write, Place::Anywhere).ok()
 }
 
