@@ -1,19 +1,19 @@
 //! The full screen.
 
 use crate::Result;
+use crate::printable::printable;
 use crate::table::{HISTORY, Order, Row, State, Table};
-use crate::text::{age, or_none, percent, printable, time, word};
+use crate::terminal::Taken;
+use crate::text::{age, or_none, percent, time, word};
 use ratatui::Terminal;
 use ratatui::backend::CrosstermBackend;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
-use ratatui::crossterm::terminal::{
-    EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode,
-};
-use ratatui::crossterm::{cursor, execute};
 use ratatui::layout::{Constraint, Layout};
 use ratatui::style::{Color, Modifier, Style};
 use ratatui::widgets::{Cell, Paragraph, Table as Widget};
 use ratatui::{Frame, text::Line};
+use signal_hook::consts::SIGTSTP;
+use signal_hook::low_level::raise;
 use std::io::{self, BufWriter, IsTerminal};
 use std::time::{Duration, Instant};
 
@@ -28,25 +28,6 @@ struct Wishes {
     paused: bool,
     first: usize,
     quit: bool,
-}
-
-/// Takes the terminal, and gives it back whatever happens.
-struct Taken;
-
-impl Taken {
-    fn take() -> io::Result<Self> {
-        enable_raw_mode()?;
-        let taken = Self;
-        execute!(io::stdout(), EnterAlternateScreen, cursor::Hide)?;
-        Ok(taken)
-    }
-}
-
-impl Drop for Taken {
-    fn drop(&mut self) {
-        let _ = execute!(io::stdout(), LeaveAlternateScreen, cursor::Show);
-        let _ = disable_raw_mode();
-    }
 }
 
 /// Shows the table until the user quits, or `most` refreshes were shown.
@@ -64,22 +45,22 @@ pub(crate) fn run(table: &mut Table<'_>, interval: Duration, most: Option<u64>) 
             table.refresh();
         }
         refreshes += 1;
+        if taken.is_spoilt() {
+            terminal.clear()?;
+        }
         terminal.draw(|frame| draw(frame, table, &wishes))?;
         let next = Instant::now() + interval;
         while !wishes.quit && event::poll(next.saturating_duration_since(Instant::now()))? {
             if let Event::Key(key) = event::read()?
                 && key.kind == KeyEventKind::Press
             {
-                let interrupt = key.modifiers.contains(KeyModifiers::CONTROL);
-                hear(
-                    if interrupt && key.code == KeyCode::Char('c') {
-                        KeyCode::Esc
-                    } else {
-                        key.code
-                    },
-                    table,
-                    &mut wishes,
-                );
+                let control = key.modifiers.contains(KeyModifiers::CONTROL);
+                match key.code {
+                    KeyCode::Char('c') if control => hear(KeyCode::Esc, table, &mut wishes),
+                    // Without raw mode it would be the terminal that does it.
+                    KeyCode::Char('z') if control => raise(SIGTSTP)?,
+                    code => hear(code, table, &mut wishes),
+                }
             }
             terminal.draw(|frame| draw(frame, table, &wishes))?;
         }
