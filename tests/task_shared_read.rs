@@ -529,6 +529,31 @@ fn a_sampler_of_more_threads_than_there_are_slots() {
     idlers.into_iter().for_each(Idler::end);
 }
 
+#[test]
+fn a_filter_that_panics_fails_for_that_thread_alone() {
+    if !alone("a_filter_that_panics_fails_for_that_thread_alone") {
+        return;
+    }
+    let (bad, good) = (Idler::start("bad", true), Idler::start("good", true));
+    let poor = Idler::start("bad", false);
+    let builder = Sampler::builder().rate(200.0).budget(1.0).all_threads(true);
+    let builder = builder.only(|_, name| name != "bad" || std::panic::resume_unwind(Box::new(())));
+    let Some(sampler) = sampler(builder) else { return };
+    for _ in 0..3 {
+        sampler.wait_for_round(Duration::from_secs(60)).unwrap();
+        let stats = sampler.stats();
+        assert!(stats.failed >= 1 && stats.threads >= 1, "{stats:?}");
+    }
+    let monitor = own();
+    let updated = |tid| {
+        let seen = monitor.threads().find(|thread| thread.tid() == tid);
+        seen.is_some_and(|thread| thread.updated() > 0)
+    };
+    assert_eq!([&bad, &good, &poor].map(|idler| updated(idler.tid)), [false, true, false]);
+    sampler.stop();
+    [bad, good, poor].into_iter().for_each(Idler::end);
+}
+
 /// Threads that die without a destructor leave a descriptor open, which whoever has the slot
 /// next closes; the sampler could not, in its own table of descriptors.
 #[test]

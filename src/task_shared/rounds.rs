@@ -19,6 +19,7 @@ use rustix::fd::OwnedFd;
 use rustix::fs::Dir;
 use rustix::io::Errno;
 use std::collections::BTreeMap;
+use std::panic::{self, AssertUnwindSafe};
 
 /// Slots that the sampler owns for others at most: the kernel marks 2048 locks of a thread
 /// that dies (`ROBUST_LIST_LIMIT`), and libc may hold some.
@@ -62,10 +63,13 @@ pub(super) struct Wanted {
 }
 
 impl Wanted {
-    fn wants(&self, tid: u32, name: &[u8; 16]) -> bool {
+    /// Is the thread wanted? `None` if the filter panicked.
+    fn wants(&self, tid: u32, name: &[u8; 16]) -> Option<bool> {
         let end = name.iter().position(|&byte| byte == 0).unwrap_or(name.len());
         let name = String::from_utf8_lossy(&name[..end]);
-        self.only.as_ref().is_none_or(|only| only(tid, &name))
+        let Some(only) = &self.only else { return Some(true) };
+        // What it leaves half-done is the business of whoever wrote it.
+        panic::catch_unwind(AssertUnwindSafe(|| only(tid, &name))).ok()
     }
 }
 
@@ -238,7 +242,7 @@ impl Rounds {
     ) -> Result<Known, Outcome> {
         let known = |thread| Known { generation, thread, updated: 0 };
         let name = source::name_of(tasks, tid).map_err(|_| Outcome::Nobody)?;
-        if !self.wanted.wants(tid, &name) {
+        if !self.wanted.wants(tid, &name).ok_or(Outcome::Failed)? {
             return Ok(known(None));
         }
         let thread = match Remote::open(tasks, tid, self.keep) {
@@ -279,7 +283,7 @@ impl Rounds {
     /// Takes a slot for the thread `tid`; `None` if it is gone or not wanted.
     fn stand_in(&self, tasks: &OwnedFd, tid: u32) -> Result<Option<Proxy>, ()> {
         let Ok(name) = source::name_of(tasks, tid) else { return Ok(None) };
-        if !self.wanted.wants(tid, &name) {
+        if !self.wanted.wants(tid, &name).ok_or(())? {
             return Ok(None);
         }
         if self.proxies.len() >= MOST_PROXIES {
