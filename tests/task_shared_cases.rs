@@ -238,6 +238,66 @@ fn a_process_whose_main_thread_has_ended_is_read() {
     assert!(!seen.is_alive() && !monitor.is_running());
 }
 
+/// A process that has ended, and waits for its parent.
+#[test]
+fn a_zombie_has_ended() {
+    let pid = fork(|| task_shared::current().unwrap().set_user(1).unwrap());
+    let stat = || std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    slots::wait_until("the end", || stat().contains(") Z "));
+    let error = Monitor::open(pid.cast_unsigned()).unwrap_err();
+    assert_eq!(error.raw_os_error(), libc::ESRCH, "{error}");
+    assert!(error.to_string().contains(&format!("process {pid} has ended")), "{error}");
+    status_of(pid);
+}
+
+/// The ids in /proc are not those by which a process of an inner namespace knows its threads.
+#[test]
+fn a_sampler_under_the_proc_of_another_namespace() {
+    if !alone("a_sampler_under_the_proc_of_another_namespace") {
+        return;
+    }
+    let body = || {
+        let error = task_shared::Sampler::builder().start().unwrap_err();
+        assert!(error.is_unsupported(), "{error}");
+        assert_eq!(error.operation(), "task_shared::Sampler::start", "{error}");
+    };
+    if !in_a_namespace(body) {
+        common::missing("user-namespaces", "a sampler in its own namespace was checked elsewhere");
+    }
+}
+
+/// An error names what was called, whatever it was made of.
+#[test]
+fn an_error_names_what_was_called() {
+    if !alone("an_error_names_what_was_called") {
+        return;
+    }
+    let error = Monitor::from_fd(std::fs::File::open("/proc/self/stat").unwrap().into());
+    let error = error.map(drop).unwrap_err();
+    assert_eq!(error.operation(), "task_shared::Monitor::from_fd", "{error}");
+    assert!(!error.to_string().contains("named"), "{error}");
+    let builder = || task_shared::Sampler::builder().rate(0.001);
+    match builder().start() {
+        Ok(sampler) => {
+            let error = sampler.wait_for_round(Duration::ZERO).unwrap_err();
+            assert_eq!(error.operation(), "task_shared::Sampler::wait_for_round", "{error}");
+            assert!(error.is_timed_out(), "{error}");
+        }
+        Err(error) => {
+            assert!(error.is_unsupported(), "{error}");
+            common::missing("schedstat", "a sampler was checked to say that it is unsupported");
+        }
+    }
+    // No descriptor is left.
+    let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: a limit of this process.
+    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const none) }, 0);
+    let error = builder().start().unwrap_err();
+    assert_eq!(error.operation(), "task_shared::Sampler::start", "{error}");
+    let error = task_shared::getshared(task_shared::TASK_SCHEDSTAT, 0).unwrap_err();
+    assert_eq!(error.operation(), "task_shared::getshared", "{error}");
+}
+
 /// A descriptor of another process, by the name of its file.
 fn descriptor(pid: u32, name: &str) -> PathBuf {
     let paths = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().map(|fd| fd.unwrap().path());

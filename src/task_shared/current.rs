@@ -89,7 +89,8 @@ impl Mine {
 ///
 /// # Errors
 ///
-/// ENOMEM, ENOSPC if all 65,536 slots are taken, EMFILE or ENFILE, ESHUTDOWN in
+/// ENOMEM, ENOSPC if all 65,536 slots are taken, EMFILE or ENFILE, EFBIG if the table would
+/// exceed the process's limit for files (RLIMIT_FSIZE; at first some 4 MiB), ESHUTDOWN in
 /// a thread-local's destructor after the slot was given back, EOPNOTSUPP where the kernel
 /// keeps no robust list for the thread.
 ///
@@ -146,11 +147,11 @@ pub fn getshared(option: u32, flags: u32) -> Result<Slot> {
         let message = format_args!("flags {flags:#x}, there are none");
         return Err(Error::with(OP, Errno::INVAL, message));
     }
-    let slot = current()?;
+    let slot = current().map_err(|error| error.within(OP))?;
     match slot.publish() {
         // A signal handler, and what it interrupted publishes.
         Err(error) if error.raw_os_error() == libc::EBUSY => Ok(slot),
-        published => published.map(|_| slot),
+        published => published.map(|_| slot).map_err(|error| error.within(OP)),
     }
 }
 

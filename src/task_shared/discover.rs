@@ -67,6 +67,10 @@ pub(super) fn find(pid: u32) -> Result<Found> {
         }
     }
     Err(wrong.unwrap_or_else(|| {
+        // Without a list of mappings, other threads live on.
+        if maps.is_some() && has_ended(process.as_fd()) {
+            return Error::with(OP, Errno::SRCH, format_args!("process {pid} has ended"));
+        }
         Error::with(OP, Errno::NOENT, format_args!("process {pid} has taken no slot"))
     }))
 }
@@ -102,6 +106,16 @@ fn is_empty(folder: &OwnedFd) -> rustix::io::Result<bool> {
         }
     }
     Ok(true)
+}
+
+/// Has it ended, and waits for its parent?
+fn has_ended(process: BorrowedFd<'_>) -> bool {
+    let mut text = [0; 1024];
+    let status = openat(process, "status", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+    match status.and_then(|status| pread(status, &mut text, 0)) {
+        Ok(len) => text[..len].windows(8).any(|line| matches!(line, b"State:\tZ" | b"State:\tX")),
+        Err(errno) => errno == Errno::SRCH,
+    }
 }
 
 /// An error on the way to the descriptors of a process.
@@ -160,7 +174,10 @@ fn candidate(folder: BorrowedFd<'_>, fd: &CStr, pid: u32) -> Result<Option<Found
     match file {
         Err(Errno::NOENT) => Ok(None),
         Err(Errno::INVAL) => Err(unsealed()),
-        file => Ok(look(file.op(OP)?)?.filter(|found| found.header.pid == pid)),
+        file => match look(file.op(OP)?) {
+            Err(error) if error.raw_os_error() == libc::EPERM => Err(unsealed()),
+            found => Ok(found?.filter(|found| found.header.pid == pid)),
+        },
     }
 }
 
@@ -196,7 +213,8 @@ pub(super) fn check(file: OwnedFd) -> Result<Found> {
 /// The same; `None` if it is not finished.
 fn look(file: OwnedFd) -> Result<Option<Found>> {
     if memfd::sealed_size(&file, SEALS).is_err() {
-        return Err(unsealed());
+        let message = "the file is no memory file with the seals of a table";
+        return Err(Error::because(OP, Errno::PERM, message));
     }
     let mut bytes = [0; BYTES];
     let len = pread(&file, &mut bytes, 0).op(OP)?;

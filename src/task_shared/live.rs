@@ -74,7 +74,7 @@ pub(super) fn register(held: Held) -> Result<()> {
         Errno::BUSY => Error::because(OP, errno, "somebody else has this thread's registration"),
         Errno::NOSYS | Errno::PERM | Errno::OPNOTSUPP => {
             let kernel = rseq::kernel_size();
-            let message = format_args!("no rseq for 64 bytes, the kernel fills {kernel}");
+            let message = format_args!("no rseq, or not for 64 bytes; the kernel fills {kernel}");
             Error::with(OP, Errno::OPNOTSUPP, message)
         }
         other => Error::new(OP, other),

@@ -74,7 +74,7 @@ impl Monitor {
     ///
     /// | errno | |
     /// |---|---|
-    /// | ESRCH | there is no such process |
+    /// | ESRCH | there is no such process, or it has ended |
     /// | EACCES, EPERM | it may not be read |
     /// | ENOENT | none of its threads has taken a slot |
     /// | EPERM | a file with the name of a table that lacks a table's seals |
@@ -98,9 +98,10 @@ impl Monitor {
     /// EPERM, EPROTO, EBADMSG, EMFILE, ENFILE, ENOMEM as [`open`](Self::open); ENOENT for a table
     /// that is not finished; EACCES for a descriptor that cannot be read.
     pub fn from_fd(file: OwnedFd) -> Result<Self> {
-        let found = discover::check(file)?;
+        let within = |error: Error| error.within("task_shared::Monitor::from_fd");
+        let found = discover::check(file).map_err(within)?;
         let pid = found.header.pid;
-        Self::new(found, pid)
+        Self::new(found, pid).map_err(within)
     }
 
     fn new(found: Found, pid: u32) -> Result<Self> {

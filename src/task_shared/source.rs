@@ -12,7 +12,7 @@ use super::record::SchedStats;
 use crate::error::{Context, Error, Result};
 use crate::sys::thread;
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::fs::{Mode, OFlags, open, openat};
+use rustix::fs::{Mode, OFlags, open, openat, readlink};
 use rustix::io::{Errno, pread};
 
 const OP: &str = "task_shared::Slot::publish";
@@ -75,6 +75,14 @@ pub(super) fn check_schedstat() -> Result<()> {
     let read = read_schedstat(&file);
     file.close();
     read.map(drop)
+}
+
+/// Does /proc call the calling thread by the id that it knows itself by? It is otherwise of
+/// another pid namespace.
+pub(super) fn knows_us() -> bool {
+    let link = readlink("/proc/thread-self", Vec::new());
+    let ours = format!("/task/{}", thread::id());
+    link.is_ok_and(|link| link.as_bytes().ends_with(ours.as_bytes()))
 }
 
 /// Reads it.
