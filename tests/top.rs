@@ -55,11 +55,18 @@ fn printed(args: &[&str]) -> String {
 fn child() {
     let Some(role) = common::role() else { return };
     let name = if role == "hostile" { HOSTILE } else { NAME };
-    task_shared::configure(&Config::new().word(JOBS).word(LOAD)).unwrap();
-    let work = || {
+    let config = Config::new().slot_size(256).word(JOBS).word(LOAD);
+    let names = ["third", "fourth", "fifth", "sixth", "seventh", "eighth"];
+    let many = if role == "words" { &names[..] } else { &[] };
+    let word = |config: Config, (n, name): (usize, &&'static str)| {
+        config.word(Word::<u64>::new(n + 2, name, "1"))
+    };
+    task_shared::configure(&many.iter().enumerate().fold(config, word)).unwrap();
+    let load = if role == "words" { 1e300 } else { f64::INFINITY };
+    let work = move || {
         let me = task_shared::current().unwrap();
         me.set(JOBS, 42).unwrap();
-        me.set(LOAD, f64::INFINITY).unwrap();
+        me.set(LOAD, load).unwrap();
         let published = me.publish();
         assert!(published.is_ok() || published.is_err_and(|error| error.is_unsupported()));
         say("ready");
@@ -215,4 +222,22 @@ fn a_signal_leaves_the_terminal_as_it_was() {
         read_until(&mut user, &mut shown, "\x1b[?1049l");
         read_until(&mut user, &mut shown, "\x1b[?25h");
     }
+}
+
+/// Eight words, of which a usual terminal has room for some: no column is squeezed for them.
+#[test]
+fn columns_that_do_not_fit_are_left_out() {
+    let (mut player, pid) = start_as("words");
+    let text = printed(&[&pid, "--once", "--interval", "10"]);
+    assert!(text.contains(" 1.00e300"), "{text}");
+    let (mut child, mut user, _end) = show(&pid, 100);
+    let mut shown = String::new();
+    read_until(&mut user, &mut shown, "quit");
+    let head = "TID      NAME            STATE  ON  CPU%  DELAY% OFF%  TIME      AGE   JOBS     ";
+    assert!(shown.contains(head) && shown.contains("7 columns hidden"), "{shown:?}");
+    player.kill();
+    read_until(&mut user, &mut shown, "ENDED");
+    assert!(!shown.contains("-0.00"), "{shown:?}");
+    child.kill().unwrap();
+    child.wait().unwrap();
 }
