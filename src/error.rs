@@ -71,6 +71,12 @@ impl Error {
         Self { operation, errno: Errno::MSGSIZE, detail: Detail::TooLarge { len, most } }
     }
 
+    /// The same, as what came of `operation`, in which another one failed.
+    #[cold]
+    pub(crate) fn within(self, operation: &'static str) -> Self {
+        Self { operation, ..self }
+    }
+
     /// The errno of the case, for instance 22 for EINVAL.
     pub const fn raw_os_error(&self) -> i32 {
         self.errno.raw_os_error()

@@ -4,9 +4,12 @@
 //! that does nothing unless the environment names a part for it to play.
 
 mod common;
+#[path = "common/slots.rs"]
+mod slots;
 
 use common::{Player, say, wait_for_nudge};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+use slots::{NAME, gettid, in_fork, own, raw_exit, wait_until};
 use std::collections::BTreeSet;
 use std::io::Read;
 use std::os::fd::OwnedFd;
@@ -18,9 +21,6 @@ use std::time::{Duration, Instant};
 use unmerged::task_shared::{self, Monitor, SchedStats};
 use unmerged::{Error, Result};
 
-/// The name that readers look for.
-const NAME: &str = "unmerged.task_shared";
-
 /// What [`Slot::publish`](task_shared::Slot::publish) answers, or a visible skip.
 fn publish() -> Option<SchedStats> {
     match task_shared::current().unwrap().publish() {
@@ -30,23 +30,6 @@ fn publish() -> Option<SchedStats> {
         }
         stats => Some(stats.unwrap()),
     }
-}
-
-/// Waits until `done`, for what comes soon but not at once.
-fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
-    let begin = Instant::now();
-    while !done() {
-        assert!(begin.elapsed() < Duration::from_secs(60), "{what} did not happen");
-        thread::sleep(Duration::from_millis(1));
-    }
-}
-
-fn own() -> Monitor {
-    Monitor::open(std::process::id()).unwrap()
-}
-
-fn gettid() -> u32 {
-    rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned()
 }
 
 /// Another process that plays a part of [`child`], once it is ready.
@@ -208,29 +191,6 @@ fn threads_have_slots_of_their_own() {
     assert_eq!(addresses.len(), 8);
 }
 
-/// In a process of its own: other tests take slots too.
-fn in_fork(body: impl FnOnce()) {
-    // SAFETY: the child runs on with what fork leaves it: its own thread and memory, glibc's
-    // allocator made whole. It ends by _exit.
-    let pid = unsafe { libc::fork() };
-    assert!(pid >= 0);
-    if pid == 0 {
-        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
-        // SAFETY: ends the child without its parent's destructors.
-        unsafe { libc::_exit(i32::from(outcome.is_err())) };
-    }
-    assert_eq!(status_of(pid), 0, "the child failed");
-}
-
-/// Exit status of a child.
-fn status_of(pid: libc::pid_t) -> i32 {
-    let mut status = 0;
-    // SAFETY: a child of ours, and a word on this stack.
-    assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, libc::__WALL) }, pid);
-    assert!(libc::WIFEXITED(status), "status {status:#x}");
-    libc::WEXITSTATUS(status)
-}
-
 #[test]
 fn a_slot_is_reused_when_nothing_else_is_free_lowest_first_with_a_new_generation() {
     in_fork(|| {
@@ -326,19 +286,9 @@ fn raw_exit_is_seen_and_the_slot_comes_back() {
             task_shared::current().unwrap().set_user(77).unwrap();
             publish();
             TID.store(gettid(), Ordering::Release);
-            // SAFETY: ends the thread with no destructor at all, which is the point.
-            unsafe { libc::syscall(libc::SYS_exit, 0) };
-            unreachable!()
+            raw_exit()
         }
-        let die = || {
-            let mut id = 0;
-            let (attributes, argument) = (std::ptr::null(), std::ptr::null_mut());
-            // SAFETY: a thread without an argument.
-            let code = unsafe { libc::pthread_create(&raw mut id, attributes, body, argument) };
-            assert_eq!(code, 0);
-            // SAFETY: created above, joined once.
-            assert_eq!(unsafe { libc::pthread_join(id, std::ptr::null_mut()) }, 0);
-        };
+        let die = || slots::c_thread(body);
         die();
         let monitor = own();
         let mut dead =

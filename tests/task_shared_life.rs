@@ -2,49 +2,19 @@
 //! table in the module's documentation each, in a process of its own.
 
 mod common;
+#[path = "common/slots.rs"]
+mod slots;
 
+use slots::{alone, c_thread, gettid, own, status_of};
 use std::ptr;
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 use unmerged::task_shared::{self, Config, Monitor, Word};
 
-/// Executes the test again in a child; whether this is the child.
-fn alone(test: &str) -> bool {
-    if common::role().is_none() {
-        common::succeed(common::child(test, "alone"));
-    }
-    common::role().is_some()
-}
-
-fn own() -> Monitor {
-    Monitor::open(std::process::id()).unwrap()
-}
-
-fn gettid() -> u32 {
-    rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned()
-}
-
-/// A thread of C's: what it calls in the end has no std around it.
-fn c_thread(body: extern "C" fn(*mut libc::c_void) -> *mut libc::c_void) {
-    let mut id = 0;
-    // SAFETY: a thread without an argument, joined once.
-    unsafe {
-        assert_eq!(libc::pthread_create(&raw mut id, ptr::null(), body, ptr::null_mut()), 0);
-        assert_eq!(libc::pthread_join(id, ptr::null_mut()), 0);
-    }
-}
-
 /// Takes a slot in this thread.
 fn take() {
     task_shared::current().unwrap().set_user(1).unwrap();
-}
-
-fn wait_for(pid: libc::pid_t) -> libc::c_int {
-    let mut status = 0;
-    // SAFETY: a child of ours, and a word on this stack.
-    assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, libc::__WALL) }, pid);
-    status
 }
 
 #[test]
@@ -177,7 +147,7 @@ fn every_end_of_a_process_is_seen() {
         assert!(seen.is_alive());
         // SAFETY: a byte of this stack.
         assert_eq!(unsafe { libc::write(gate[1], (&raw const byte).cast(), 1) }, 1);
-        assert_eq!(libc::WIFSIGNALED(wait_for(pid)), by_signal);
+        assert_eq!(libc::WIFSIGNALED(status_of(pid)), by_signal);
         assert!(!seen.is_alive() && seen.user() == 1 && !monitor.is_running());
     }
 }
@@ -200,7 +170,7 @@ fn vfork_and_spawn_leave_the_parent_alone() {
         // SAFETY: ends the child.
         unsafe { libc::_exit(0) };
     }
-    assert_eq!(wait_for(pid as libc::pid_t), 0);
+    assert_eq!(status_of(pid as libc::pid_t), 0);
     let now = (me.address(), me.generation().unwrap(), task_shared::stats().unwrap().births);
     assert_eq!(before, now);
     assert!(own().threads().next().unwrap().is_alive());
@@ -234,7 +204,7 @@ fn fork_in_a_storm() {
                 // SAFETY: ends the child.
                 unsafe { libc::_exit(i32::from(!good)) };
             }
-            assert_eq!(wait_for(pid), 0);
+            assert_eq!(status_of(pid), 0);
         }
         done.store(true, Ordering::Relaxed);
     });
@@ -329,7 +299,7 @@ fn wider_slots_with_words_of_several_types() {
             // SAFETY: ends the child.
             unsafe { libc::_exit(words) };
         }
-        assert_eq!(libc::WEXITSTATUS(wait_for(pid)), if another { 7 } else { 23 });
+        assert_eq!(libc::WEXITSTATUS(status_of(pid)), if another { 7 } else { 23 });
     }
 }
 

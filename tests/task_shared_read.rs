@@ -3,15 +3,19 @@
 mod common;
 #[path = "common/hostile.rs"]
 mod hostile;
+#[path = "common/slots.rs"]
+mod slots;
 
 use common::{Player, say, wait_for_nudge};
 use hostile::{Hostile, SEALS, SLOTS};
 use proptest::prelude::*;
-use rustix::fs::{SealFlags, ftruncate};
+use rustix::fs::{MemfdFlags, SealFlags, ftruncate};
+use slots::{alone, gettid, own, raw_exit};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Barrier, mpsc};
@@ -19,14 +23,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 use unmerged::futex2::Deadline;
 use unmerged::task_shared::{self, Handle, Monitor, Sampler, SamplerBuilder};
-
-fn own() -> Monitor {
-    Monitor::open(std::process::id()).unwrap()
-}
-
-fn gettid() -> u32 {
-    rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned()
-}
 
 fn soon() -> Deadline {
     Deadline::after(Duration::from_secs(60))
@@ -47,15 +43,6 @@ fn sampler(builder: SamplerBuilder) -> Option<Sampler> {
         }
         sampler => Some(sampler.unwrap()),
     }
-}
-
-/// The test once more, in a process of its own, whose slots are its own.
-fn alone(test: &str) -> bool {
-    if common::role().is_some() {
-        return true;
-    }
-    common::succeed(common::child(test, "alone"));
-    false
 }
 
 /// A thread that does nothing until it is let go, and its id.
@@ -228,9 +215,7 @@ fn news_of_births_and_deaths() {
     // What nobody announces.
     extern "C" fn vanish(_: *mut libc::c_void) -> *mut libc::c_void {
         task_shared::current().unwrap();
-        // SAFETY: ends the thread with no destructor at all.
-        unsafe { libc::syscall(libc::SYS_exit, 0) };
-        unreachable!()
+        raw_exit()
     }
     let mut id = 0;
     let (attributes, argument) = (std::ptr::null(), std::ptr::null_mut());
@@ -439,6 +424,37 @@ proptest! {
     }
 }
 
+/// A process of no rights can have a lease on a file: who opens it for writing waits for the
+/// process to give it up, 45 seconds unless it does.
+#[test]
+fn a_lease_on_the_flag_keeps_nobody_waiting() {
+    const FLAG: &str = "unmerged.task_shared.waiting";
+    /// Two of `linux/fcntl.h`.
+    const F_SETLEASE: i32 = 1024;
+    const F_RDLCK: i32 = 0;
+    if !alone("a_lease_on_the_flag_keeps_nobody_waiting") {
+        return;
+    }
+    // SAFETY: ignores a signal, by which the kernel asks for the lease.
+    unsafe { libc::signal(libc::SIGIO, libc::SIG_IGN) };
+    let writable = rustix::fs::memfd_create(FLAG, MemfdFlags::ALLOW_SEALING).unwrap();
+    ftruncate(&writable, 4096).unwrap();
+    let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+    rustix::fs::fcntl_add_seals(&writable, seals).unwrap();
+    let flag = File::open(format!("/proc/self/fd/{}", writable.as_raw_fd())).unwrap();
+    drop(writable);
+    // SAFETY: a descriptor of ours.
+    assert_eq!(unsafe { libc::fcntl(flag.as_raw_fd(), F_SETLEASE, F_RDLCK) }, 0);
+    let mut header = hostile::header(std::process::id(), 32);
+    header[48..52].copy_from_slice(&(flag.as_raw_fd() as u32 + 1).to_ne_bytes());
+    header[56..64].copy_from_slice(&flag.metadata().unwrap().ino().to_ne_bytes());
+    let _table = hostile::file(&[(0, &header)], SLOTS + 32 * 128, SEALS);
+    let begin = Instant::now();
+    let monitor = own();
+    assert!(begin.elapsed() < Duration::from_secs(30), "{:?}", begin.elapsed());
+    hostile::walk(&monitor);
+}
+
 #[test]
 fn random_slots() {
     let mut bytes = vec![0; 64 * 128];
@@ -493,6 +509,79 @@ fn a_sampler_publishes_for_others() {
     sampler.stop();
     assert!(monitor.threads().all(|thread| !thread.is_sampled()), "its slots are given back");
     unwanted.end();
+}
+
+/// The sampler has descriptors of its own, and the table grows from there all the same.
+#[test]
+fn a_sampler_of_more_threads_than_there_are_slots() {
+    if !alone("a_sampler_of_more_threads_than_there_are_slots") {
+        return;
+    }
+    let idlers: Vec<_> = (0..200).map(|_| Idler::start("without", false)).collect();
+    let builder = Sampler::builder().rate(200.0).budget(1.0).all_threads(true);
+    let Some(sampler) = sampler(builder) else { return };
+    sampler.wait_for_round(Duration::from_secs(60)).unwrap();
+    let stats = sampler.stats();
+    assert!(stats.threads >= 200 && stats.failed == 0, "{stats:?}");
+    let monitor = own();
+    let seen: BTreeSet<_> = monitor.threads().map(|thread| thread.tid()).collect();
+    assert!(idlers.iter().all(|idler| seen.contains(&idler.tid)));
+    idlers.into_iter().for_each(Idler::end);
+}
+
+#[test]
+fn a_filter_that_panics_fails_for_that_thread_alone() {
+    if !alone("a_filter_that_panics_fails_for_that_thread_alone") {
+        return;
+    }
+    let (bad, good) = (Idler::start("bad", true), Idler::start("good", true));
+    let poor = Idler::start("bad", false);
+    let builder = Sampler::builder().rate(200.0).budget(1.0).all_threads(true);
+    let builder = builder.only(|_, name| name != "bad" || std::panic::resume_unwind(Box::new(())));
+    let Some(sampler) = sampler(builder) else { return };
+    for _ in 0..3 {
+        sampler.wait_for_round(Duration::from_secs(60)).unwrap();
+        let stats = sampler.stats();
+        assert!(stats.failed >= 1 && stats.threads >= 1, "{stats:?}");
+    }
+    let monitor = own();
+    let updated = |tid| {
+        let seen = monitor.threads().find(|thread| thread.tid() == tid);
+        seen.is_some_and(|thread| thread.updated() > 0)
+    };
+    assert_eq!([&bad, &good, &poor].map(|idler| updated(idler.tid)), [false, true, false]);
+    sampler.stop();
+    [bad, good, poor].into_iter().for_each(Idler::end);
+}
+
+/// Threads that die without a destructor leave a descriptor open, which whoever has the slot
+/// next closes; the sampler could not, in its own table of descriptors.
+#[test]
+fn a_sampler_loses_no_descriptor_of_the_dead() {
+    if !alone("a_sampler_loses_no_descriptor_of_the_dead") {
+        return;
+    }
+    extern "C" fn vanish(_: *mut libc::c_void) -> *mut libc::c_void {
+        let published = task_shared::current().unwrap().publish();
+        assert!(published.is_ok() || published.is_err_and(|error| error.is_unsupported()));
+        raw_exit()
+    }
+    let open = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    let before = open();
+    for _ in 0..5 {
+        (0..60).for_each(|_| slots::c_thread(vanish));
+        // No slot is free, and its first round needs some.
+        let idlers: Vec<_> = (0..10).map(|_| Idler::start("without", false)).collect();
+        let builder = Sampler::builder().rate(200.0).budget(1.0).all_threads(true);
+        let Some(sampler) = sampler(builder) else { return };
+        sampler.wait_for_round(Duration::from_secs(60)).unwrap();
+        assert!(sampler.stats().threads >= 10, "{:?}", sampler.stats());
+        sampler.stop();
+        idlers.into_iter().for_each(Idler::end);
+    }
+    let used = task_shared::stats().unwrap();
+    assert!(open() <= before + used.slots, "{before}, {} {used:?}", open());
+    assert!(used.slots <= 160 && used.reclaimed > 60, "{used:?}");
 }
 
 #[test]

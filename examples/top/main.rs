@@ -16,9 +16,11 @@
 
 mod demo;
 mod json;
+mod printable;
 mod prometheus;
 mod screen;
 mod table;
+mod terminal;
 mod text;
 
 use clap::{ArgGroup, Parser};
@@ -88,7 +90,7 @@ fn run(args: &Args) -> Result<()> {
     table.refresh();
     let mut out = io::stdout().lock();
     if args.json {
-        writeln!(out, "{}", json::of(&table))?;
+        writeln!(out, "{}", printable::escape(&json::of(&table).to_string()))?;
     } else if args.prometheus {
         write!(out, "{}", prometheus::of(&table))?;
     } else if args.once {

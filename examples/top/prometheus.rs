@@ -1,8 +1,10 @@
 //! One reading in the text exposition format of Prometheus, version 0.0.4.
 //!
 //! Names and labels are of an exporter's choice, but for the rules of the format: base units,
-//! `_total` on what only grows, and three characters escaped in the value of a label.
+//! `_total` on what only grows, and characters escaped in the value of a label. The third of these,
+//! the end of a line, is replaced with all else that a terminal would act on.
 
+use crate::printable::printable;
 use crate::table::{Row, State, Table, number};
 use std::fmt::Write;
 
@@ -55,7 +57,7 @@ fn labels(pid: u32, row: &Row) -> String {
 }
 
 fn escaped(text: &str) -> String {
-    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+    printable(text).replace('\\', "\\\\").replace('"', "\\\"")
 }
 
 fn of_float(value: f64) -> String {

@@ -92,12 +92,13 @@ pub(crate) struct Table<'m> {
     pub(crate) reverse: bool,
     /// CLOCK_MONOTONIC of the last look, in nanoseconds.
     pub(crate) now: u64,
+    ended: bool,
 }
 
 impl<'m> Table<'m> {
     pub(crate) fn new(monitor: &'m Monitor, order: Order) -> Self {
         let (rows, sorted) = (HashMap::new(), Vec::new());
-        Self { monitor, rows, sorted, order, reverse: false, now: 0 }
+        Self { monitor, rows, sorted, order, reverse: false, now: 0, ended: false }
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -126,7 +127,12 @@ impl<'m> Table<'m> {
         self.sorted.iter().map(|handle| &self.rows[handle])
     }
 
-    /// Looks at the process: memory, and no system call.
+    /// Has the process ended, or executed another program?
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended
+    }
+
+    /// Looks at the process: memory, and no system call unless a thread has died in its slot.
     pub(crate) fn refresh(&mut self) {
         self.now = now();
         self.rows.values_mut().for_each(|row| row.seen = false);
@@ -138,6 +144,8 @@ impl<'m> Table<'m> {
                 .look(&thread, fields);
         }
         self.rows.retain(|_, row| row.seen);
+        let any_dead = self.rows.values().any(|row| row.state == State::Dead);
+        self.ended |= any_dead && !self.monitor.is_running();
         self.sort();
     }
 

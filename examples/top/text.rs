@@ -1,17 +1,15 @@
 //! One reading as lines of text, and how each column is written.
 
+use crate::printable::printable;
 use crate::table::{Row, Table};
 use std::fmt::Write;
 use unmerged::task_shared::Value;
 
-/// A word as people read it. A name may have any character: those that a terminal acts on are
-/// replaced.
-pub(crate) fn printable(text: &str) -> String {
-    text.replace(char::is_control, "?")
-}
-
+/// A word as people read it, with an exponent where it would be long or nothing but zeros.
 pub(crate) fn word(value: &Value) -> String {
     match value {
+        Value::F64(value) if value.is_finite() && value.abs() >= 1e9 => format!("{value:.2e}"),
+        Value::F64(value) if *value != 0.0 && value.abs() < 0.005 => format!("{value:.2e}"),
         Value::F64(value) => format!("{value:.2}"),
         value => value.to_string(),
     }

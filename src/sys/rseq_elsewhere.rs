@@ -36,6 +36,15 @@ fn unregister(area: usize, length: u32) -> Result<()> {
     errno::zero(unsafe { libc::syscall(SYS_RSEQ, area, length, FLAG_UNREGISTER, SIGNATURE) })
 }
 
+/// Why the registration is not ours to move: the kernel answers EINVAL to who takes back what is
+/// not registered, a filter something else.
+fn why_not(area: NonNull<[AtomicU64; 8]>, length: u32) -> Errno {
+    match unregister(area.as_ptr().expose_provenance(), length) {
+        Err(Errno::NOSYS | Errno::PERM) => Errno::OPNOTSUPP,
+        _ => Errno::BUSY,
+    }
+}
+
 /// The lengths that a libc could have registered its area with. The kernel wants the same
 /// number again, and libc says only how many bytes are in use.
 fn lengths() -> [u32; 4] {
@@ -48,8 +57,8 @@ impl Moved {
     ///
     /// # Errors
     ///
-    /// EOPNOTSUPP without rseq, or if the kernel wants a larger area; EBUSY if the
-    /// registration belongs to somebody else.
+    /// EOPNOTSUPP without rseq, under a filter that refuses it, or if the kernel wants a larger
+    /// area; EBUSY if the registration belongs to somebody else.
     ///
     /// # Safety
     ///
@@ -62,13 +71,13 @@ impl Moved {
             return Err(Errno::OPNOTSUPP);
         }
         if !rseq::ensure_registered() {
-            return Err(Errno::BUSY);
+            return Err(why_not(area, length));
         }
         let home = arch::thread_pointer().wrapping_add_signed(rseq::area());
         // A signal handler must not find the thread without.
         let _masked = Masked::all();
         let was = lengths().into_iter().find(|&length| unregister(home, length).is_ok());
-        let was = was.ok_or(Errno::BUSY)?;
+        let was = was.ok_or_else(|| why_not(area, length))?;
         let moved = Self { area, length, home: (home, was) };
         moved.clear();
         match register(area.as_ptr().expose_provenance(), length) {

@@ -107,6 +107,12 @@ impl Config {
             if let Some(other) = self.entries[..n].iter().find(|other| other.index == index) {
                 return invalid(format_args!("word {index} is {} and {name}", other.name));
             }
+            if let Some(other) = self.entries[..n].iter().find(|other| other.name == name) {
+                return invalid(format_args!(
+                    "words {} and {index} have the same name, {name}",
+                    other.index
+                ));
+            }
         }
         Ok(())
     }
@@ -121,7 +127,7 @@ impl Config {
 /// # Errors
 ///
 /// EBUSY if this process has slots already or was configured before, EINVAL for a size, a
-/// name or a unit that cannot be, or a word declared twice, ENOSPC if a word does not fit or
+/// name or a unit that cannot be, or a word or a name declared twice, ENOSPC if a word does not fit or
 /// too many are declared, ENOMEM.
 pub fn configure(config: &Config) -> Result<()> {
     config.check()?;
@@ -148,15 +154,21 @@ mod tests {
         refused(Config::new().slot_size(256).rseq().word(word(15)), libc::ENOSPC, "15 words");
         refused(Config::new().word(word(7)), libc::ENOSPC, "word 7 (a): slots of 128 bytes have 7");
         refused(Config::new().word(word(1)).word(word(1)), libc::EINVAL, "word 1 is a and a");
+        let same = Config::new().word(word(0)).word(Word::<f64>::new(1, "a", "s"));
+        refused(same, libc::EINVAL, "words 0 and 1 have the same name, a");
         refused(Config::new().word(Word::<u64>::new(0, "", "1")), libc::EINVAL, "0 bytes");
         let long = Word::<u64>::new(0, "thirty-three bytes are one more..", "1");
         refused(Config::new().word(long), libc::EINVAL, "33 bytes");
         let unit = Word::<u64>::new(0, "a", "seventeen bytes..");
         refused(Config::new().word(unit), libc::EINVAL, "unit of 17");
         refused(Config::new().word(Word::<u64>::new(0, "a\n", "")), libc::EINVAL, "control");
-        let many = (0..49).fold(Config::new().slot_size(1024), |config, n| config.word(word(n)));
+        let names: Vec<String> = (0..49).map(|n| format!("word {n}")).collect();
+        let named = |config: Config, n: usize| {
+            config.word(Word::<u64>::new(n, names[n].clone().leak(), "1"))
+        };
+        let many = (0..49).fold(Config::new().slot_size(1024), named);
         refused(many, libc::ENOSPC, "49 words");
-        let most = (0..48).fold(Config::new().slot_size(512), |config, n| config.word(word(n)));
+        let most = (0..48).fold(Config::new().slot_size(512), named);
         most.check().unwrap();
     }
 }

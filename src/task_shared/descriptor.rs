@@ -64,12 +64,14 @@ impl Kept {
         fstat(file).is_ok_and(|stat| (stat.st_dev as u32, stat.st_ino) == (self.device, self.inode))
     }
 
-    /// Closes it, if it is still what was kept.
-    pub(super) fn close(self) {
-        if self.is_same() {
+    /// Closes it, if it is still what was kept; was it?
+    pub(super) fn close(self) -> bool {
+        let is_same = self.is_same();
+        if is_same {
             // SAFETY: it was given to us to keep, and nobody uses it any more.
             unsafe { rustix::io::close(self.fd) };
         }
+        is_same
     }
 }
 

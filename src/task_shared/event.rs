@@ -53,7 +53,6 @@ impl Event<'_> {
 
     /// Says that the caller is about to sleep on the word, while it holds a number that the
     /// caller has read before.
-    #[allow(dead_code, reason = "for the reader that waits")]
     pub(super) fn watch(self) {
         // A swap, which carries on the chain of those that have taken it down.
         self.flag.swap(1, Ordering::AcqRel);

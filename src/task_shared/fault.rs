@@ -1,5 +1,5 @@
-//! Death at a chosen step of taking, publishing and giving back, for tests. It costs nothing
-//! elsewhere: a step is then an empty function.
+//! Death, or a signal, at a chosen step of taking, publishing and giving back, for tests. It
+//! costs nothing elsewhere: a step is then an empty function.
 
 #[cfg(not(all(test, not(loom))))]
 #[inline(always)]
@@ -10,49 +10,52 @@ pub(super) use armed::step;
 
 #[cfg(all(test, not(loom)))]
 mod armed {
-    use super::super::layout::{CHUNK, Shape};
-    use super::super::life::is_held;
-    use super::super::owner::{self, Label};
+    use super::super::current::{MINE, current};
+    use super::super::held::Held;
+    use super::super::held::tests::table;
+    use super::super::layout::CHUNK;
+    use super::super::liveness::is_held;
+    use super::super::owner::Label;
     use super::super::record::{Record, Values};
-    use super::super::table::{Held, Table};
+    use crate::sys::thread;
     use core::cell::Cell;
     use std::sync::mpsc;
 
-    type Death = fn() -> !;
+    type Blow = fn();
 
     thread_local! {
-        /// Steps that this thread still takes, and how it dies then.
-        static LEFT: Cell<Option<(u32, Death)>> = const { Cell::new(None) };
+        /// Steps that this thread still takes, and what hits it then.
+        static LEFT: Cell<Option<(u32, Blow)>> = const { Cell::new(None) };
     }
 
-    /// A place where a test has a thread die.
+    /// A place where a test hits a thread.
     pub(in super::super) fn step() {
-        match LEFT.get() {
-            Some((0, die)) => die(),
-            Some((n, die)) => LEFT.set(Some((n - 1, die))),
-            None => {}
+        if let Some((n, blow)) = LEFT.get() {
+            LEFT.set(n.checked_sub(1).map(|n| (n, blow)));
+            if n == 0 {
+                blow();
+            }
         }
     }
 
-    fn killed() -> ! {
+    fn killed() {
         // SAFETY: ends this process, which is a child that was made for it.
         unsafe { libc::raise(libc::SIGKILL) };
-        unreachable!()
     }
 
-    fn exited() -> ! {
+    fn exited() {
         // SAFETY: ends this thread with no destructor, which is the point.
         unsafe { libc::syscall(libc::SYS_exit, 0) };
-        unreachable!()
     }
 
-    fn table() -> &'static Table {
-        Box::leak(Box::new(Table::create(Shape { size: 128, rseq: false }, &[]).unwrap()))
+    fn signalled() {
+        // SAFETY: a signal to this thread, which has a handler.
+        unsafe { libc::raise(libc::SIGUSR2) };
     }
 
     /// A life: all words say who it is.
     fn begin(held: &Held, me: u32) {
-        let values = Values { tid: owner::tid(), cpu: me, updated: me.into(), ..Values::default() };
+        let values = Values { tid: thread::id(), cpu: me, updated: me.into(), ..Values::default() };
         held.begin(values, Label { name: [me as u8; 16], since: me.into() }).unwrap();
     }
 
@@ -159,5 +162,34 @@ mod armed {
             held.into_iter().for_each(Held::release);
             table.abandon();
         }
+    }
+
+    thread_local! {
+        /// What a handler found: has the thread a slot?
+        static FOUND: Cell<Option<bool>> = const { Cell::new(None) };
+    }
+
+    /// A handler that comes at any step of a thread's first call finds the thread with its slot
+    /// or without, and nothing half done: it is put off to the end.
+    #[test]
+    fn a_signal_at_each_step_of_taking() {
+        extern "C" fn handler(_: libc::c_int) {
+            FOUND.set(Some(MINE.with(|mine| mine.shown.get()) != 0));
+        }
+        let handler = handler as extern "C" fn(libc::c_int);
+        // SAFETY: nobody else uses this signal; the handler writes a thread-local.
+        let before = unsafe { libc::signal(libc::SIGUSR2, handler as libc::sighandler_t) };
+        assert_ne!(before, libc::SIG_ERR);
+        let hit_at = |n| {
+            let body = move || {
+                LEFT.set(Some((n, signalled)));
+                current().unwrap();
+                (FOUND.get(), LEFT.take().is_none())
+            };
+            std::thread::spawn(body).join().unwrap()
+        };
+        let found: Vec<_> = (0..50).map(hit_at).take_while(|&(_, hit)| hit).collect();
+        assert!(found.len() > 3, "{found:?}");
+        assert!(found.iter().all(|&(found, _)| found == Some(true)), "{found:?}");
     }
 }

@@ -53,7 +53,8 @@ impl Hazard<'_> {
         sequence: u32,
         values: &[u64],
     ) -> bool {
-        self.announced.store(address, Ordering::Relaxed);
+        // Release: who finds this one announced sees what was written to the one before.
+        self.announced.store(address, Ordering::Release);
         // Pairs with the fence of `has_left`: the announcement before the look at the life.
         fence(Ordering::SeqCst);
         let written = life.generation.load(Ordering::Relaxed) == generation
@@ -269,6 +270,35 @@ mod models {
             sampler.join().unwrap();
             assert_eq!(shared.words(), [2, 2]);
             assert_eq!(shared.sequence.load(Ordering::Relaxed) & 1, 0);
+        });
+    }
+
+    /// The sampler has gone on to another slot, which tells as much as that it has none. Fails
+    /// when the announcement is relaxed.
+    #[test]
+    fn the_sampler_has_gone_on() {
+        model(|| {
+            let (shared, other) = (Shared::new(), Shared::new());
+            let sampler = {
+                let shared = shared.clone();
+                thread::spawn(move || {
+                    let sampled = shared.sample();
+                    // The other slot, announced by the same word.
+                    if let Some(sequence) = other.life().quiet() {
+                        shared.hazard().write(SLOT + 1, other.life(), 1, sequence, &[8, 8]);
+                    }
+                    sampled
+                })
+            };
+            shared.life().end();
+            while !shared.hazard().has_left(SLOT) {
+                spin_loop();
+            }
+            shared.life().begin(&[2, 2], || {});
+            let sampled = sampler.join().unwrap();
+            assert_eq!(shared.words(), [2, 2]);
+            // The next life goes on from the sampler's number.
+            assert_eq!(shared.sequence.load(Ordering::Relaxed), 2 * u32::from(sampled));
         });
     }
 

@@ -15,7 +15,7 @@
 //! | registrations of more than 32 bytes | 64 are there; a kernel that wants more alignment: EOPNOTSUPP |
 //! | writes to the area by others, from Linux 7.1 on the death of the process | no word of the slot's protocol lies in its line, and no life touches it |
 
-use super::table::Held;
+use super::held::Held;
 use crate::error::{Error, Result};
 use crate::sync::{AtomicBool, AtomicU32, Ordering};
 use crate::sys::rseq;
@@ -74,7 +74,7 @@ pub(super) fn register(held: Held) -> Result<()> {
         Errno::BUSY => Error::because(OP, errno, "somebody else has this thread's registration"),
         Errno::NOSYS | Errno::PERM | Errno::OPNOTSUPP => {
             let kernel = rseq::kernel_size();
-            let message = format_args!("no rseq for 64 bytes, the kernel fills {kernel}");
+            let message = format_args!("no rseq, or not for 64 bytes; the kernel fills {kernel}");
             Error::with(OP, Errno::OPNOTSUPP, message)
         }
         other => Error::new(OP, other),

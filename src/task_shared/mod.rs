@@ -51,9 +51,8 @@
 //! and another generation. Slots never move; memory is not given back before the process ends,
 //! [`stats`] tells how much it is. There are at most 65,536.
 //!
-//! A signal handler that ends its thread by raw exit(2) inside that thread's first
-//! [`current`](current()), or while it gives its slot back, may lose a slot or leave a lock
-//! behind: no handler may do that. A process that is killed there leaves nothing.
+//! A slot is taken and given back with all signals blocked: no handler comes between. A process
+//! that is killed there leaves nothing.
 //!
 //! In signal handlers, [`Slot::set`], [`Slot::get`], [`Slot::set_user`], [`Slot::user`],
 //! [`Slot::publish_words`] and [`current`](current()) after its first call are safe to use. A
@@ -99,9 +98,11 @@ mod event;
 mod fault;
 mod hazard;
 mod header;
+mod held;
 mod layout;
 mod life;
 mod live;
+mod liveness;
 mod monitor;
 mod owner;
 mod places;
@@ -110,6 +111,7 @@ mod record;
 mod rounds;
 mod sampler;
 mod schema;
+mod slot;
 mod source;
 mod table;
 mod threads;
@@ -117,7 +119,7 @@ mod usage;
 mod waiting;
 
 pub use config::{Config, configure};
-pub use current::{Slot, TASK_SCHEDSTAT, current, getshared};
+pub use current::{TASK_SCHEDSTAT, current, getshared};
 pub use live::Whereabouts;
 pub use monitor::Monitor;
 #[doc(hidden)]
@@ -125,5 +127,6 @@ pub use places::Places;
 pub use record::SchedStats;
 pub use sampler::{Builder as SamplerBuilder, Sampler, SamplerStats};
 pub use schema::{Datum, Field, Kind, Value, Word};
+pub use slot::Slot;
 pub use threads::{Handle, Thread, Threads};
 pub use usage::{Usage, stats};

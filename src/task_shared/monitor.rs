@@ -53,7 +53,7 @@ pub struct Monitor {
     /// Index of the word that the kernel marks among the 32-bit words of an owner's entry.
     word: usize,
     file: OwnedFd,
-    /// `None` if nobody said which process it is.
+    /// `None` if nobody said which process it is, or its main thread had ended.
     maps: Option<OwnedFd>,
     mapping: Mapping,
     /// The page in which readers say that they wait, if this one may write it.
@@ -74,7 +74,7 @@ impl Monitor {
     ///
     /// | errno | |
     /// |---|---|
-    /// | ESRCH | there is no such process |
+    /// | ESRCH | there is no such process, or it has ended |
     /// | EACCES, EPERM | it may not be read |
     /// | ENOENT | none of its threads has taken a slot |
     /// | EPERM | a file with the name of a table that lacks a table's seals |
@@ -98,9 +98,10 @@ impl Monitor {
     /// EPERM, EPROTO, EBADMSG, EMFILE, ENFILE, ENOMEM as [`open`](Self::open); ENOENT for a table
     /// that is not finished; EACCES for a descriptor that cannot be read.
     pub fn from_fd(file: OwnedFd) -> Result<Self> {
-        let found = discover::check(file)?;
+        let within = |error: Error| error.within("task_shared::Monitor::from_fd");
+        let found = discover::check(file).map_err(within)?;
         let pid = found.header.pid;
-        Self::new(found, pid)
+        Self::new(found, pid).map_err(within)
     }
 
     fn new(found: Found, pid: u32) -> Result<Self> {
@@ -127,6 +128,9 @@ impl Monitor {
 
     /// Does the process still run the program whose slots these are? One system call: it
     /// stops at exit and at execve(2), whichever thread called it.
+    ///
+    /// Of a process whose main thread had ended by pthread_exit(3) when this was opened, it goes by
+    /// the threads, as for [`from_fd`](Self::from_fd).
     pub fn is_running(&self) -> bool {
         match &self.maps {
             Some(maps) => matches!(pread(maps, &mut [0], 0), Ok(1) | Err(Errno::INTR)),

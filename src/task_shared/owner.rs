@@ -95,11 +95,6 @@ fn mutex(entry: NonNull<Owner>) -> *mut libc::pthread_mutex_t {
     entry.as_ptr().cast()
 }
 
-/// The calling thread's id.
-pub(super) fn tid() -> u32 {
-    thread::ids().1
-}
-
 /// Makes the mutex of a new slot's owner.
 ///
 /// # Safety
@@ -227,8 +222,9 @@ pub(super) unsafe fn lock(entry: NonNull<Owner>, word: usize) -> Result<u32> {
     // SAFETY: the entry stays mapped, and is of atomics.
     let word = &unsafe { entry.as_ref() }.mutex[word];
     let left = word.load(Ordering::Relaxed);
-    if left & TID_MASK != tid() {
-        word.store(left & !TID_MASK | tid(), Ordering::Relaxed);
+    if left & TID_MASK != thread::id() {
+        // Release: it carries on what the last unlock released, which `is_held` relies on.
+        word.store(left & !TID_MASK | thread::id(), Ordering::Release);
     }
     Ok(left)
 }
@@ -271,7 +267,7 @@ mod tests {
             unsafe { lock(entry, word) }.unwrap();
             // SAFETY: leaked, and of atomics.
             let owner = &unsafe { entry.as_ref() }.mutex[word];
-            assert_eq!(owner.load(Ordering::Relaxed) & TID_MASK, tid());
+            assert_eq!(owner.load(Ordering::Relaxed) & TID_MASK, thread::id());
         });
         owned.join().unwrap();
         // SAFETY: leaked, and of atomics.

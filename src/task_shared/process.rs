@@ -107,7 +107,7 @@ fn make() -> Result<()> {
 /// EBUSY where there are, or it was set before; ENOMEM.
 pub(super) fn configure(config: &Config) -> Result<()> {
     const OP: &str = "task_shared::configure";
-    let _guard = lock()?;
+    let _guard = lock().map_err(|error| error.within(OP))?;
     if epoch() != 0 {
         return Err(Error::because(OP, Errno::BUSY, "this process has slots already"));
     }

@@ -5,19 +5,21 @@
 //! still alive and holds it, the id was its own all the time.
 
 use super::hazard;
-use super::life::is_held;
+use super::held::Held;
+use super::liveness::is_held;
 use super::owner::Label;
 use super::record::{Reading, Record, SchedStats, Values};
 use super::source::{self, Remote};
-use super::table::{Held, Table};
+use super::table::Table;
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
-use crate::sys::{descriptors, thread};
+use crate::sys::thread;
 use core::fmt;
 use core::mem;
 use rustix::fd::OwnedFd;
-use rustix::fs::{Dir, SeekFrom, seek};
+use rustix::fs::Dir;
 use rustix::io::Errno;
 use std::collections::BTreeMap;
+use std::panic::{self, AssertUnwindSafe};
 
 /// Slots that the sampler owns for others at most: the kernel marks 2048 locks of a thread
 /// that dies (`ROBUST_LIST_LIMIT`), and libc may hold some.
@@ -61,10 +63,13 @@ pub(super) struct Wanted {
 }
 
 impl Wanted {
-    fn wants(&self, tid: u32, name: &[u8; 16]) -> bool {
+    /// Is the thread wanted? `None` if the filter panicked.
+    fn wants(&self, tid: u32, name: &[u8; 16]) -> Option<bool> {
         let end = name.iter().position(|&byte| byte == 0).unwrap_or(name.len());
         let name = String::from_utf8_lossy(&name[..end]);
-        self.only.as_ref().is_none_or(|only| only(tid, &name))
+        let Some(only) = &self.only else { return Some(true) };
+        // What it leaves half-done is the business of whoever wrote it.
+        panic::catch_unwind(AssertUnwindSafe(|| only(tid, &name))).ok()
     }
 }
 
@@ -126,7 +131,7 @@ impl Rounds {
             wanted,
             fresh: (0.75e9 / rate) as u64,
             tasks: None,
-            keep: descriptors::unshare_from(0).is_ok(),
+            keep: table.unshare_descriptors(),
             known: Vec::new(),
             proxies: BTreeMap::new(),
             listed: 0,
@@ -162,7 +167,7 @@ impl Rounds {
                     true
                 }
                 Outcome::Publishing | Outcome::Nobody => {
-                    proxy.held.release();
+                    proxy.held.release_apart();
                     false
                 }
             });
@@ -180,12 +185,8 @@ impl Rounds {
     /// Publishes for the owner of one slot.
     fn visit(&mut self, tasks: &OwnedFd, place: usize) -> Outcome {
         let Some((record, owner)) = self.table.shared(place) else { return Outcome::Nobody };
-        let known = mem::take(&mut self.known[place]);
         // Odd: the owner is publishing, or died in the middle.
-        let Some(sequence) = record.quiet() else {
-            self.known[place] = known;
-            return Outcome::Publishing;
-        };
+        let Some(sequence) = record.quiet() else { return Outcome::Publishing };
         let Some(Reading { generation, quiet: true, values, .. }) = record.read() else {
             return Outcome::Nobody;
         };
@@ -193,23 +194,29 @@ impl Rounds {
         if values.keeper != 0 {
             return Outcome::Nobody;
         }
-        if let Some(twice) = self.proxies.remove(&values.tid) {
-            twice.held.release();
-        }
-        let known = match known.filter(|known| known.generation == generation) {
+        let known = match self.known[place].take().filter(|known| known.generation == generation) {
             Some(known) => known,
-            None => match self.meet(tasks, record, owner, generation, values.tid) {
-                Ok(known) => known,
-                Err(outcome) => return outcome,
-            },
+            None => {
+                if let Some(twice) = self.proxies.remove(&values.tid) {
+                    twice.held.release_apart();
+                }
+                match self.meet(tasks, record, owner, generation, values.tid) {
+                    Ok(known) => known,
+                    Err(outcome) => return outcome,
+                }
+            }
         };
         let known = self.known[place].insert(known);
-        let Some(thread) = &known.thread else { return Outcome::Nobody };
+        let Some(thread) = &mut known.thread else { return Outcome::Nobody };
         let now = thread::monotonic();
         if values.updated != known.updated && now.saturating_sub(values.updated) < self.fresh {
             return Outcome::Publishing;
         }
-        match thread.read(tasks, values.stats) {
+        match thread.read(tasks, values.stats, now) {
+            // Without a file that stays open the id may be another thread's by now.
+            Ok(_) if !self.keep && !is_held(owner, &record.generation, values.tid, generation) => {
+                Outcome::Nobody
+            }
             Ok(stats) => {
                 let values = values.later(now, stats);
                 if hazard::write(record, generation, sequence, values) {
@@ -235,7 +242,7 @@ impl Rounds {
     ) -> Result<Known, Outcome> {
         let known = |thread| Known { generation, thread, updated: 0 };
         let name = source::name_of(tasks, tid).map_err(|_| Outcome::Nobody)?;
-        if !self.wanted.wants(tid, &name) {
+        if !self.wanted.wants(tid, &name).ok_or(Outcome::Failed)? {
             return Ok(known(None));
         }
         let thread = match Remote::open(tasks, tid, self.keep) {
@@ -256,9 +263,7 @@ impl Rounds {
         let readings = (0..slots).filter_map(|place| self.table.shared(place)?.0.read());
         let mut taken: Vec<u32> = readings.map(|reading| reading.values.tid).collect();
         taken.sort_unstable();
-        // A directory is read on from where the last look left it.
-        let entries = seek(tasks, SeekFrom::Start(0)).and_then(|_| Dir::read_from(tasks));
-        for entry in entries.into_iter().flatten().flatten() {
+        for entry in Dir::read_from(tasks).into_iter().flatten().flatten() {
             let tid = entry.file_name().to_str().ok().and_then(|name| name.parse().ok());
             let Some(tid) = tid.filter(|tid| taken.binary_search(tid).is_err()) else { continue };
             if self.proxies.contains_key(&tid) {
@@ -278,7 +283,7 @@ impl Rounds {
     /// Takes a slot for the thread `tid`; `None` if it is gone or not wanted.
     fn stand_in(&self, tasks: &OwnedFd, tid: u32) -> Result<Option<Proxy>, ()> {
         let Ok(name) = source::name_of(tasks, tid) else { return Ok(None) };
-        if !self.wanted.wants(tid, &name) {
+        if !self.wanted.wants(tid, &name).ok_or(())? {
             return Ok(None);
         }
         if self.proxies.len() >= MOST_PROXIES {
@@ -290,7 +295,8 @@ impl Rounds {
             Err(Errno::SRCH | Errno::NOENT) => return Ok(None),
             Err(_) => return Err(()),
         };
-        let held = self.table.take().map_err(drop)?;
+        let held = if self.keep { self.table.take_apart() } else { self.table.take() };
+        let held = held.map_err(drop)?;
         let (keeper, unknown) = (thread::id(), u32::MAX);
         let values = Values { tid, keeper, cpu: unknown, node: unknown, ..Values::default() };
         let label = Label { name, since: thread::monotonic() };
@@ -298,7 +304,7 @@ impl Rounds {
         match held.begin(values, label) {
             Ok(()) => Ok(Some(proxy)),
             Err(_) => {
-                held.release();
+                held.release_apart();
                 Err(())
             }
         }
@@ -308,19 +314,19 @@ impl Rounds {
 impl Drop for Rounds {
     fn drop(&mut self) {
         for proxy in mem::take(&mut self.proxies).into_values() {
-            proxy.held.release();
+            proxy.held.release_apart();
         }
     }
 }
 
 /// Publishes in a slot of our own for a thread that has none.
-fn publish_for(proxy: &Proxy, tasks: &OwnedFd) -> Outcome {
+fn publish_for(proxy: &mut Proxy, tasks: &OwnedFd) -> Outcome {
     let record = proxy.held.record();
     let now = thread::monotonic();
     let (Some(sequence), Some(reading)) = (record.quiet(), record.read()) else {
         return Outcome::Failed;
     };
-    match proxy.thread.read(tasks, reading.values.stats) {
+    match proxy.thread.read(tasks, reading.values.stats, now) {
         Ok(stats) => {
             record.publish(sequence, reading.values.later(now, stats));
             Outcome::Published

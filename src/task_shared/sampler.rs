@@ -97,7 +97,8 @@ pub struct SamplerStats {
     pub threads: u32,
     /// Threads that had published themselves before the last round.
     pub publishing: u32,
-    /// Threads that the last round could not read or had no slot for.
+    /// Threads that the last round could not read or had no slot for, or for which
+    /// [`only`](Builder::only) panicked.
     pub failed: u32,
     /// Times that the budget has put off a round.
     pub delayed: u64,
@@ -136,7 +137,10 @@ impl Builder {
 
     /// Publishes only for threads that `wanted` says yes to; it is asked once for each
     /// thread, with id and name. It runs on the sampler's thread, which has neither standard
-    /// input nor output, and must not panic.
+    /// input nor output.
+    ///
+    /// If it panics, the thread counts as [`failed`](SamplerStats::failed), and it is asked
+    /// again in the next round.
     pub fn only(mut self, wanted: impl Fn(u32, &str) -> bool + Send + 'static) -> Self {
         self.wanted.only = Some(Box::new(wanted));
         self
@@ -146,8 +150,8 @@ impl Builder {
     ///
     /// # Errors
     ///
-    /// EINVAL for a rate or budget out of range, EOPNOTSUPP if the kernel keeps no run delay,
-    /// EBUSY if this process has a sampler, EAGAIN or ENOMEM if there can be no thread, and
+    /// EINVAL for a rate or budget out of range, EOPNOTSUPP if the kernel keeps no run delay
+    /// or /proc is that of another pid namespace, EBUSY if this process has a sampler, EAGAIN or ENOMEM if there can be no thread, and
     /// those of [`current`](super::current()).
     pub fn start(self) -> Result<Sampler> {
         let Self { rate, budget, wanted } = self;
@@ -159,8 +163,13 @@ impl Builder {
             let message = format_args!("a budget of {budget} CPUs, not above 0 and up to 1");
             return Err(Error::with(OP, Errno::INVAL, message));
         }
-        source::check_schedstat()?;
-        let (table, epoch) = process::table()?;
+        let from = |error: Error| error.within(OP);
+        source::check_schedstat().map_err(from)?;
+        if !source::knows_us() {
+            let message = "/proc is that of another pid namespace, or it is hidden";
+            return Err(Error::because(OP, Errno::OPNOTSUPP, message));
+        }
+        let (table, epoch) = process::table().map_err(from)?;
         if !hazard::claim(epoch) {
             return Err(Error::because(OP, Errno::BUSY, "this process has a sampler"));
         }
@@ -245,7 +254,8 @@ impl Sampler {
         while self.shared.round.load(Ordering::Acquire).wrapping_sub(begin) < 2 {
             let now = self.shared.round.load(Ordering::Acquire);
             if now.wrapping_sub(begin) < 2 {
-                self.shared.round.wait_while(now, Some(deadline))?;
+                let waited = self.shared.round.wait_while(now, Some(deadline));
+                waited.map_err(|error| error.within(OP))?;
             }
         }
         Ok(())
@@ -265,7 +275,7 @@ impl Drop for Sampler {
         }
         self.shared.stop.store(1, Ordering::Release);
         self.shared.stop.wake_all();
-        // A filter of the user's that panicked has said so.
+        // It does not panic.
         let _ = thread.join();
         hazard::disclaim(self.epoch);
     }

@@ -12,11 +12,14 @@ use super::record::SchedStats;
 use crate::error::{Context, Error, Result};
 use crate::sys::thread;
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::fs::{Mode, OFlags, open, openat};
+use rustix::fs::{Mode, OFlags, open, openat, readlink};
 use rustix::io::{Errno, pread};
 
 const OP: &str = "task_shared::Slot::publish";
 const PATH: &str = "/proc/thread-self/schedstat";
+/// Nanoseconds after which the file of a thread that has not run is read again: the kernel adds
+/// to the delay of a thread that waits when it moves it to another CPU.
+const AGAIN: u64 = 1_000_000_000;
 
 /// Two clocks of the calling thread, in nanoseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,6 +77,14 @@ pub(super) fn check_schedstat() -> Result<()> {
     read.map(drop)
 }
 
+/// Does /proc call the calling thread by the id that it knows itself by? It is otherwise of
+/// another pid namespace.
+pub(super) fn knows_us() -> bool {
+    let link = readlink("/proc/thread-self", Vec::new());
+    let ours = format!("/task/{}", thread::id());
+    link.is_ok_and(|link| link.as_bytes().ends_with(ours.as_bytes()))
+}
+
 /// Reads it.
 ///
 /// # Errors
@@ -110,6 +121,8 @@ pub(super) struct Remote {
     tid: u32,
     /// The schedstat, if it could be kept.
     file: Option<OwnedFd>,
+    /// When it was read last, by CLOCK_MONOTONIC.
+    looked: u64,
 }
 
 /// The directory of this process's threads.
@@ -139,27 +152,32 @@ impl Remote {
             Err(Errno::MFILE | Errno::NFILE) => None,
             file => Some(file?).filter(|_| keep),
         };
-        Ok(Self { tid, file })
+        Ok(Self { tid, file, looked: 0 })
     }
 
-    /// The thread's times and counts; `off_cpu` is 0. Where nothing has happened since `last`, the
-    /// file alone says so: a thread that runs is found by its next tick, if not by this look.
+    /// The thread's times and counts at the time `now`; `off_cpu` is 0. Where its clock says what
+    /// it said in `last`, it has not run since, and the file is left alone: the clock costs a
+    /// third of it.
     ///
     /// # Errors
     ///
     /// ESRCH or ENOENT once it is gone, EMFILE or ENFILE, EBADMSG for a text that is none.
     pub(super) fn read(
-        &self,
+        &mut self,
         tasks: impl AsFd,
         last: SchedStats,
+        now: u64,
     ) -> rustix::io::Result<SchedStats> {
-        let first @ [sum_exec_runtime, run_delay, pcount] = self.numbers(&tasks)?;
-        if first == [last.sum_exec_runtime, last.run_delay, last.pcount] {
-            return Ok(SchedStats { sum_exec_runtime, run_delay, pcount, off_cpu: 0 });
+        let sum_exec_runtime = thread::cpu_time_of(self.tid).map_err(|_| Errno::SRCH)?;
+        // A clock that went back is another thread's.
+        if sum_exec_runtime < last.sum_exec_runtime {
+            return Err(Errno::SRCH);
         }
-        let clock = thread::cpu_time_of(self.tid);
+        if sum_exec_runtime == last.sum_exec_runtime && now.saturating_sub(self.looked) < AGAIN {
+            return Ok(SchedStats { off_cpu: 0, ..last });
+        }
         let [_, run_delay, pcount] = self.numbers(tasks)?;
-        let sum_exec_runtime = clock.map_err(|_| Errno::SRCH)?;
+        self.looked = now;
         Ok(SchedStats { sum_exec_runtime, run_delay, pcount, off_cpu: 0 })
     }
 
@@ -221,24 +239,38 @@ mod tests {
         });
         let tid = told.recv().unwrap();
         for keep in [true, false] {
-            let Ok(remote) = Remote::open(&tasks, tid, keep) else {
+            let Ok(mut remote) = Remote::open(&tasks, tid, keep) else {
                 continue; // a kernel without schedstat
             };
-            let stats = remote.read(&tasks, SchedStats::default()).unwrap();
+            let none = SchedStats::default();
+            let stats = remote.read(&tasks, none, AGAIN).unwrap();
             assert!(stats.sum_exec_runtime > 0 && stats.pcount > 0);
+            // It sleeps by now, or soon; then nothing changes.
+            let asleep = || {
+                let first = thread::cpu_time_of(tid);
+                std::thread::sleep(core::time::Duration::from_millis(2));
+                first == thread::cpu_time_of(tid)
+            };
+            while !asleep() {}
+            let stats = remote.read(&tasks, none, AGAIN).unwrap();
+            let spoilt = SchedStats { pcount: 0, ..stats };
+            assert_eq!(remote.read(&tasks, spoilt, 2 * AGAIN - 1), Ok(spoilt), "only the clock");
+            assert_eq!(remote.read(&tasks, spoilt, 2 * AGAIN), Ok(stats), "the file again");
+            let later = SchedStats { sum_exec_runtime: stats.sum_exec_runtime + 1, ..stats };
+            assert_eq!(remote.read(&tasks, later, 0), Err(Errno::SRCH), "of another thread");
         }
         assert_eq!(&name_of(&tasks, tid).unwrap(), b"fifteen letters\0");
         let kept = Remote::open(&tasks, tid, true);
         drop(go);
         other.unwrap().join().unwrap();
         // Joined is a little before gone.
-        if let Ok(kept) = kept {
+        if let Ok(mut kept) = kept {
             let end = loop {
-                if let Err(errno) = kept.read(&tasks, SchedStats::default()) {
+                if let Err(errno) = kept.read(&tasks, SchedStats::default(), 0) {
                     break errno;
                 }
             };
-            assert_eq!(end, Errno::SRCH);
+            assert_eq!((end, kept.numbers(&tasks)), (Errno::SRCH, Err(Errno::SRCH)));
         }
     }
 

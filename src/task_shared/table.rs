@@ -2,47 +2,29 @@
 //!
 //! # The file
 //!
-//! One header page, the entries of owners, then slots, 32 at a time. It is mapped writable over the size that it can
-//! ever have, then sealed (`F_SEAL_FUTURE_WRITE`, since Linux 5.1: nobody maps it writable
-//! any more; `F_SEAL_SHRINK`: no reader can be cut off; `F_SEAL_SEAL`), then mapped
-//! read-only, in this order: so not even mprotect(2) makes the second mapping writable.
+//! One header page, the entries of owners, then slots, 32 at a time. It is mapped writable
+//! over the size that it can ever have, then sealed (`F_SEAL_FUTURE_WRITE`, since Linux 5.1:
+//! nobody maps it writable any more; `F_SEAL_SHRINK`: no reader can be cut off;
+//! `F_SEAL_SEAL`), then mapped read-only, in this order: so not even mprotect(2) makes the second mapping writable.
 //! From then on it grows by ftruncate(2) under both mappings, and nothing moves. Pages
 //! beyond the end fault, so the count of committed slots is stored, with release, after
 //! the pages are there; readers check it against the size of the file.
-//!
-//! # Taking and giving back
-//!
-//! ```text
-//! take:     place (acquire) -> mutex -> begin life -> birth        lowest free place first
-//! release:  end life -> mutex (release) -> place (release) -> death
-//! reclaim:  mutex of the dead -> as release, under the process's lock
-//! ```
-//!
-//! When no place is free, those that cool are thawed; if there are none, the slots of owners
-//! who died without a release are reclaimed; if there are none, the table grows by an eighth.
-//!
-//! A thread that is killed between two of these steps leaves: a place without an owner (before
-//! the mutex), which only a process's end can do, as all its threads end then; or a mutex that
-//! the kernel marks, in any state of the life, which `reclaim` ends.
 
 use super::descriptor::Kept;
-use super::event::Event;
 use super::fault;
-use super::hazard;
 use super::header::{self, Written};
+use super::held::unmarked;
 use super::layout::{self, CHUNK, FLAG_NAME, MAX_SLOTS, NAME, Shape};
-use super::owner::{self, Label, Owner};
+use super::owner::{self, Owner};
 use super::places::Places;
-use super::process;
-use super::record::{Record, Values};
+use super::record::Record;
 use super::schema::Entry;
 use super::usage::Usage;
-use crate::abi::futex2::MATCH_ANY;
 use crate::error::{Context, Error, Result};
 use crate::shm::View;
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::sys::map::{Access, Mapping, PAGE, Place};
-use crate::sys::{futex, memfd, object};
+use crate::sys::{descriptors, memfd, object};
 use core::ptr::NonNull;
 use rustix::fs::SealFlags;
 use rustix::io::Errno;
@@ -53,34 +35,26 @@ const OP: &str = "task_shared::current";
 const SEALS: SealFlags = SealFlags::FUTURE_WRITE.union(SealFlags::SHRINK).union(SealFlags::SEAL);
 /// The seals of the file in which readers say that they wait.
 const FLAG_SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::SEAL);
+
 /// The slots of one process.
 #[derive(Debug)]
 pub(super) struct Table {
     file: Kept,
-    writable: Mapping,
-    shown: Mapping,
-    shape: Shape,
+    pub(super) writable: Mapping,
+    pub(super) shown: Mapping,
+    pub(super) shape: Shape,
     /// Index of the word that the kernel marks among the 32-bit words of an owner's entry.
-    word: usize,
+    pub(super) word: usize,
     /// The file in which readers say that they wait, and its one page.
-    flag: (Kept, Mapping),
-    places: Places,
+    pub(super) flag: (Kept, Mapping),
+    pub(super) places: Places,
     /// Slots that were held at once, at most.
-    high_water: AtomicU64,
+    pub(super) high_water: AtomicU64,
     /// Slots of owners who died without a release, that were reclaimed.
-    reclaimed: AtomicU64,
+    pub(super) reclaimed: AtomicU64,
     /// Two words for each slot: the descriptor that its owner keeps. In memory of its own,
     /// because most of it is never touched.
-    kept: Mapping,
-}
-
-/// A slot that the calling thread holds.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Held {
-    pub(super) table: &'static Table,
-    place: usize,
-    /// The lock word as libc left it.
-    left: u32,
+    pub(super) kept: Mapping,
 }
 
 impl Table {
@@ -146,6 +120,17 @@ impl Table {
         self.flag.0.close();
     }
 
+    /// Gives the calling thread a table of descriptors of its own, with nothing in it but the
+    /// file of the slots; `false` if the kernel cannot.
+    pub(super) fn unshare_descriptors(&self) -> bool {
+        let done = descriptors::unshare_all_but(self.file.number_and_inode().0);
+        if done.is_ok() && !self.file.is_same() {
+            // The process has closed it, and the number names what is not ours to keep open.
+            let _ = descriptors::unshare_all_but(u32::MAX);
+        }
+        done.is_ok()
+    }
+
     /// Slots that exist.
     pub(super) fn committed(&self) -> Result<usize> {
         let committed = header::committed(View::of(&self.writable))?.load(Ordering::Acquire);
@@ -153,14 +138,14 @@ impl Table {
     }
 
     /// The writable slot at `place`, which is below [`MAX_SLOTS`].
-    fn record(&self, place: usize) -> NonNull<Record> {
+    pub(super) fn record(&self, place: usize) -> NonNull<Record> {
         debug_assert!(place < MAX_SLOTS, "place {place}");
         // SAFETY: the mapping has room for MAX_SLOTS of them.
         unsafe { self.writable.start().add(self.shape.slot(place)) }.cast()
     }
 
     /// The entry of its owner.
-    fn entry(&self, place: usize) -> NonNull<Owner> {
+    pub(super) fn entry(&self, place: usize) -> NonNull<Owner> {
         debug_assert!(place < MAX_SLOTS, "place {place}");
         // SAFETY: the mapping has room for MAX_SLOTS of them.
         unsafe { self.writable.start().add(layout::owner(place)) }.cast()
@@ -180,29 +165,19 @@ impl Table {
     }
 
     /// All of the user's words of the slot at `place`, which is committed.
-    fn user(&self, place: usize) -> Result<&[AtomicU64]> {
+    pub(super) fn user(&self, place: usize) -> Result<&[AtomicU64]> {
         let first = self.shape.slot(place) + layout::USER;
         View::of(&self.writable).u64s(first, self.shape.words())
     }
 
     /// The rseq area of the slot at `place`, if slots have one.
-    fn rseq(&self, place: usize) -> Option<NonNull<[AtomicU64; 8]>> {
+    pub(super) fn rseq(&self, place: usize) -> Option<NonNull<[AtomicU64; 8]>> {
         let at = self.shape.slot(place) + self.shape.rseq_at();
         self.shape.rseq.then(|| self.writable.at(at, layout::RSEQ).ok().map(NonNull::cast))?
     }
 
-    /// Tells readers that a slot was taken or given back.
-    fn announce(&self) {
-        let (table, flag) = (View::of(&self.writable), View::of(&self.flag.1));
-        let (Ok(word), Ok(flag)) = (header::event(table), flag.u32(0)) else { return };
-        let address = core::ptr::from_ref(word).cast();
-        Event { word, flag }.announce(|| {
-            let _ = futex::wake_bitset(address, false, u32::MAX, MATCH_ANY);
-        });
-    }
-
     /// Makes room for more behind the first `slots`, and shows them: an eighth, in chunks.
-    fn grow(&self, slots: usize) -> Result<()> {
+    pub(super) fn grow(&self, slots: usize) -> Result<()> {
         if slots == MAX_SLOTS {
             return Err(Error::with(
                 OP,
@@ -227,122 +202,6 @@ impl Table {
         let committed = header::committed(View::of(&self.writable))?;
         committed.store(end as u32, Ordering::Release);
         Ok(())
-    }
-
-    /// Takes the lowest free slot and makes the calling thread its owner. The life is not
-    /// begun.
-    ///
-    /// # Errors
-    ///
-    /// ENOSPC if all slots are taken, ENOMEM, EOPNOTSUPP if the kernel would
-    /// not mark the thread's death.
-    pub(super) fn take(&'static self) -> Result<Held> {
-        owner::repair_list().map_err(unmarked)?;
-        let place = self.places.take(self.committed()?);
-        let place = place.map_or_else(|| self.take_or_grow(), Ok)?;
-        fault::step();
-        // SAFETY: in a mapping that is kept for good, made when its page was added; the word
-        // is the one that was found.
-        match unsafe { owner::lock(self.entry(place), self.word) } {
-            Ok(left) => {
-                fault::step();
-                Ok(Held { table: self, place, left })
-            }
-            Err(errno) => {
-                self.places.untake(place);
-                Err(unmarked(errno))
-            }
-        }
-    }
-
-    #[cold]
-    fn take_or_grow(&self) -> Result<usize> {
-        let _guard = process::lock()?;
-        loop {
-            let slots = self.committed()?;
-            if let Some(place) = self.places.take(slots) {
-                return Ok(place);
-            }
-            // Other threads may take what is found before we do; then look again.
-            if !self.places.thaw(slots) && !self.reclaim(slots)? {
-                self.grow(slots)?;
-            }
-        }
-    }
-
-    /// Frees the slots of owners who died without a release; were there any? Only under the
-    /// process's lock: a slot with the mark is then nobody else's to free.
-    fn reclaim(&self, slots: usize) -> Result<bool> {
-        let mut found = false;
-        for place in 0..slots {
-            let entry = self.entry(place);
-            // SAFETY: committed, in a mapping that is kept for good, and of atomics.
-            let owner = unsafe { entry.as_ref() };
-            if !self.places.is_taken(place) || !owner::has_died(owner, self.word) {
-                continue;
-            }
-            // While we hold the mutex to end the dead one's life, a reader must not take us
-            // for it because the kernel gave us the same id.
-            // SAFETY: as above.
-            let record = unsafe { self.record(place).as_ref() };
-            if record.read().is_some() && record.owner_tid() == owner::tid() {
-                continue;
-            }
-            // SAFETY: as in `take`.
-            let left = unsafe { owner::lock(entry, self.word) }.map_err(unmarked)?;
-            self.give_back(place, left);
-            self.reclaimed.fetch_add(1, Ordering::Relaxed);
-            found = true;
-        }
-        Ok(found)
-    }
-
-    /// Ends the life in a slot that the calling thread owns, and frees it.
-    fn give_back(&self, place: usize, left: u32) {
-        // SAFETY: in a mapping that is kept for good, and of atomics.
-        let record = unsafe { self.record(place).as_ref() };
-        record.end();
-        hazard::wait_until_left(record);
-        if let Some(kept) = self.swap_kept(place, None) {
-            kept.close();
-        }
-        fault::step();
-        // SAFETY: the caller is the owner.
-        unsafe { owner::unlock(self.entry(place), self.word, left) };
-        self.places.give_back(place);
-        self.count(header::deaths);
-    }
-
-    /// Counts a birth or a death, and tells readers.
-    fn count<'a>(&'a self, what: impl FnOnce(View<'a>) -> Result<&'a AtomicU64>) {
-        if let Ok(count) = what(View::of(&self.writable)) {
-            count.fetch_add(1, Ordering::Release);
-        }
-        self.announce();
-    }
-
-    /// Births without a death, as far as they are known at this moment.
-    fn held(&self) -> u64 {
-        let view = View::of(&self.writable);
-        let (Ok(births), Ok(deaths)) = (header::births(view), header::deaths(view)) else {
-            return 0;
-        };
-        // Deaths first: each of them had its birth before.
-        let deaths = deaths.load(Ordering::Acquire);
-        births.load(Ordering::Relaxed).saturating_sub(deaths)
-    }
-
-    /// Notes how many are held.
-    fn note_high_water(&self) {
-        let held = self.held();
-        let mut high = self.high_water.load(Ordering::Relaxed);
-        while held > high {
-            let (ok, lost) = (Ordering::Relaxed, Ordering::Relaxed);
-            match self.high_water.compare_exchange_weak(high, held, ok, lost) {
-                Ok(_) => break,
-                Err(now) => high = now,
-            }
-        }
     }
 
     /// For tests of what a process leaves behind that is killed: its children work on it.
@@ -370,13 +229,6 @@ impl Table {
         })
     }
 
-    /// Exchanges the descriptor that the owner of a slot keeps.
-    fn swap_kept(&self, place: usize, new: Option<Kept>) -> Option<Kept> {
-        let words = View::of(&self.kept).u64s(16 * place, 2).ok()?;
-        let new = new.map_or([0, 0], Kept::to_words);
-        Kept::from_words(core::array::from_fn(|n| words[n].swap(new[n], Ordering::Relaxed)))
-    }
-
     /// In a child that inherited the table: closes its descriptors. Its mappings were not
     /// inherited, and are not touched.
     pub(super) fn abandon(&self) {
@@ -388,118 +240,12 @@ impl Table {
     }
 }
 
-impl Held {
-    /// The slot, for its owner. Not in a child that inherited it.
-    pub(super) fn record(&self) -> &'static Record {
-        // SAFETY: committed, of atomics, and in a mapping that is kept for good.
-        unsafe { self.table.record(self.place).as_ref() }
-    }
-
-    /// Begins the life of its owner, and tells readers.
-    pub(super) fn begin(&self, values: Values, label: Label) -> Result<()> {
-        // SAFETY: committed, of atomics, and in a mapping that is kept for good.
-        let owner = unsafe { self.table.entry(self.place).as_ref() };
-        self.record().begin(values, self.user()?, owner, label);
-        self.table.count(header::births);
-        self.table.note_high_water();
-        Ok(())
-    }
-
-    /// What a reader asks whether the owner lives.
-    #[cfg(all(test, not(loom)))]
-    pub(super) fn owner_and_generation(&self) -> (&'static AtomicU32, &'static AtomicU32) {
-        // SAFETY: committed, of atomics, and in a mapping that is kept for good.
-        let owner = unsafe { self.table.entry(self.place).as_ref() };
-        (&owner.mutex[self.table.word], &self.record().generation)
-    }
-
-    /// All of the user's words.
-    pub(super) fn user(&self) -> Result<&'static [AtomicU64]> {
-        self.table.user(self.place)
-    }
-
-    /// The rseq area in the slot, if slots have one.
-    pub(super) fn rseq(&self) -> Option<NonNull<[AtomicU64; 8]>> {
-        self.table.rseq(self.place)
-    }
-
-    /// Address of the slot in the read-only mapping.
-    pub(super) fn shown(&self) -> usize {
-        self.table.shown.address() + self.table.shape.slot(self.place)
-    }
-
-    /// Keeps a descriptor until the slot is released or its owner is reclaimed.
-    pub(super) fn keep(&self, file: Kept) {
-        self.table.swap_kept(self.place, Some(file));
-    }
-
-    /// Ends the life and frees the slot. Only by the thread that took it, once.
-    pub(super) fn release(self) {
-        self.table.give_back(self.place, self.left);
-    }
-}
-
-/// An error of the robust list or the mutex.
-fn unmarked(errno: Errno) -> Error {
-    match errno {
-        Errno::NOSYS | Errno::OPNOTSUPP => Error::because(
-            OP,
-            Errno::OPNOTSUPP,
-            "the kernel keeps no robust list for this thread, so it would not mark its death",
-        ),
-        other => Error::new(OP, other),
-    }
-}
-
 #[cfg(all(test, not(loom)))]
 mod tests {
+    use super::super::held::tests::table;
     use super::*;
     use crate::sys::map::PAGE;
     use rustix::io::pwrite;
-
-    /// A table beside that of the process.
-    fn table() -> &'static Table {
-        Box::leak(Box::new(Table::create(Shape { size: 128, rseq: false }, &[]).unwrap()))
-    }
-
-    #[test]
-    fn lowest_first_and_grows_by_a_chunk() {
-        let table = table();
-        assert_eq!(table.committed().unwrap(), CHUNK);
-        let mut held: Vec<_> = (0..CHUNK).map(|_| table.take().unwrap()).collect();
-        assert!(held.iter().enumerate().all(|(n, held)| held.place == n));
-        held[3].release();
-        held[1].release();
-        let used = table.usage().unwrap();
-        assert_eq!((used.held, used.slots, used.deaths), (CHUNK - 2, CHUNK, 2));
-        assert_eq!([table.take().unwrap().place, table.take().unwrap().place], [1, 3]);
-        held.push(table.take().unwrap());
-        assert_eq!((held[CHUNK].place, table.committed().unwrap()), (CHUNK, 2 * CHUNK));
-        for held in held {
-            held.release();
-        }
-        table.abandon();
-    }
-
-    /// All the slots that there can be, by one thread; the table has not moved.
-    #[test]
-    fn the_last_slot_and_no_more() {
-        let table = table();
-        let first = table.take().unwrap();
-        let address = first.shown();
-        let held: Vec<_> = (1..MAX_SLOTS).map(|_| table.take().unwrap()).collect();
-        let error = table.take().unwrap_err();
-        assert_eq!(error.raw_os_error(), libc::ENOSPC);
-        assert!(error.is_exhausted() && error.to_string().contains("65536 slots"), "{error}");
-        assert_eq!((held[MAX_SLOTS - 2].place, first.shown()), (MAX_SLOTS - 1, address));
-        held[1000].release();
-        assert_eq!(table.take().unwrap().place, 1001);
-        assert!(table.take().is_err());
-        first.release();
-        held.into_iter().for_each(Held::release);
-        assert_eq!(table.usage().unwrap().held, 0);
-        table.abandon();
-    }
 
     #[test]
     fn nobody_else_can_write() {
@@ -523,20 +269,5 @@ mod tests {
             table.take().unwrap();
         }
         assert_eq!(table.take().unwrap_err().raw_os_error(), libc::EBADF);
-    }
-
-    #[test]
-    fn the_dead_are_reclaimed_before_the_table_grows() {
-        let table = table();
-        let take_all = move || {
-            for _ in 0..CHUNK {
-                table.take().unwrap();
-            }
-        };
-        // The thread releases nothing.
-        std::thread::spawn(take_all).join().unwrap();
-        assert_eq!(table.take().unwrap().place, 0);
-        assert_eq!(table.committed().unwrap(), CHUNK);
-        table.abandon();
     }
 }

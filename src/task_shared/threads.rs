@@ -1,7 +1,7 @@
 //! What a reader sees of a thread: a copy of its slot, and a way back to it.
 
-use super::life::is_held;
 use super::live::Whereabouts;
+use super::liveness::is_held;
 use super::monitor::Monitor;
 use super::record::{FLAG_RSEQ, Reading, Record, SchedStats};
 use super::schema::{Datum, Field, Value, Word};

@@ -7,7 +7,7 @@
 
 use super::event::Event;
 use super::header;
-use super::life::is_held;
+use super::liveness::is_held;
 use super::monitor::Monitor;
 use crate::abi::futex2::MATCH_ANY;
 use crate::error::{Error, Result};
