@@ -229,13 +229,17 @@ fn a_process_whose_main_thread_has_ended_is_read() {
     });
     let stat = || std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     slots::wait_until("the end of the main thread", || stat().contains(") Z "));
-    let monitor = Monitor::open(pid.cast_unsigned()).unwrap();
-    let seen = monitor.threads().find(|thread| thread.user() == 6).unwrap();
-    assert!(seen.is_alive() && monitor.is_running());
+    let opened = Monitor::open(pid.cast_unsigned());
+    let lives = |monitor: &Monitor| {
+        let mut threads = monitor.threads();
+        monitor.is_running() && threads.any(|thread| thread.user() == 6 && thread.is_alive())
+    };
+    let lived = opened.as_ref().is_ok_and(lives);
     // SAFETY: our own child.
     assert_eq!(unsafe { libc::kill(pid, libc::SIGKILL) }, 0);
     assert!(libc::WIFSIGNALED(status_of(pid)));
-    assert!(!seen.is_alive() && !monitor.is_running());
+    let monitor = opened.unwrap();
+    assert!(lived && !lives(&monitor) && !monitor.is_running());
 }
 
 /// A descriptor of another process, by the name of its file.
