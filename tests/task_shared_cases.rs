@@ -2,12 +2,14 @@
 //! memory, ids of threads that come again, and the event word in the eyes of another process.
 
 mod common;
+#[path = "common/hostile.rs"]
+mod hostile;
 #[path = "common/slots.rs"]
 mod slots;
 
 use common::Player;
 use rustix::io::Errno;
-use slots::{NAME, alone, c_thread, fork, gettid, own, raw_exit, status_of};
+use slots::{alone, c_thread, fork, gettid, own, raw_exit, status_of};
 use std::ffi::CStr;
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -258,7 +260,7 @@ fn descriptor(pid: u32, name: &str) -> PathBuf {
 fn the_event_word_wakes_a_process_that_only_reads() {
     let mut player = Player::start(common::child("child", "births"));
     player.wait_for("ready");
-    let path = descriptor(player.pid(), NAME);
+    let path = descriptor(player.pid(), hostile::NAME);
     let file = File::open(&path).unwrap();
     let map = |file: &File, access| {
         // SAFETY: a new mapping at an address of the kernel's choice.

@@ -24,7 +24,7 @@ const TRIES: u32 = 8;
 ///
 /// Its methods fail with ESTALE where the slot is not this thread's any more: in a child
 /// that inherited the handle over fork, and in the destructor of a thread-local that runs
-/// after the slot was given back. [`current`] knows more then.
+/// after the slot was given back. [`current`](super::current()) knows more then.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Slot {
     shown: usize,
