@@ -17,7 +17,7 @@ else
 fi
 
 for target in $("${fuzz[@]}" list); do
-    mkdir -p "fuzz/corpus/$target"
+    mkdir -p "fuzz/corpus/$target" target
     "${fuzz[@]}" run "$target" -- -max_total_time="${1:-20}" -print_final_stats=1 2>&1 |
         tee "target/fuzz-$target.log" | tail -n 12
 done

@@ -125,10 +125,8 @@ fn fork_in_a_handler() {
             }
             std::thread::sleep(Duration::from_millis(20));
             // SAFETY: the thread is not joined before the scope ends.
-            assert_eq!(
-                unsafe { libc::pthread_kill(thread.load(Ordering::SeqCst), libc::SIGUSR1) },
-                0
-            );
+            let sent = unsafe { libc::pthread_kill(thread.load(Ordering::SeqCst), libc::SIGUSR1) };
+            assert_eq!(sent, 0);
             while FORKED.load(Ordering::SeqCst) == -1 {
                 std::thread::yield_now();
             }

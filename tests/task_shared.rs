@@ -4,12 +4,15 @@
 //! that does nothing unless the environment names a part for it to play.
 
 mod common;
+#[path = "common/hostile.rs"]
+mod hostile;
 #[path = "common/slots.rs"]
 mod slots;
 
 use common::{Player, say, wait_for_nudge};
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
-use slots::{NAME, gettid, in_fork, own, raw_exit, wait_until};
+use hostile::{NAME, SEALS, SLOTS};
+use rustix::fs::{SealFlags, ftruncate};
+use slots::{gettid, in_fork, own, raw_exit, wait_until};
 use std::collections::BTreeSet;
 use std::io::Read;
 use std::os::fd::OwnedFd;
@@ -39,37 +42,15 @@ fn start(part: &str) -> Player {
     player
 }
 
-fn sealed_file(seals: SealFlags, bytes: &[u8]) -> OwnedFd {
-    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    let file = memfd_create(NAME, flags).unwrap();
-    assert_eq!(rustix::io::pwrite(&file, bytes, 0).unwrap(), bytes.len());
-    fcntl_add_seals(&file, seals).unwrap();
-    file
+/// A table as the documentation describes it, of this process, with 32 slots.
+fn table_bytes() -> Vec<u8> {
+    let mut bytes = hostile::header(std::process::id(), 32);
+    bytes.resize(SLOTS + 4096, 0);
+    bytes
 }
 
-const SEALS: SealFlags = SealFlags::FUTURE_WRITE.union(SealFlags::SHRINK);
-
-/// Byte of the first slot, behind the header and the entries of 65,536 owners.
-const FIRST: usize = 4096 + 65_536 * 64;
-
-/// A table as the documentation describes it, with 32 slots.
-fn table_bytes() -> Vec<u8> {
-    let mut bytes = vec![0; FIRST + 4096];
-    bytes[..8].copy_from_slice(b"tskshard");
-    let words = [
-        (8, 2),
-        (12, std::process::id()),
-        (16, 128),
-        (20, 0),
-        (24, 32),
-        (28, 4096),
-        (32, FIRST as u32),
-        (40, 7),
-    ];
-    for (at, value) in words {
-        bytes[at..at + 4].copy_from_slice(&value.to_ne_bytes());
-    }
-    bytes
+fn sealed_file(seals: SealFlags, bytes: &[u8]) -> OwnedFd {
+    hostile::file(&[(0, bytes)], bytes.len(), seals)
 }
 
 /// Not a test: the other process of those below.
@@ -128,13 +109,13 @@ fn child() {
             wait_for_nudge();
             std::process::exit(0);
         }
-        hostile => {
+        part => {
             let mut bytes = table_bytes();
             let mut put = |at: usize, value: u32| {
                 bytes[at..at + 4].copy_from_slice(&value.to_ne_bytes());
             };
             let mut seals = SEALS;
-            match hostile {
+            match part {
                 "magic" => put(0, 1),
                 "version" => put(8, 1),
                 "slot size" => put(16, 64),
@@ -152,7 +133,7 @@ fn child() {
                 }
                 "random slots" => {
                     let mut random = std::fs::File::open("/dev/urandom").unwrap();
-                    random.read_exact(&mut bytes[FIRST..]).unwrap();
+                    random.read_exact(&mut bytes[SLOTS..]).unwrap();
                 }
                 other => panic!("part {other}"),
             }
@@ -592,10 +573,10 @@ fn hostile_files_give_typed_errors() {
 fn hostile_slots_do_no_harm() {
     in_fork(|| {
         let mut bytes = table_bytes();
-        std::fs::File::open("/dev/urandom").unwrap().read_exact(&mut bytes[FIRST..]).unwrap();
+        std::fs::File::open("/dev/urandom").unwrap().read_exact(&mut bytes[SLOTS..]).unwrap();
         // Odd generations, so that they are looked at; odd sequences among them.
         for slot in 0..32 {
-            bytes[FIRST + 128 * slot] |= 1;
+            bytes[SLOTS + 128 * slot] |= 1;
         }
         let file = sealed_file(SEALS, &bytes);
         let monitor = own();
@@ -607,7 +588,7 @@ fn hostile_slots_do_no_harm() {
         }
         assert_eq!(count, 32);
         // It may still grow, and does, by what is no whole number of slots.
-        ftruncate(&file, FIRST as u64 + 4096 + 100).unwrap();
+        ftruncate(&file, SLOTS as u64 + 4096 + 100).unwrap();
         assert_eq!(monitor.threads().count(), 32);
     });
 }

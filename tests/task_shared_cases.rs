@@ -2,12 +2,14 @@
 //! memory, ids of threads that come again, and the event word in the eyes of another process.
 
 mod common;
+#[path = "common/hostile.rs"]
+mod hostile;
 #[path = "common/slots.rs"]
 mod slots;
 
 use common::Player;
 use rustix::io::Errno;
-use slots::{NAME, alone, c_thread, fork, gettid, own, raw_exit, status_of};
+use slots::{alone, c_thread, fork, gettid, own, raw_exit, status_of};
 use std::ffi::CStr;
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -228,13 +230,17 @@ fn a_process_whose_main_thread_has_ended_is_read() {
     });
     let stat = || std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     slots::wait_until("the end of the main thread", || stat().contains(") Z "));
-    let monitor = Monitor::open(pid.cast_unsigned()).unwrap();
-    let seen = monitor.threads().find(|thread| thread.user() == 6).unwrap();
-    assert!(seen.is_alive() && monitor.is_running());
+    let opened = Monitor::open(pid.cast_unsigned());
+    let lives = |monitor: &Monitor| {
+        let mut threads = monitor.threads();
+        monitor.is_running() && threads.any(|thread| thread.user() == 6 && thread.is_alive())
+    };
+    let lived = opened.as_ref().is_ok_and(lives);
     // SAFETY: our own child.
     assert_eq!(unsafe { libc::kill(pid, libc::SIGKILL) }, 0);
     assert!(libc::WIFSIGNALED(status_of(pid)));
-    assert!(!seen.is_alive() && !monitor.is_running());
+    let monitor = opened.unwrap();
+    assert!(lived && !lives(&monitor) && !monitor.is_running());
 }
 
 /// A process that has ended, and waits for its parent.
@@ -313,7 +319,7 @@ fn descriptor(pid: u32, name: &str) -> PathBuf {
 fn the_event_word_wakes_a_process_that_only_reads() {
     let mut player = Player::start(common::child("child", "births"));
     player.wait_for("ready");
-    let path = descriptor(player.pid(), NAME);
+    let path = descriptor(player.pid(), hostile::NAME);
     let file = File::open(&path).unwrap();
     let map = |file: &File, access| {
         // SAFETY: a new mapping at an address of the kernel's choice.

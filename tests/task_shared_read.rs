@@ -712,7 +712,7 @@ fn a_sampler_keeps_to_its_budget_and_leaves_our_descriptors_alone() {
     };
     let idlers: Vec<_> = (0..100).map(|_| Idler::start("idler", true)).collect();
     let before = open().len();
-    let Some(sampler) = sampler(Sampler::builder().rate(1000.0).budget(0.001)) else { return };
+    let Some(sampler) = sampler(Sampler::builder().rate(1000.0).budget(0.02)) else { return };
     sampler.wait_for_round(Duration::from_secs(60)).unwrap();
     let stats = sampler.stats();
     assert!(stats.threads + stats.publishing >= 100 && stats.delayed > 0, "{stats:?}");

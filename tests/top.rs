@@ -175,7 +175,9 @@ fn terminal(columns: u16) -> (File, File) {
     let (mut user, mut program) = (0, 0);
     let none = std::ptr::null_mut();
     // SAFETY: two descriptors and a size on this stack.
-    let made = unsafe { libc::openpty(&raw mut user, &raw mut program, none, none.cast(), &size) };
+    let made = unsafe {
+        libc::openpty(&raw mut user, &raw mut program, none, none.cast(), &raw const size)
+    };
     assert_eq!(made, 0);
     // SAFETY: both are new, and nobody else's.
     unsafe { (File::from_raw_fd(user), File::from_raw_fd(program)) }

@@ -93,7 +93,7 @@ fn own_length(kernel_size: Option<u32>, kernel_align: Option<u32>) -> Option<u32
 
 /// The length to register an area of 64 bytes with, wherever it is; `None` if the kernel
 /// wants more alignment than 64.
-pub fn length() -> Option<u32> {
+fn length() -> Option<u32> {
     own_length(auxv(AT_RSEQ_FEATURE_SIZE), auxv(AT_RSEQ_ALIGN))
 }
 

@@ -3,6 +3,11 @@
 //! A thread has one registration. To put it elsewhere, that of libc (or ours) is taken back
 //! first, and made again afterwards. Meanwhile libc's area says "not registered": so
 //! `sched_getcpu` asks the kernel, and windows on that area abort.
+//!
+//! It is made with 32 bytes wherever it is, which hold all that a reader is shown. Of a larger
+//! one, from Linux 7 on, the kernel checks what it has written before, and ends the process
+//! with SIGSEGV where that is not there. A child by clone(2) around libc has inherited the
+//! registration, and the area may be shared memory: it would end its parent so.
 
 use super::errno;
 use super::rseq::{self, Owner};
@@ -20,7 +25,6 @@ use rustix::io::{Errno, Result};
 #[derive(Debug, Clone, Copy)]
 pub struct Moved {
     area: NonNull<[AtomicU64; 8]>,
-    length: u32,
     /// Where it was, and its length there.
     home: (usize, u32),
 }
@@ -36,10 +40,10 @@ fn unregister(area: usize, length: u32) -> Result<()> {
     errno::zero(unsafe { libc::syscall(SYS_RSEQ, area, length, FLAG_UNREGISTER, SIGNATURE) })
 }
 
-/// Why the registration is not ours to move: the kernel answers EINVAL to who takes back what is
-/// not registered, a filter something else.
-fn why_not(area: NonNull<[AtomicU64; 8]>, length: u32) -> Errno {
-    match unregister(area.as_ptr().expose_provenance(), length) {
+/// Why the registration is not ours to move: the kernel answers EINVAL to who takes back what
+/// nobody can have registered, a filter something else.
+fn why_not() -> Errno {
+    match unregister(0, ORIG_SIZE) {
         Err(Errno::NOSYS | Errno::PERM) => Errno::OPNOTSUPP,
         _ => Errno::BUSY,
     }
@@ -57,8 +61,8 @@ impl Moved {
     ///
     /// # Errors
     ///
-    /// EOPNOTSUPP without rseq, under a filter that refuses it, or if the kernel wants a larger
-    /// area; EBUSY if the registration belongs to somebody else.
+    /// EOPNOTSUPP without rseq or under a filter that refuses it, EBUSY if the registration
+    /// belongs to somebody else.
     ///
     /// # Safety
     ///
@@ -66,21 +70,20 @@ impl Moved {
     /// here and in children that inherit the registration, 64-aligned, and nobody else may
     /// write it.
     pub unsafe fn to(area: NonNull<[AtomicU64; 8]>) -> Result<Self> {
-        let length = rseq::length().ok_or(Errno::OPNOTSUPP)?;
         if rseq::owner() == Owner::Nobody {
             return Err(Errno::OPNOTSUPP);
         }
         if !rseq::ensure_registered() {
-            return Err(why_not(area, length));
+            return Err(why_not());
         }
         let home = arch::thread_pointer().wrapping_add_signed(rseq::area());
         // A signal handler must not find the thread without.
         let _masked = Masked::all();
         let was = lengths().into_iter().find(|&length| unregister(home, length).is_ok());
-        let was = was.ok_or_else(|| why_not(area, length))?;
-        let moved = Self { area, length, home: (home, was) };
+        let was = was.ok_or_else(why_not)?;
+        let moved = Self { area, home: (home, was) };
         moved.clear();
-        match register(area.as_ptr().expose_provenance(), length) {
+        match register(area.as_ptr().expose_provenance(), ORIG_SIZE) {
             Ok(()) => Ok(moved),
             Err(errno) => {
                 moved.restore();
@@ -115,7 +118,7 @@ impl Moved {
     /// Moves it back. Only by the thread that moved it, or its child by fork or clone.
     pub fn back(self) {
         let _masked = Masked::all();
-        if unregister(self.area.as_ptr().expose_provenance(), self.length).is_ok() {
+        if unregister(self.area.as_ptr().expose_provenance(), ORIG_SIZE).is_ok() {
             self.restore();
         }
     }

@@ -79,24 +79,25 @@ pub(super) fn find(pid: u32) -> Result<Found> {
 /// pthread_exit(3), it has neither, though the others live on: then the descriptors are those of
 /// another thread, and there is no list that would last as long as the process.
 fn open_folders(process: BorrowedFd<'_>) -> rustix::io::Result<(OwnedFd, Option<OwnedFd>)> {
-    let (folder, file) = (OFlags::RDONLY | OFlags::DIRECTORY, OFlags::RDONLY);
-    let open = |path: &CStr, flags| openat(process, path, flags | OFlags::CLOEXEC, Mode::empty());
+    let (file, folder) = (OFlags::RDONLY | OFlags::CLOEXEC, OFlags::DIRECTORY);
+    let open = |path: &CStr, flags| openat(process, path, file | flags, Mode::empty());
     // Before the table: if the program is another one by then, this says that it is gone.
-    let maps = open(c"maps", file)?;
-    let own = open(c"fd", folder)?;
-    if !is_empty(&own)? {
-        return Ok((own, Some(maps)));
-    }
-    for task in Dir::read_from(open(c"task", folder)?)? {
-        let path = [b"task/", task?.file_name().to_bytes(), b"/fd"].concat();
-        let others = openat(process, path, folder | OFlags::CLOEXEC, Mode::empty());
-        // It may have ended, too.
-        match others {
-            Ok(others) if !is_empty(&others).unwrap_or(true) => return Ok((others, None)),
-            _ => {}
+    let maps = match open(c"maps", OFlags::empty()) {
+        // Later kernels do not open an empty one.
+        Err(Errno::SRCH) => None,
+        maps => Some(maps?),
+    };
+    if !maps.as_ref().is_some_and(|maps| pread(maps, &mut [0], 0) != Ok(0)) {
+        for task in Dir::read_from(open(c"task", folder)?)? {
+            let path = [b"task/", task?.file_name().to_bytes(), b"/fd"].concat();
+            // It may have ended, too, or be none.
+            match openat(process, path, file | folder, Mode::empty()) {
+                Ok(others) if !is_empty(&others).unwrap_or(true) => return Ok((others, None)),
+                _ => {}
+            }
         }
     }
-    Ok((own, Some(maps)))
+    Ok((open(c"fd", folder)?, maps))
 }
 
 fn is_empty(folder: &OwnedFd) -> rustix::io::Result<bool> {

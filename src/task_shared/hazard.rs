@@ -212,7 +212,7 @@ mod tests {
 #[cfg(all(test, loom))]
 mod models {
     use super::*;
-    use crate::sync::{AtomicU32, model};
+    use crate::sync::{AtomicU32, model, model_within};
     use loom::sync::Arc;
     use loom::thread;
 
@@ -277,7 +277,7 @@ mod models {
     /// when the announcement is relaxed.
     #[test]
     fn the_sampler_has_gone_on() {
-        model(|| {
+        model_within(3, || {
             let (shared, other) = (Shared::new(), Shared::new());
             let sampler = {
                 let shared = shared.clone();

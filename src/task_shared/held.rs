@@ -68,7 +68,7 @@ impl Table {
         fault::step();
         // SAFETY: in a mapping that is kept for good, made when its page was added; the word
         // is the one that was found.
-        match unsafe { owner::lock(self.entry(place), self.word) } {
+        match unsafe { owner::lock(self.owner(place), self.word) } {
             Ok(left) => {
                 fault::step();
                 Ok(Held { table: self, place, left })
@@ -100,7 +100,7 @@ impl Table {
     fn reclaim(&self, slots: usize) -> Result<bool> {
         let mut found = false;
         for place in 0..slots {
-            let entry = self.entry(place);
+            let entry = self.owner(place);
             // SAFETY: committed, in a mapping that is kept for good, and of atomics.
             let owner = unsafe { entry.as_ref() };
             if !self.places.is_taken(place) || !owner::has_died(owner, self.word) {
@@ -131,7 +131,7 @@ impl Table {
         hazard::wait_until_left(record);
         fault::step();
         // SAFETY: the caller is the owner.
-        unsafe { owner::unlock(self.entry(place), self.word, left) };
+        unsafe { owner::unlock(self.owner(place), self.word, left) };
         self.places.give_back(place);
         self.count(header::deaths);
     }
@@ -207,7 +207,7 @@ impl Held {
     /// Begins the life of its owner, and tells readers.
     pub(super) fn begin(&self, values: Values, label: Label) -> Result<()> {
         // SAFETY: committed, of atomics, and in a mapping that is kept for good.
-        let owner = unsafe { self.table.entry(self.place).as_ref() };
+        let owner = unsafe { self.table.owner(self.place).as_ref() };
         self.record().begin(values, self.user()?, owner, label);
         self.table.count(header::births);
         self.table.note_high_water();
@@ -220,7 +220,7 @@ impl Held {
         &self,
     ) -> (&'static crate::sync::AtomicU32, &'static crate::sync::AtomicU32) {
         // SAFETY: committed, of atomics, and in a mapping that is kept for good.
-        let owner = unsafe { self.table.entry(self.place).as_ref() };
+        let owner = unsafe { self.table.owner(self.place).as_ref() };
         (&owner.mutex[self.table.word], &self.record().generation)
     }
 

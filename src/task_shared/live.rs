@@ -7,13 +7,13 @@
 //! | somebody else has it | EBUSY |
 //! | this crate's `percpu` in this thread | works on, by atomics, while libc's area says "not registered" |
 //! | fork(2) | it is moved back before and here again after, by pthread_atfork(3); the child has libc's |
-//! | clone(2) around libc, `_Fork` | the child has inherited it. The table of such a configuration is therefore mapped in children too, or the child would be killed: until its first slot it writes where it runs over its parent's word, which is wrong until the parent moves |
+//! | clone(2) around libc, `_Fork` | the child has inherited it. The table of such a configuration is therefore mapped in children too, or the child would be killed: until its first slot it writes where it runs over its parent's word, which is wrong until the parent moves; that is why 32 bytes are registered, see `sys::rseq_elsewhere` |
 //! | vfork(2), posix_spawn(3), threads | the kernel gives a child that shares memory none |
 //! | the thread's end | moved back first; at a raw exit the kernel has written for the last time before it marks the owner |
 //! | a read-only mapping | it is registered in the writable one |
 //! | what a dead thread left there | cleared before the next registration |
-//! | registrations of more than 32 bytes | 64 are there; a kernel that wants more alignment: EOPNOTSUPP |
-//! | writes to the area by others, from Linux 7.1 on the death of the process | no word of the slot's protocol lies in its line, and no life touches it |
+//! | registrations of more than 32 bytes, faster from Linux 7 on | not used: the kernel ends a process in whose area another has written |
+//! | writes to the area by others | no word of the slot's protocol lies in its line, and no life touches it |
 
 use super::held::Held;
 use crate::error::{Error, Result};
@@ -73,9 +73,7 @@ pub(super) fn register(held: Held) -> Result<()> {
     let moved = unsafe { Moved::to(area) }.map_err(|errno| match errno {
         Errno::BUSY => Error::because(OP, errno, "somebody else has this thread's registration"),
         Errno::NOSYS | Errno::PERM | Errno::OPNOTSUPP => {
-            let kernel = rseq::kernel_size();
-            let message = format_args!("no rseq, or not for 64 bytes; the kernel fills {kernel}");
-            Error::with(OP, Errno::OPNOTSUPP, message)
+            Error::because(OP, Errno::OPNOTSUPP, "the kernel has no rseq for this thread")
         }
         other => Error::new(OP, other),
     })?;

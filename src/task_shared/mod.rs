@@ -56,7 +56,9 @@
 //!
 //! In signal handlers, [`Slot::set`], [`Slot::get`], [`Slot::set_user`], [`Slot::user`],
 //! [`Slot::publish_words`] and [`current`](current()) after its first call are safe to use. A
-//! [`Slot::publish`] or [`Slot::publish_words`] that interrupts another of its kind is EBUSY.
+//! [`Slot::publish`] or [`Slot::publish_words`] that interrupts another of its kind is EBUSY. A
+//! handler may fork; a child that returns from it into the middle of one of these has no slot
+//! to go on with, and is killed by SIGSEGV.
 //!
 //! # Layout, version 2
 //!

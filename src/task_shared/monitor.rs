@@ -164,7 +164,10 @@ impl Monitor {
             Error::with(
                 "task_shared::Monitor::thread",
                 Errno::STALE,
-                format_args!("slot {place} has no more the thread of generation {}", handle.life()),
+                format_args!(
+                    "slot {place} has no more the thread of generation {}",
+                    handle.generation()
+                ),
             )
         })
     }

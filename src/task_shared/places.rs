@@ -11,6 +11,15 @@
 //! not make the table grow, as waiting for a deadline would. It is a courtesy to readers: what
 //! keeps them from taking one thread for another is the generation.
 //!
+//! # Lowest first, and what it costs
+//!
+//! The lowest free place goes first, so that those in use stay together and a reader passes few
+//! others. All threads that take one at the same moment therefore want the same word: one thread
+//! takes and gives back in 49 ns, each of two at once in 100 (`cargo bench --bench ratios --
+//! task_shared/alloc`, the rows with `-2t`). A hint for each thread where to begin would keep
+//! them apart, and would scatter places over the table; a thread takes one place in its life,
+//! and being started costs it two hundred times as much.
+//!
 //! # Protocol
 //!
 //! ```text

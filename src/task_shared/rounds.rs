@@ -15,11 +15,12 @@ use crate::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::sys::thread;
 use core::fmt;
 use core::mem;
+use core::panic::AssertUnwindSafe;
 use rustix::fd::OwnedFd;
 use rustix::fs::Dir;
 use rustix::io::Errno;
 use std::collections::BTreeMap;
-use std::panic::{self, AssertUnwindSafe};
+use std::panic;
 
 /// Slots that the sampler owns for others at most: the kernel marks 2048 locks of a thread
 /// that dies (`ROBUST_LIST_LIMIT`), and libc may hold some.

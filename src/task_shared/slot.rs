@@ -24,7 +24,7 @@ const TRIES: u32 = 8;
 ///
 /// Its methods fail with ESTALE where the slot is not this thread's any more: in a child
 /// that inherited the handle over fork, and in the destructor of a thread-local that runs
-/// after the slot was given back. [`current`] knows more then.
+/// after the slot was given back. [`current`](super::current()) knows more then.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Slot {
     shown: usize,
@@ -201,12 +201,13 @@ impl Slot {
     /// The thread's one rseq registration moves into the slot, until
     /// [`unregister_rseq`](Self::unregister_rseq) or the end of the thread. Meanwhile whoever
     /// relies on libc's rseq area in this thread does without: `sched_getcpu` asks the kernel,
-    /// and [`percpu`](crate::percpu) counts by atomics, exact but slower.
+    /// and [`percpu`](crate::percpu) counts by atomics, exact but slower. The area is of 32 bytes:
+    /// from Linux 7 on the thread has no time slice extension meanwhile.
     ///
     /// # Errors
     ///
     /// EINVAL if the process was not configured with [`Config::rseq`](super::Config::rseq),
-    /// EOPNOTSUPP if the kernel has no rseq (CONFIG_RSEQ, a filter) or wants a larger area,
+    /// EOPNOTSUPP if the kernel has no rseq (CONFIG_RSEQ, a filter),
     /// EBUSY if the registration is neither libc's nor this crate's, ESTALE as [`Slot`] says.
     pub fn register_rseq(&self) -> Result<()> {
         const OP: &str = "task_shared::Slot::register_rseq";

@@ -108,7 +108,7 @@ impl Table {
         self.grow(0)?;
         // SAFETY: in a mapping that a table keeps for good; made by `grow`, and not shared
         // yet.
-        self.word = unsafe { owner::find_word(self.entry(0)) }.map_err(unmarked)?;
+        self.word = unsafe { owner::find_word(self.owner(0)) }.map_err(unmarked)?;
         let (pid, owner, shape) = (std::process::id(), self.word, self.shape);
         let flag = Some(self.flag.0.number_and_inode());
         header::write(View::of(&self.writable), Written { pid, owner, shape, entries, flag })
@@ -145,7 +145,7 @@ impl Table {
     }
 
     /// The entry of its owner.
-    pub(super) fn entry(&self, place: usize) -> NonNull<Owner> {
+    pub(super) fn owner(&self, place: usize) -> NonNull<Owner> {
         debug_assert!(place < MAX_SLOTS, "place {place}");
         // SAFETY: the mapping has room for MAX_SLOTS of them.
         unsafe { self.writable.start().add(layout::owner(place)) }.cast()
@@ -160,7 +160,7 @@ impl Table {
         // SAFETY: committed, in a mapping that is kept for good, and of atomics.
         let record = unsafe { self.record(place).as_ref() };
         // SAFETY: as above.
-        let owner = unsafe { self.entry(place).as_ref() };
+        let owner = unsafe { self.owner(place).as_ref() };
         Some((record, owner.mutex.get(self.word)?))
     }
 
@@ -196,7 +196,7 @@ impl Table {
         fault::step();
         for place in slots..end {
             // SAFETY: an entry that nobody uses yet, in a mapping that a table keeps for good.
-            unsafe { owner::init(self.entry(place)) }.op(OP)?;
+            unsafe { owner::init(self.owner(place)) }.op(OP)?;
         }
         // Whoever sees the count may touch the slots.
         let committed = header::committed(View::of(&self.writable))?;

@@ -50,7 +50,7 @@ impl Handle {
         self.place as usize
     }
 
-    pub(super) fn life(self) -> u32 {
+    pub(super) fn generation(self) -> u32 {
         self.generation
     }
 }

@@ -7,9 +7,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 use unmerged::task_shared::Monitor;
 
-/// The name that readers look for.
-pub(crate) const NAME: &str = "unmerged.task_shared";
-
 /// The test once more, in a process of its own, whose slots are its own; whether this is that
 /// process.
 pub(crate) fn alone(test: &str) -> bool {
