@@ -12,28 +12,22 @@ run target/release/examples/doctor
 run target/release/examples/wordcount --check .
 run target/release/examples/trace --check --output target/trace.json src tests
 run target/release/examples/counters --check --seconds 1
-# On a wordcount while it runs: its workers publish after each file.
+# On a wordcount while it runs, long enough for all three: its workers publish after each file.
 run_top() {
-    local words worker
-    for _ in 1 2 3 4 5 6 7 8 9; do
-        target/release/examples/wordcount --processes 2 . >/dev/null &
-        words=$!
-        for _ in {1..200}; do
-            worker=$(pgrep --parent "$words" | head -n 1) || true
-            if [ -n "$worker" ] && target/release/examples/top "$worker" --json >target/top.json 2>/dev/null; then
-                break
-            fi
-        done
-        # It may have been too short for all three.
-        if [ -n "$worker" ] && run target/release/examples/top "$worker" --once --interval 10 &&
-            run target/release/examples/top "$worker" --prometheus >target/top.prometheus &&
-            python3 -m json.tool target/top.json >/dev/null && grep -q '^task_alive.* 1$' target/top.prometheus; then
-            wait "$words"
-            return
-        fi
-        wait "$words"
+    local words worker=
+    mapfile -t paths < <(yes src | head -n 3000)
+    target/release/examples/wordcount --processes 2 "${paths[@]}" >/dev/null &
+    words=$!
+    until [ -n "$worker" ] && target/release/examples/top "$worker" --json >target/top.json 2>/dev/null; do
+        kill -0 "$words"
+        worker=$(pgrep --parent "$words" | head -n 1) || true
     done
-    return 1
+    python3 -m json.tool target/top.json >/dev/null
+    run target/release/examples/top "$worker" --once --interval 10
+    run target/release/examples/top "$worker" --prometheus >target/top.prometheus
+    grep -q '^task_alive.* 1$' target/top.prometheus
+    kill "$words"
+    wait "$words" || true
 }
 run_top
 
