@@ -70,6 +70,10 @@ impl Monitor {
     /// It takes the rights that reading `/proc/PID/fd` takes: the same user, or
     /// CAP_SYS_PTRACE, and a target that is dumpable.
     ///
+    /// A process into which this crate was linked twice (a plugin that was built on its own) has
+    /// two tables, each with the threads that asked that copy. The one with the lowest
+    /// descriptor is opened; [`from_fd`](Self::from_fd) opens the other.
+    ///
     /// # Errors
     ///
     /// | errno | |
