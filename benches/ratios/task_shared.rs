@@ -46,6 +46,9 @@ pub(crate) fn rows(options: &Options) {
             sweep(options);
         }
     });
+    if options.wants("task_shared/birth") {
+        birth(options);
+    }
     for (name, taken) in ALLOC {
         for threads in [1, 2, 4, 8] {
             let name = if threads == 1 { name.to_owned() } else { format!("{name}-{threads}t") };
@@ -68,6 +71,20 @@ fn publish_words(options: &Options) {
         begin.elapsed().as_nanos() as f64
     });
     Row::new("task_shared/publish-words", ours).limit(4.0).run(options);
+}
+
+/// A thread starts, asks for its slot, and ends; the allocator of the crate `thread_local` has no
+/// door of its own, so its threads do the same.
+fn birth(options: &Options) {
+    let born = |first: fn()| {
+        each(move || std::thread::spawn(first).join().expect("an arm does not panic"))
+    };
+    static LOCAL: thread_local::ThreadLocal<u64> = thread_local::ThreadLocal::new();
+    let ours = born(|| _ = black_box(task_shared::current()));
+    Row::new("task_shared/birth", ours)
+        .peer("thread-local", Target::None, born(|| _ = black_box(LOCAL.get_or(|| 1))))
+        .peer("no-slot", Target::None, born(|| ()))
+        .run(options);
 }
 
 /// Rows, and how many of the 65,536 places are taken before.
