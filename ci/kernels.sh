@@ -332,7 +332,8 @@ build_initramfs() {
 
 # boot_guest SERIES KERNEL REQUIRE LOG: its status is 124 or 137 if the time ran out.
 boot_guest() {
-    local variable line="console=ttyS0 quiet panic=-1 UNMERGED_REQUIRE=$3" numa=() hard=0
+    # On a busy machine an emulated timer may look as if it did not work.
+    local variable line="console=ttyS0 quiet panic=-1 no_timer_check UNMERGED_REQUIRE=$3" numa=() hard=0
     case $1 in
         */hard)
             hard=1

@@ -331,8 +331,7 @@ fn scopes_and_clocks_are_apart() {
     // SAFETY: same layout; only the scope differs, which is what is tested.
     let shared = unsafe { &*ptr::from_ref(&private).cast::<Futex<u32, Shared>>() };
     std::thread::scope(|scope| {
-        let waiter = scope.spawn(|| private.wait(0, Some(Deadline::after(LONG))));
-        std::thread::sleep(Duration::from_millis(5));
+        let waiter = common::asleep(scope, || private.wait(0, Some(Deadline::after(LONG))));
         assert_eq!(shared.wake_all(), 0);
         while private.wake(1) == 0 {
             std::thread::yield_now();

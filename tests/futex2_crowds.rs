@@ -214,8 +214,8 @@ fn huge_pages() {
     fn apart<T: Word + Default>(at: *mut libc::c_void) {
         let (here, there) = (word::<T>(at, 64), word::<T>(at, 64 + 4096));
         std::thread::scope(|scope| {
-            let waiter = scope.spawn(|| here.wait(T::default(), Some(Deadline::after(LONG))));
-            std::thread::sleep(Duration::from_millis(5));
+            let wait = || here.wait(T::default(), Some(Deadline::after(LONG)));
+            let waiter = common::asleep(scope, wait);
             assert_eq!(there.wake_all(), 0);
             until("a wake", || here.wake(1) == 1 || waiter.is_finished());
             waiter.join().unwrap().unwrap();

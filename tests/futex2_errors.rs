@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{child, handle_with, map, missing, role, succeed};
+use common::{asleep, child, handle_with, map, missing, role, succeed};
 use std::collections::HashSet;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr;
@@ -250,13 +250,12 @@ fn keys() {
     let meets = |waiter: usize, waker: usize, flags: u32| {
         let done = AtomicBool::new(false);
         std::thread::scope(|scope| {
-            let sleeper = scope.spawn(|| {
+            let sleeper = asleep(scope, || {
                 // SAFETY: mapped for good.
                 let answer = unsafe { raw::wait(waiter, 0, ANY, SIZE_U32, ptr::null(), 0) };
                 done.store(true, Ordering::SeqCst);
                 answer
             });
-            std::thread::sleep(Duration::from_millis(10));
             let met = raw::wake(waker, ANY, 1, flags).unwrap() == 1;
             while !done.load(Ordering::SeqCst) {
                 let _ = raw::wake(waiter, ANY, 1, SIZE_U32);

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{child, missing, refuse, role, succeed};
+use common::{asleep, child, missing, own_tid, refuse, role, succeed, until_asleep};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -94,13 +94,14 @@ fn fork_in_a_handler() {
     for shadowed in [false, true] {
         FORKED.store(-1, Ordering::SeqCst);
         let word = domain.word::<u64>(0).unwrap();
-        let thread = AtomicU64::new(0);
+        let (thread, tid) = (AtomicU64::new(0), AtomicI32::new(0));
         // SAFETY: forks only.
         unsafe { common::handle_with(&[libc::SIGUSR1], libc::SA_RESTART, fork_now) };
         std::thread::scope(|scope| {
             let waiter = scope.spawn(|| {
                 // SAFETY: names this thread.
                 thread.store(unsafe { libc::pthread_self() }, Ordering::SeqCst);
+                tid.store(own_tid(), Ordering::SeqCst);
                 // Beside a byte a domain's word for sequences is slept on.
                 let byte = domain.word::<u8>(0).unwrap();
                 let answer = loop {
@@ -123,7 +124,7 @@ fn fork_in_a_handler() {
             while domain.counted(word).unwrap() == 0 {
                 std::thread::yield_now();
             }
-            std::thread::sleep(Duration::from_millis(20));
+            until_asleep(tid.load(Ordering::SeqCst));
             // SAFETY: the thread is not joined before the scope ends.
             let sent = unsafe { libc::pthread_kill(thread.load(Ordering::SeqCst), libc::SIGUSR1) };
             assert_eq!(sent, 0);
@@ -156,6 +157,17 @@ fn fork_in_a_handler() {
     }
 }
 
+/// Waits until one of them has met the filter: it may be over before it sleeps.
+fn notices_the_filter(word: &Futex<u64>) {
+    for ms in 1.. {
+        assert!(word.wait(0, after(ms)).unwrap_err().is_timed_out());
+        if implementation() == Implementation::Shadow {
+            return;
+        }
+        assert!(ms < 1000, "it goes on with what is refused");
+    }
+}
+
 /// A filter that refuses futex_waitv(2) after the choice was made: waits go the other way.
 #[test]
 fn a_filter_that_comes_late() {
@@ -168,11 +180,9 @@ fn a_filter_that_comes_late() {
     let (words, byte) = ([const { Futex::<u64>::new(0) }; 2], Futex::<u8>::new(0));
     std::thread::scope(|scope| {
         // One sleeps in the kernel's vector already, for filters do not reach other threads.
-        let before = scope.spawn(|| words[0].wait(0, Some(Deadline::after(LONG))));
-        std::thread::sleep(Duration::from_millis(20));
+        let before = asleep(scope, || words[0].wait(0, Some(Deadline::after(LONG))));
         refuse(libc::SYS_futex_waitv, libc::EPERM);
-        assert!(words[0].wait(0, after(1)).unwrap_err().is_timed_out());
-        assert_eq!(implementation(), Implementation::Shadow);
+        notices_the_filter(&words[0]);
         let entries = [words[1].waiter(0), byte.waiter(0)];
         assert!(waitv(&entries, after(1)).unwrap_err().is_timed_out());
         words[0].store(1, Ordering::SeqCst);
@@ -202,17 +212,15 @@ fn vectors_of_others() {
     let bytes = Bytes([const { Futex::new(0) }; 4]);
     std::thread::scope(|scope| {
         // Any wake of the 32 bits may end it for no reason.
-        let vector = scope.spawn(|| waitv(&[bytes.0[1].waiter(0)], Some(Deadline::after(LONG))));
-        std::thread::sleep(Duration::from_millis(20));
-        let plain = scope.spawn(|| bytes.0[0].wait(0, Some(Deadline::after(LONG))));
-        std::thread::sleep(Duration::from_millis(20));
+        let wait = || waitv(&[bytes.0[1].waiter(0)], Some(Deadline::after(LONG)));
+        let vector = asleep(scope, wait);
+        let plain = asleep(scope, || bytes.0[0].wait(0, Some(Deadline::after(LONG))));
         let options = if overlapping {
             Options::new().overlapping()
         } else {
             // As in a process that has no vectors.
             refuse(libc::SYS_futex_waitv, libc::ENOSYS);
-            let _ = Futex::<u64>::new(0).wait(0, after(1));
-            assert_eq!(implementation(), Implementation::Shadow);
+            notices_the_filter(&Futex::new(0));
             Options::new()
         };
         let begin = Instant::now();

@@ -7,7 +7,7 @@
 
 mod common;
 
-use common::{child, missing, role, succeed};
+use common::{asleep, child, missing, own_tid, role, succeed, until_asleep};
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use unmerged::futex2::{
@@ -37,14 +37,16 @@ fn in_each_implementation(test: &str) -> bool {
     true
 }
 
-/// Calls `wake` until it has woken `n`; fails after a minute.
+/// Calls `wake` until it has woken `n`, less and less often: one that comes while a waiter is on
+/// its way to sleep sends it back to look at its words. Fails after a minute.
 fn wake_until(n: usize, mut wake: impl FnMut() -> usize) {
     let begin = Instant::now();
-    let mut woken = 0;
+    let (mut woken, mut pause) = (0, Duration::from_micros(50));
     while woken < n {
         woken += wake();
         assert!(begin.elapsed() < LONG, "{woken} of {n} woken");
-        std::thread::sleep(Duration::from_micros(50));
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(LONG / 60);
     }
     assert_eq!(woken, n);
 }
@@ -139,8 +141,7 @@ fn sizes_and_scopes_mix() {
     };
     for (change, at) in change.iter().zip([4, 7, 8, 9]) {
         std::thread::scope(|scope| {
-            let waiter = scope.spawn(|| waitv(&entries(), long()));
-            std::thread::sleep(Duration::from_millis(1));
+            let waiter = asleep(scope, || waitv(&entries(), long()));
             change();
             wakes[at]();
             match waiter.join().unwrap() {
@@ -204,8 +205,7 @@ fn beyond_128_entries() {
         });
     }
     std::thread::scope(|scope| {
-        let waiter = scope.spawn(|| waitv_with(&entries(), long(), beyond));
-        std::thread::sleep(Duration::from_millis(2));
+        let waiter = asleep(scope, || waitv_with(&entries(), long(), beyond));
         shared[99].store(1, Ordering::Release);
         shared[99].wake(1);
         assert!(
@@ -264,24 +264,6 @@ fn a_word_that_is_named_twice() {
         }
         assert!(woken <= 2 && waiter.join().unwrap().unwrap() < 2);
     });
-}
-
-/// Until this thread of ours sleeps in the kernel, at two looks.
-fn until_asleep(tid: i32) {
-    let begin = Instant::now();
-    let mut looks = 0;
-    while looks < 2 {
-        let stat = std::fs::read_to_string(format!("/proc/self/task/{tid}/stat")).unwrap();
-        let state = stat.rsplit_once(") ").unwrap().1;
-        looks = if state.starts_with('S') { looks + 1 } else { 0 };
-        assert!(begin.elapsed() < LONG, "{tid} does not sleep: {stat}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
-}
-
-fn own_tid() -> i32 {
-    // SAFETY: a number.
-    unsafe { libc::gettid() }
 }
 
 /// Starts `n` waiters, lets them sleep, and calls `then`; all must have returned at its end.

@@ -48,6 +48,11 @@ impl Place {
         }
     }
 
+    /// The same for a sequence, on which waits on 64 bits sleep with a mask.
+    pub(super) fn mask_in_shadow(&self, options: &Options) -> u32 {
+        self.mask(options) | if options.overlapping { NOBODY } else { 0 }
+    }
+
     /// The value of this word inside `word`, the 32 bits around it.
     pub(super) fn lane_of(&self, word: u32) -> u64 {
         let bytes = word.to_ne_bytes();

@@ -68,7 +68,8 @@ pub(super) unsafe fn requeue(
         .map_err(|errno| Error::new(OPERATION, errno))?;
     let left = most.saturating_sub(moved);
     // Those that sleep on something else cannot be moved.
-    let woken = if left > 0 { from.place.wake_in_shadow(from.seat, left) } else { 0 };
+    let woken =
+        if left > 0 { from.place.wake_in_shadow(from.seat, left, &Options::new()) } else { 0 };
     drop(counted);
     Ok(moved + woken)
 }

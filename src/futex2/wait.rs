@@ -168,8 +168,8 @@ impl Place {
             // The last one is the sequence to sleep on.
             let value = seen[usize::from(seat.domain.is_some())];
             let word = ptr::from_ref::<AtomicU32>(sequence).cast();
-            let slept =
-                futex::wait_bitset(word, private, value, clock, timespec.as_ref(), u32::MAX);
+            let mask = self.mask_in_shadow(options);
+            let slept = futex::wait_bitset(word, private, value, clock, timespec.as_ref(), mask);
             match slept {
                 Ok(()) => return Ok(Slept::Woken),
                 // Between two short sleeps. A wake that came before the first one is none.
@@ -238,7 +238,7 @@ impl Place {
             woken += wake(self.word().wrapping_add(1), n - woken as u32, self.mask(options))?;
         }
         if woken < most {
-            woken += self.wake_in_shadow(seat, most - woken);
+            woken += self.wake_in_shadow(seat, most - woken, options);
         }
         if let Some((domain, _)) = seat.domain {
             domain.noticed(woken);
@@ -247,7 +247,7 @@ impl Place {
     }
 
     /// Wakes those that sleep on something else; how many of `most`.
-    pub(super) fn wake_in_shadow(&self, seat: Seat<'_>, most: usize) -> usize {
+    pub(super) fn wake_in_shadow(&self, seat: Seat<'_>, most: usize, options: &Options) -> usize {
         let (shadowed, listed) = (seat.is_shadowed(), seat.listed() as usize);
         if !shadowed && listed == 0 {
             return 0;
@@ -256,7 +256,8 @@ impl Place {
         let mut woken = 0;
         if let Some((sequence, private)) = seat.sequence().filter(|_| shadowed) {
             let word = ptr::from_ref::<AtomicU32>(sequence).cast();
-            woken = futex::wake_bitset(word, private, u32::MAX, u32::MAX).unwrap_or(0);
+            woken = futex::wake_bitset(word, private, u32::MAX, self.mask_in_shadow(options))
+                .unwrap_or(0);
         }
         if listed != 0 {
             woken += seat.wake_listed(vector::wake_listed).min(listed);

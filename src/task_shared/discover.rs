@@ -49,7 +49,11 @@ pub(super) fn find(pid: u32) -> Result<Found> {
     let process = open(format!("/proc/{pid}"), flags | OFlags::PATH, Mode::empty());
     let process = process.map_err(|errno| about(pid, errno))?;
     let own_pid = own_pid(pid, process.as_fd())?;
-    let (folder, maps) = open_folders(process.as_fd()).map_err(|errno| about(pid, errno))?;
+    let (folder, maps) = open_folders(process.as_fd()).map_err(|errno| match errno {
+        // The descriptors of a process that has ended are nobody's.
+        Errno::ACCESS if has_ended(process.as_fd()) => ended(pid),
+        errno => about(pid, errno),
+    })?;
     // What was wrong with the last candidate, if one has the name.
     let mut wrong = None;
     for entry in Dir::read_from(&folder).map_err(|errno| about(pid, errno))? {
@@ -69,7 +73,7 @@ pub(super) fn find(pid: u32) -> Result<Found> {
     Err(wrong.unwrap_or_else(|| {
         // Without a list of mappings, other threads live on.
         if maps.is_some() && has_ended(process.as_fd()) {
-            return Error::with(OP, Errno::SRCH, format_args!("process {pid} has ended"));
+            return ended(pid);
         }
         Error::with(OP, Errno::NOENT, format_args!("process {pid} has taken no slot"))
     }))
@@ -117,6 +121,10 @@ fn has_ended(process: BorrowedFd<'_>) -> bool {
         Ok(len) => text[..len].windows(8).any(|line| matches!(line, b"State:\tZ" | b"State:\tX")),
         Err(errno) => errno == Errno::SRCH,
     }
+}
+
+fn ended(pid: u32) -> Error {
+    Error::with(OP, Errno::SRCH, format_args!("process {pid} has ended"))
 }
 
 /// An error on the way to the descriptors of a process.

@@ -7,7 +7,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::ptr::{self, NonNull};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A kernel feature is missing: says so, with what took over. Where `UNMERGED_REQUIRE` (a
 /// comma-separated list) names the feature, that is a failure.
@@ -186,6 +186,43 @@ pub(crate) fn say(what: impl std::fmt::Display) {
 /// In a player: until the parent nudges, or is gone.
 pub(crate) fn wait_for_nudge() {
     let _ = std::io::stdin().read(&mut [0]);
+}
+
+/// The id of the calling thread.
+pub(crate) fn own_tid() -> i32 {
+    // SAFETY: a number.
+    unsafe { libc::gettid() }
+}
+
+/// Until this thread of ours sleeps on a futex.
+pub(crate) fn until_asleep(tid: i32) {
+    let begin = Instant::now();
+    const FUTEX_WAIT: libc::c_long = 455; // since Linux 6.7
+    let calls = [libc::SYS_futex, libc::SYS_futex_waitv, FUTEX_WAIT];
+    let calls = calls.map(|call| format!("{call} "));
+    loop {
+        // "running" if it is; a short sleep for another reason is another call, or none.
+        let doing = std::fs::read_to_string(format!("/proc/self/task/{tid}/syscall")).unwrap();
+        if calls.iter().any(|call| doing.starts_with(call)) {
+            return;
+        }
+        assert!(begin.elapsed() < Duration::from_secs(60), "{tid} does not sleep: {doing}");
+        std::thread::sleep(Duration::from_micros(200));
+    }
+}
+
+/// Starts a thread that waits, and returns when it sleeps on a futex.
+pub(crate) fn asleep<'s, T: Send + 's>(
+    scope: &'s std::thread::Scope<'s, '_>,
+    wait: impl FnOnce() -> T + Send + 's,
+) -> std::thread::ScopedJoinHandle<'s, T> {
+    let (send, receive) = std::sync::mpsc::channel();
+    let waiter = scope.spawn(move || {
+        send.send(own_tid()).unwrap();
+        wait()
+    });
+    until_asleep(receive.recv().unwrap());
+    waiter
 }
 
 /// Pins a thread of this process, 0 being the caller; whether it may run there.
