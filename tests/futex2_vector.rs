@@ -122,7 +122,8 @@ fn sizes_and_scopes_mix() {
         }
         std::thread::scope(|scope| {
             let waiter = scope.spawn(|| waitv(&entries(), long()));
-            wake_until(1, wake);
+            // Between two short sleeps a wake is taken, but not counted.
+            wake_until(1, || wake().max(usize::from(!queues && waiter.is_finished())));
             assert_eq!(waiter.join().unwrap().unwrap(), at);
         });
     }
