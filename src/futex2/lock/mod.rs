@@ -62,8 +62,10 @@
 //! | others write anything into shared memory | errors, wrong data, a lock that seems held or free; nothing out of bounds, and no wait longer than its deadline |
 //! | a lock is moved or unmapped while somebody waits | the borrow checker, and for shared memory the caller, prevent it |
 
+mod bell;
 mod cell;
 mod channel;
+mod claims;
 mod condvar;
 mod event;
 mod identity;
