@@ -36,7 +36,7 @@
 //! | 33 to 63 | the epoch |
 
 use super::cell::Cell;
-use crate::sync::Ordering::{Acquire, Relaxed, Release};
+use crate::sync::Ordering::{Relaxed, Release};
 use crate::sync::{AtomicU64, fence_after_rmw};
 
 const WAKING: u64 = 1 << 32;
@@ -70,8 +70,9 @@ impl<C: Cell<u32>> Bell<C> {
     /// Counts a sleeper until the answer is dropped; with the value to sleep on. What it looks at
     /// from here on is ordered against [`ring`](Self::ring).
     pub(super) fn announce(&self) -> (u32, Listener<'_>) {
-        // Before the count: whoever starts that anew then changes this.
-        let seen = self.sequence.load(Acquire);
+        // Before the count: whoever starts that anew then changes this. The fence below brings what
+        // was changed before it.
+        let seen = self.sequence.load(Relaxed);
         let before = self.state.fetch_add(1, Relaxed);
         fence_after_rmw();
         (seen, Listener { state: &self.state, epoch: before / EPOCH })
@@ -139,5 +140,118 @@ impl Drop for Listener<'_> {
             }
         }
         fence_after_rmw();
+    }
+}
+
+#[cfg(all(test, loom))]
+mod models {
+    use super::super::cell::model::Modelled;
+    use super::*;
+    use crate::sync::{AtomicU32, model};
+    use loom::sync::Arc;
+    use loom::thread;
+
+    struct Shared {
+        items: AtomicU32,
+        bell: Bell<Modelled<AtomicU32>>,
+    }
+
+    impl Shared {
+        fn new() -> Arc<Self> {
+            Arc::new(Self {
+                items: AtomicU32::new(0).ready(),
+                bell: Bell::new(Modelled::<AtomicU32>::new(0)).ready(),
+            })
+        }
+
+        fn put(&self) {
+            self.items.fetch_add(1, Relaxed);
+            fence_after_rmw();
+            self.bell.ring();
+        }
+
+        fn take(&self) {
+            loop {
+                let (seen, listener) = self.bell.announce();
+                let items = self.items.load(Relaxed);
+                let has = items != 0
+                    && self.items.compare_exchange(items, items - 1, Relaxed, Relaxed).is_ok();
+                if has {
+                    drop(listener);
+                    if self.items.load(Relaxed) != 0 {
+                        self.bell.ring();
+                    }
+                    return;
+                }
+                if items == 0 {
+                    self.bell.sequence().wait(seen, None).unwrap();
+                }
+            }
+        }
+    }
+
+    /// One sleeps, one rings.
+    #[test]
+    fn a_sleeper_is_woken() {
+        model(|| {
+            let shared = Shared::new();
+            let other = shared.clone();
+            let taker = thread::spawn(move || other.take());
+            shared.put();
+            taker.join().unwrap();
+        });
+    }
+
+    /// Two sleep and two things come, while one wake is on its way: both are woken.
+    #[test]
+    fn nobody_is_left_asleep() {
+        model(|| {
+            let shared = Shared::new();
+            let takers = [(); 2].map(|()| {
+                let shared = shared.clone();
+                thread::spawn(move || shared.take())
+            });
+            shared.put();
+            shared.put();
+            takers.map(|taker| taker.join().unwrap());
+        });
+    }
+
+    /// One that was counted is dead: the next one that is, is woken.
+    #[test]
+    fn after_a_death() {
+        model(|| {
+            let shared = Shared::new();
+            core::mem::forget(shared.bell.announce());
+            let other = shared.clone();
+            let taker = thread::spawn(move || {
+                other.take();
+                other.take();
+            });
+            shared.put();
+            shared.put();
+            taker.join().unwrap();
+        });
+    }
+
+    /// Closing wakes whoever sleeps, or is about to.
+    #[test]
+    fn all_are_woken() {
+        model(|| {
+            let shared = Shared::new();
+            let other = shared.clone();
+            let sleeper = thread::spawn(move || {
+                loop {
+                    let (seen, _listener) = other.bell.announce();
+                    if other.items.load(Relaxed) != 0 {
+                        return;
+                    }
+                    other.bell.sequence().wait(seen, None).unwrap();
+                }
+            });
+            shared.items.store(1, Relaxed);
+            shared.bell.ring_all();
+            sleeper.join().unwrap();
+        });
     }
 }
