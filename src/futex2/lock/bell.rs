@@ -36,7 +36,7 @@
 //! | 33 to 63 | the epoch |
 
 use super::cell::Cell;
-use crate::sync::Ordering::{Relaxed, Release};
+use crate::sync::Ordering::Relaxed;
 use crate::sync::{AtomicU64, fence_after_rmw};
 
 const WAKING: u64 = 1 << 32;
@@ -90,7 +90,7 @@ impl<C: Cell<u32>> Bell<C> {
 
     /// Wakes all.
     pub(super) fn ring_all(&self) {
-        self.sequence.fetch_add(1, Release);
+        self.sequence.fetch_add(1, Relaxed);
         self.sequence.wake(u32::MAX);
     }
 
@@ -106,7 +106,7 @@ impl<C: Cell<u32>> Bell<C> {
                 Err(now) => seen = now,
             }
         }
-        self.sequence.fetch_add(1, Release);
+        self.sequence.fetch_add(1, Relaxed);
         if self.sequence.wake(1) != 0 {
             return;
         }
@@ -214,6 +214,31 @@ mod models {
             shared.put();
             shared.put();
             takers.map(|taker| taker.join().unwrap());
+        });
+    }
+
+    /// One is woken and takes nothing: the other one, who sleeps, is woken for what came meanwhile.
+    #[test]
+    fn a_wake_is_passed_on() {
+        model(|| {
+            let shared = Shared::new();
+            let other = shared.clone();
+            let taker = thread::spawn(move || other.take());
+            let other = shared.clone();
+            let passer = thread::spawn(move || {
+                let (seen, listener) = other.bell.announce();
+                if other.items.load(Relaxed) == 0 {
+                    other.bell.sequence().wait(seen, None).unwrap();
+                }
+                drop(listener);
+                if other.items.load(Relaxed) != 0 {
+                    other.bell.ring();
+                }
+            });
+            shared.put();
+            shared.put();
+            taker.join().unwrap();
+            passer.join().unwrap();
         });
     }
 

@@ -99,7 +99,8 @@ impl<'a, F: Fn(usize) -> &'a AtomicU64> Ring<'a, F> {
             }
             let (index, lap) = self.shape.split(tail);
             let stamp = (self.stamp)(index);
-            let seen = stamp.load(Acquire);
+            // The fence behind the exchange brings what its writer did before.
+            let seen = stamp.load(Relaxed);
             if seen == lap {
                 match self.tail.compare_exchange(tail, self.shape.next(tail), Relaxed, Relaxed) {
                     Ok(_) => {
@@ -130,7 +131,8 @@ impl<'a, F: Fn(usize) -> &'a AtomicU64> Ring<'a, F> {
         for _ in 0..LOOKS {
             let (index, lap) = self.shape.split(head);
             let stamp = (self.stamp)(index);
-            let seen = stamp.load(Acquire);
+            // The fence behind the exchange brings what its writer did before.
+            let seen = stamp.load(Relaxed);
             if seen == lap + 1 {
                 match self.head.compare_exchange(head, self.shape.next(head), Relaxed, Relaxed) {
                     Ok(_) => {
