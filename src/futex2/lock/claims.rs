@@ -446,6 +446,25 @@ mod models {
         });
     }
 
+    /// Two clear one claim away, and one of them sends at once into the slot.
+    #[test]
+    fn two_clear_a_claim() {
+        model_within(3, || {
+            let channel = Channel::new(1);
+            channel.words[0].store(CLAIMED | 1, Relaxed);
+            channel.dead.store(true, Release);
+            let other = channel.clone();
+            let clear = |channel: &Channel| {
+                channel.claims().clear(|id| channel.is_dead(id)).unwrap();
+            };
+            let clearer = thread::spawn(move || clear(&other));
+            clear(&channel);
+            let sent = channel.try_send(2, 7) == Tried::Done(());
+            clearer.join().unwrap();
+            assert_eq!(channel.try_receive() == Tried::Done(7), sent);
+        });
+    }
+
     /// Once the end was told, nothing is sent.
     #[test]
     fn an_end_is_an_end() {
