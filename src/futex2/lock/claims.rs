@@ -380,10 +380,12 @@ mod models {
                 let send = move || channel.try_send(items, 1) == Tried::Done(());
                 thread::spawn(move || (0..items).filter(|_| send()).count())
             });
-            let take = || usize::from(channel.try_receive() == Tried::Done(1));
-            let mut got = take() + take();
+            let take = |channel: &Channel| usize::from(channel.try_receive() == Tried::Done(1));
+            let other = channel.clone();
+            let receiver = thread::spawn(move || take(&other) + take(&other));
             let sent: usize = senders.map(|sender| sender.join().unwrap()).iter().sum();
-            while take() == 1 {
+            let mut got = receiver.join().unwrap();
+            while take(&channel) == 1 {
                 got += 1;
             }
             assert_eq!(got, sent);
