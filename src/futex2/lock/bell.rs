@@ -240,6 +240,7 @@ mod models {
             let _ = shared.items.compare_exchange(1, 0, Relaxed, Relaxed);
             shared.put();
             taker.join().unwrap();
+            shared.put();
             passer.join().unwrap();
         });
     }
