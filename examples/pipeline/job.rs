@@ -17,9 +17,9 @@
 //!
 //! A channel gives each item to one receiver, who may die with it; and a compressor may die with a
 //! block, before it has said that it is done. So when one is dead, the parent makes `FILLED` again
-//! what was `TAKEN` by it, and sends the numbers of all blocks that are `FILLED` once more, and of
-//! those that are `DONE` to itself. Then some numbers are in a channel twice. That is no harm: of
-//! two that find one, the state is changed by one.
+//! what was `TAKEN` by it, sends the numbers of all blocks that are `FILLED` once more, as soon as
+//! there is room for them, and takes those that are `DONE`. Then some numbers are in a channel
+//! twice. That is no harm: of two that find one, the state is changed by one.
 
 use crate::Result;
 use core::alloc::Layout;
@@ -117,7 +117,7 @@ pub(crate) fn room_of(size: usize) -> usize {
     size + size / 8 + 256
 }
 
-/// Items that a channel holds at the most: each block may be in it once more for each death.
+/// Items that a channel holds at the most: each block, and some that are told twice.
 fn capacity(blocks: usize) -> u32 {
     2 * blocks as u32
 }

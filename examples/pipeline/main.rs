@@ -107,7 +107,8 @@ fn run(args: &Args) -> Result<()> {
     };
     let name = unique_name()?;
     remove_name_at_end(name.clone())?;
-    let region = Region::builder(&name).size(Job::region_size(&files, workers, args.block)).create()?;
+    let region =
+        Region::builder(&name).size(Job::region_size(&files, workers, args.block)).create()?;
     let job = Job::create(&region, &files, workers, args.block, args.kill_one)?;
     let report = parent::run(&job, args.output.as_deref(), args.check)?;
     let mut out = io::stdout().lock();

@@ -11,14 +11,14 @@ use rustix::process::{
     Pid, PidfdFlags, Signal, getppid, pidfd_open, pidfd_send_signal,
     set_parent_process_death_signal,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::env;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
-use unmerged::futex2::lock::select;
+use unmerged::futex2::lock::{Source, select};
 
 /// Compressors that may die before the job is given up.
 const DEATHS: u32 = 16;
@@ -121,17 +121,29 @@ pub(crate) fn run(job: &Job<'_>, output: Option<&Path>, keep: bool) -> Result<Re
         for seat in 0..job.blocks.len() / crate::job::BLOCKS {
             workers.push(Process::start(scope, job, &seat.to_string())?);
         }
-        let mut writer = Writer { job, file, keep, waiting: BTreeMap::new(), report: Report::default() };
+        let mut writer = Writer::new(job, file, keep);
         let mut deaths = 0;
         while job.texts() != Some(writer.report.blocks) {
             // What has ended goes first: the blocks of the dead are the others' bread.
-            if select(&[job.news(), &job.done.receiving()], None)? == 1 {
-                if let Ok(message) = job.done.try_recv() {
-                    writer.take(message)?;
+            let (done, work) = (job.done.receiving(), job.work.sending());
+            let sources: &[&dyn Source] = if writer.again.is_empty() {
+                &[job.news(), &done]
+            } else {
+                &[job.news(), &done, &work]
+            };
+            match select(sources, None)? {
+                0 => drop(job.news().reset()),
+                1 => {
+                    if let Ok(message) = job.done.try_recv() {
+                        writer.take(message)?;
+                    }
+                    continue;
                 }
-                continue;
+                _ => {
+                    writer.offer_again();
+                    continue;
+                }
             }
-            job.news().reset();
             if let Some(seat) = job.halted() {
                 job.clear_halted();
                 let worker = workers.get(seat).ok_or("a seat that there is not")?;
@@ -173,10 +185,17 @@ struct Writer<'j, 'r> {
     keep: bool,
     /// Done before their turn.
     waiting: BTreeMap<u64, u64>,
+    /// To be sent to the compressors once more, as there is room.
+    again: BTreeSet<Message>,
     report: Report,
 }
 
-impl Writer<'_, '_> {
+impl<'j, 'r> Writer<'j, 'r> {
+    fn new(job: &'j Job<'r>, file: Option<BufWriter<File>>, keep: bool) -> Self {
+        let (waiting, again) = (BTreeMap::new(), BTreeSet::new());
+        Self { job, file, keep, waiting, again, report: Report::default() }
+    }
+
     fn take(&mut self, message: Message) -> Result<()> {
         // What was told twice was written in between, or waits already.
         if self.job.block(message, DONE).is_some() {
@@ -226,12 +245,21 @@ impl Writer<'_, '_> {
                 return Err("a dead compressor goes on".into());
             }
             if what == FILLED || what == TAKEN + seat as u64 {
-                // With room for two of each there is room, unless the dead come by the dozen: then
-                // those who live make some.
-                self.job.work.send([number, text])?;
+                self.again.insert([number, text]);
             }
         }
         Ok(())
+    }
+
+    /// Sends again what is to be, as far as there is room: who would make some may be dead.
+    fn offer_again(&mut self) {
+        while let Some(message) = self.again.pop_first() {
+            let is_filled = self.job.block(message, FILLED).is_some();
+            if is_filled && self.job.work.try_send(message).is_err() {
+                self.again.insert(message);
+                return;
+            }
+        }
     }
 
     fn finish(mut self, start: Instant) -> Result<Report> {

@@ -164,10 +164,8 @@ impl<T: Send> Channel<T, Private> {
     /// EINVAL if it is 0, or more than 2³⁰.
     pub fn bounded(capacity: u32) -> Result<Self> {
         check(capacity)?;
-        let slot = |_| Slot {
-            word: AtomicU64::new(0),
-            item: UnsafeCell::new(MaybeUninit::uninit()),
-        };
+        let slot =
+            |_| Slot { word: AtomicU64::new(0), item: UnsafeCell::new(MaybeUninit::uninit()) };
         let slots: Box<[Slot<T>]> = (0..capacity).map(slot).collect();
         let slots = NonNull::from(Box::leak(slots)).cast();
         let bells = Bells {
