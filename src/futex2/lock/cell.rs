@@ -185,6 +185,22 @@ pub(super) mod model {
         wakes: usize,
     }
 
+    impl<A> Modelled<A> {
+        /// Moves `n` sleepers of another word to this one's queue.
+        pub(in super::super) fn adopt(&self, n: usize) {
+            self.queue.lock().unwrap().asleep += n;
+        }
+
+        /// One that was moved goes on sleeping.
+        pub(in super::super) fn sleep_adopted(&self) {
+            let mut queue = self.queue.lock().unwrap();
+            while queue.wakes == 0 {
+                queue = self.woken.wait(queue).unwrap();
+            }
+            queue.wakes -= 1;
+        }
+    }
+
     macro_rules! modelled {
         ($words:ident, $value:ty) => {
             impl Modelled<$words> {
