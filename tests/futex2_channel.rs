@@ -644,7 +644,7 @@ fn a_death_at_each_instruction(test: &str, act: Act) {
         return missing("ptrace", "nobody dies at an instruction");
     };
     // Each of them, in an order that has them all over the place from the beginning on.
-    let mut stride = all * 5 / 8 | 1;
+    let mut stride = (all * 5 / 8) | 1;
     while (2..=stride).any(|n| stride % n == 0 && all % n == 0) {
         stride += 2;
     }
