@@ -1,7 +1,7 @@
 //! A bounded channel, in this process or between several.
 
 use super::bell::Bell;
-use super::cell::{Cell, Slept, Spins, late};
+use super::cell::{Cell, Slept, late};
 use super::claims::Claims;
 use super::identity::{is_dead, me};
 use super::raw_robust::Patience;
@@ -79,6 +79,18 @@ struct Control<S: Scope> {
 /// How long one waits for another one that is in the middle of a send or a receive, before it looks
 /// again.
 const NAP: Duration = Duration::from_millis(1);
+
+/// How a waiter looks before it sleeps: so often with pauses between, each twice as long as the one
+/// before, for another one on another CPU; then so often while others run.
+struct Looks {
+    pauses: u32,
+    yields: u32,
+}
+
+/// Between threads: those of crossbeam's.
+const THREADS: Looks = Looks { pauses: 7, yields: 4 };
+/// Between processes, where there mostly are too few CPUs for long pauses.
+const PROCESSES: Looks = Looks { pauses: 3, yields: 7 };
 
 /// A bounded channel with any number of senders and receivers.
 ///
@@ -495,7 +507,8 @@ impl<T, S: Scope> Channel<T, S> {
             Patience::Until(deadline) => Some(deadline),
             _ => None,
         };
-        let (mut spins, mut slept) = (Spins::new(), false);
+        let Looks { pauses, yields } = if S::PRIVATE { THREADS } else { PROCESSES };
+        let (mut looks, mut slept) = (0, false);
         let mut thorough = matches!(patience, Patience::None);
         let done = |done: R, slept: bool| {
             if slept {
@@ -513,7 +526,15 @@ impl<T, S: Scope> Channel<T, S> {
                     }
                     return Err(Error::new(operation, Errno::AGAIN));
                 }
-                _ if !spins.are_over() => continue,
+                _ if looks < pauses + yields => {
+                    if looks < pauses {
+                        (0..1 << looks).for_each(|_| crate::sync::spin_loop());
+                    } else {
+                        rustix::thread::sched_yield();
+                    }
+                    looks += 1;
+                    continue;
+                }
                 _ => {}
             }
             if self.clear(thorough)? {
@@ -539,7 +560,7 @@ impl<T, S: Scope> Channel<T, S> {
             thorough = !matches!(slumber, Ok(Slept::Woken | Slept::Changed));
             match slumber {
                 Err(error) if !error.is_timed_out() => return Err(error),
-                _ => spins = Spins::new(),
+                _ => looks = 0,
             }
         }
     }
