@@ -2,83 +2,27 @@
 
 use super::bell::Bell;
 use super::cell::{Cell, Slept, late};
+use super::channel_memory::{Control, Slot};
 use super::claims::Claims;
 use super::identity::{is_dead, me};
+use super::items::SendError;
 use super::raw_robust::Patience;
-use super::ring::{LOOKS, Ring, Shape, Tried};
-use super::select::{Announced, Ready, Source};
+use super::ring::{Ring, Shape, Tried};
 use crate::error::{Error, Result};
-use crate::futex2::{Deadline, Futex, Private, Scope, Shared};
+use crate::futex2::{Deadline, Futex, Private, Scope};
 use crate::sync::Ordering::{Acquire, Release};
-use crate::sync::{AtomicU32, AtomicU64, fence_after_rmw};
+use crate::sync::{AtomicU64, fence_after_rmw};
 use core::cell::UnsafeCell;
 use core::fmt;
 use core::marker::PhantomData;
-use core::mem::{MaybeUninit, align_of, size_of};
+use core::mem::MaybeUninit;
 use core::ptr::NonNull;
 use core::time::Duration;
-use crossbeam_utils::CachePadded;
 use rustix::io::Errno;
-
-/// What may go through a channel in shared memory: plain bytes.
-///
-/// # Safety
-///
-/// Any bytes are a value of the type, because another process may have written any: no `bool`, no
-/// `char`, no enum, no reference. Its layout is the same in every program: `repr(C)`,
-/// `repr(transparent)` or a primitive.
-pub unsafe trait Plain: Copy + Send + 'static {}
-
-macro_rules! plain {
-    ($($name:ty),+) => { $(
-        // SAFETY: any bytes are a number.
-        unsafe impl Plain for $name {}
-    )+ };
-}
-
-plain!((), u8, u16, u32, u64, u128, usize, i8, i16, i32, i64, i128, isize, f32, f64);
-
-// SAFETY: the bytes of its elements and no others.
-unsafe impl<T: Plain, const N: usize> Plain for [T; N] {}
-// SAFETY: any bytes, or none.
-unsafe impl<T: Plain> Plain for MaybeUninit<T> {}
-
-/// A slot of the ring: its stamp in one process, its word between several.
-#[repr(C)]
-struct Slot<T> {
-    word: AtomicU64,
-    item: UnsafeCell<MaybeUninit<T>>,
-}
-
-/// Where senders look; between processes, also a head that one of them has seen.
-#[repr(C)]
-struct Tail {
-    position: AtomicU64,
-    seen: AtomicU64,
-}
-
-/// Written only when somebody sleeps, and at the end.
-#[repr(C)]
-struct Bells<S: Scope> {
-    /// Rung by senders.
-    items: Bell<Futex<u32, S>>,
-    /// Rung by receivers.
-    room: Bell<Futex<u32, S>>,
-    /// Between processes.
-    closed: AtomicU32,
-}
-
-/// What lies before the slots. Zeros, also in these, are an empty channel.
-#[repr(C)]
-struct Control<S: Scope> {
-    tail: CachePadded<Tail>,
-    head: CachePadded<AtomicU64>,
-    bells: CachePadded<Bells<S>>,
-}
 
 /// How long one waits for another one that is in the middle of a send or a receive, before it looks
 /// again.
-const NAP: Duration = Duration::from_millis(1);
+pub(super) const NAP: Duration = Duration::from_millis(1);
 
 /// How a waiter looks before it sleeps: so often with pauses between, each twice as long as the one
 /// before, for another one on another CPU; then so often while others run.
@@ -132,12 +76,12 @@ const PROCESSES: Looks = Looks { pauses: 3, yields: 7 };
 /// A sender that is *stopped* in the middle of a send, be it by a signal, holds up what was sent
 /// after that. The processes have one namespace of process ids, and of time.
 pub struct Channel<T, S: Scope = Private> {
-    control: NonNull<Control<S>>,
-    slots: NonNull<Slot<T>>,
+    pub(super) control: NonNull<Control<S>>,
+    pub(super) slots: NonNull<Slot<T>>,
     /// Ours, not read from memory that others write.
-    shape: Shape,
-    owned: bool,
-    items: PhantomData<T>,
+    pub(super) shape: Shape,
+    pub(super) owned: bool,
+    pub(super) items: PhantomData<T>,
 }
 
 // SAFETY: items move between threads; the words are atomics.
@@ -145,118 +89,12 @@ unsafe impl<T: Send, S: Scope> Send for Channel<T, S> {}
 // SAFETY: as above.
 unsafe impl<T: Send, S: Scope> Sync for Channel<T, S> {}
 
-/// Why an item was not sent, with the item.
-pub struct SendError<T> {
-    /// What was to be sent.
-    pub item: T,
-    /// EPIPE if the channel is closed, EAGAIN if it is full (or, for an instant, in use), ETIMEDOUT
-    /// at the deadline, EBADMSG if shared memory does not hold a channel.
-    pub error: Error,
-}
-
-impl<T> fmt::Debug for SendError<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SendError").field("error", &self.error).finish_non_exhaustive()
-    }
-}
-
-impl<T> fmt::Display for SendError<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.error.fmt(f)
-    }
-}
-
-impl<T> core::error::Error for SendError<T> {}
-
-impl<T: Send> Channel<T, Private> {
-    /// A channel of this process with room for `capacity` items.
-    ///
-    /// # Errors
-    ///
-    /// EINVAL if it is 0, or more than 2³⁰.
-    pub fn bounded(capacity: u32) -> Result<Self> {
-        check(capacity)?;
-        let slot =
-            |_| Slot { word: AtomicU64::new(0), item: UnsafeCell::new(MaybeUninit::uninit()) };
-        let slots: Box<[Slot<T>]> = (0..capacity).map(slot).collect();
-        let slots = NonNull::from(Box::leak(slots)).cast();
-        let bells = Bells {
-            items: Bell::new(Futex::new(0)),
-            room: Bell::new(Futex::new(0)),
-            closed: AtomicU32::new(0),
-        };
-        let control = Control {
-            tail: CachePadded::new(Tail { position: AtomicU64::new(0), seen: AtomicU64::new(0) }),
-            head: CachePadded::new(AtomicU64::new(0)),
-            bells: CachePadded::new(bells),
-        };
-        let control = NonNull::from(Box::leak(Box::new(control)));
-        Ok(Self { control, slots, shape: Shape::new(capacity), owned: true, items: PhantomData })
-    }
-}
-
-impl<T: Plain> Channel<T, Shared> {
-    /// Bytes that a channel of so many items needs.
-    pub const fn bytes(capacity: u32) -> usize {
-        let slots = size_of::<Control<Shared>>().next_multiple_of(align_of::<Slot<T>>());
-        slots + capacity as usize * size_of::<Slot<T>>()
-    }
-
-    /// The channel that lies at `base`, with room for `capacity` items. Zeros are an empty one, and
-    /// every process gives the same capacity.
-    ///
-    /// What others write there can give errors and wrong items, nothing worse; and a wait with a
-    /// deadline ends.
-    ///
-    /// # Errors
-    ///
-    /// EINVAL if the capacity is 0 or more than 2³⁰, if `len` bytes are too few, or `base` is not
-    /// aligned to 128 bytes.
-    ///
-    /// # Safety
-    ///
-    /// `len` bytes from `base` on must be mapped, writable, as long as the channel is used, and
-    /// nothing else may be in them.
-    pub unsafe fn attach(base: NonNull<u8>, len: usize, capacity: u32) -> Result<Self> {
-        check(capacity)?;
-        let needs = Self::bytes(capacity);
-        let align = align_of::<Control<Shared>>().max(align_of::<Slot<T>>());
-        if len < needs || !base.addr().get().is_multiple_of(align) {
-            return Err(Error::with(
-                "futex2::Channel::attach",
-                Errno::INVAL,
-                format_args!("{len} bytes at {base:p} of {needs}, aligned to {align}"),
-            ));
-        }
-        // SAFETY: inside what the caller vouches for.
-        let slots = unsafe { base.add(needs - capacity as usize * size_of::<Slot<T>>()) };
-        Ok(Self {
-            control: base.cast(),
-            slots: slots.cast(),
-            shape: Shape::new(capacity),
-            owned: false,
-            items: PhantomData,
-        })
-    }
-}
-
-fn check(capacity: u32) -> Result<()> {
-    if (1..=1 << 30).contains(&capacity) {
-        return Ok(());
-    }
-    Err(Error::with(
-        "futex2::Channel",
-        Errno::INVAL,
-        format_args!("a capacity of {capacity}, of 1 to {}", 1 << 30),
-    ))
-}
-
 const SEND: &str = "futex2::Channel::send";
 const RECEIVE: &str = "futex2::Channel::recv";
 
 impl<T, S: Scope> Channel<T, S> {
     #[inline]
-    fn control(&self) -> &Control<S> {
+    pub(super) fn control(&self) -> &Control<S> {
         // SAFETY: ours, or vouched for by who attached it; nothing but atomics.
         unsafe { self.control.as_ref() }
     }
@@ -333,7 +171,7 @@ impl<T, S: Scope> Channel<T, S> {
 
     /// Between processes: if one died in the middle of a send, takes it out of the way.
     #[cold]
-    fn clear(&self, thorough: bool) -> Result<bool> {
+    pub(super) fn clear(&self, thorough: bool) -> Result<bool> {
         if S::PRIVATE {
             return Ok(false);
         }
@@ -566,56 +404,19 @@ impl<T, S: Scope> Channel<T, S> {
     }
 
     /// A wake of this bell may have been spent on this thread: rings for what is left.
-    fn pass_on(&self, bell: &Bell<Futex<u32, S>>) {
+    pub(super) fn pass_on(&self, bell: &Bell<Futex<u32, S>>) {
         let is_items = core::ptr::eq(bell, &raw const self.control().bells.items);
         if (if is_items { self.has_item() } else { self.has_room() }) != Some(false) {
             bell.ring();
         }
     }
 
-    fn has_item(&self) -> Option<bool> {
+    pub(super) fn has_item(&self) -> Option<bool> {
         if S::PRIVATE { self.ring().has_item() } else { self.claims().has_item() }
     }
 
-    fn has_room(&self) -> Option<bool> {
+    pub(super) fn has_room(&self) -> Option<bool> {
         if S::PRIVATE { self.ring().has_room() } else { Some(self.claims().has_room()) }
-    }
-
-    /// This end for [`select`](super::select()): ready when there may be an item, or it is closed.
-    pub fn receiving(&self) -> Receiving<'_, T, S> {
-        Receiving(self)
-    }
-
-    /// This end for [`select`](super::select()): ready when there may be room, or it is closed.
-    pub fn sending(&self) -> Sending<'_, T, S> {
-        Sending(self)
-    }
-
-    /// Whether there is something, as `has` tells; otherwise what to sleep on.
-    fn ready<'a>(
-        &'a self,
-        bell: &'a Bell<Futex<u32, S>>,
-        has: impl Fn() -> Option<bool>,
-    ) -> Ready<'a> {
-        if has() == Some(true) {
-            return Ready::Now;
-        }
-        let (seen, listener) = bell.announce();
-        let mut looks = 0;
-        let found = loop {
-            match has() {
-                None if looks < LOOKS => looks += 1,
-                // Lies are for who receives to find.
-                None if self.clear(true).unwrap_or(true) => return Ready::Now,
-                found => break found,
-            }
-            crate::sync::spin_loop();
-        };
-        if found == Some(true) || self.is_closed() {
-            return Ready::Now;
-        }
-        let nap = found.is_none().then_some(NAP);
-        Ready::Not(bell.sequence().waiter(seen), Announced::new(listener, nap))
     }
 }
 
@@ -640,55 +441,11 @@ impl<T, S: Scope> Iterator for Items<'_, T, S> {
     }
 }
 
-impl<T, S: Scope> Drop for Channel<T, S> {
-    fn drop(&mut self) {
-        if !self.owned {
-            return;
-        }
-        while let Ok(item) = self.try_recv() {
-            drop(item);
-        }
-        let slots = NonNull::slice_from_raw_parts(self.slots, self.shape.capacity as usize);
-        // SAFETY: leaked by `bounded`, and empty.
-        drop(unsafe { Box::from_raw(slots.as_ptr()) });
-        // SAFETY: leaked by `bounded`.
-        drop(unsafe { Box::from_raw(self.control.as_ptr()) });
-    }
-}
-
 impl<T, S: Scope> fmt::Debug for Channel<T, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Channel")
             .field("len", &self.len())
             .field("capacity", &self.capacity())
             .finish()
-    }
-}
-
-/// The receiving end of a channel, to be selected.
-#[derive(Debug)]
-pub struct Receiving<'a, T, S: Scope>(&'a Channel<T, S>);
-
-/// The sending end of a channel, to be selected.
-#[derive(Debug)]
-pub struct Sending<'a, T, S: Scope>(&'a Channel<T, S>);
-
-impl<T, S: Scope> Source for Receiving<'_, T, S> {
-    fn ready(&self) -> Ready<'_> {
-        self.0.ready(&self.0.control().bells.items, || self.0.has_item())
-    }
-
-    fn pass_on(&self) {
-        self.0.pass_on(&self.0.control().bells.items);
-    }
-}
-
-impl<T, S: Scope> Source for Sending<'_, T, S> {
-    fn ready(&self) -> Ready<'_> {
-        self.0.ready(&self.0.control().bells.room, || self.0.has_room())
-    }
-
-    fn pass_on(&self) {
-        self.0.pass_on(&self.0.control().bells.room);
     }
 }

@@ -1,6 +1,8 @@
 //! The two ends of a channel as types: it closes when the last of one side is dropped.
 
-use super::channel::{Channel, Items, Receiving, SendError, Sending};
+use super::channel::{Channel, Items};
+use super::channel_select::{Receiving, Sending};
+use super::items::SendError;
 use crate::error::Result;
 use crate::futex2::{Deadline, Private};
 use crate::sync::AtomicUsize;

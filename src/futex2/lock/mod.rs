@@ -66,11 +66,14 @@
 mod bell;
 mod cell;
 mod channel;
+mod channel_memory;
+mod channel_select;
 mod claims;
 mod condvar;
 mod ends;
 mod event;
 mod identity;
+mod items;
 #[cfg(feature = "lock_api")]
 mod lock_api;
 mod mutex;
@@ -85,10 +88,12 @@ mod select;
 mod select_mutex;
 mod semaphore;
 
-pub use channel::{Channel, Items, Plain, Receiving, SendError, Sending};
+pub use channel::{Channel, Items};
+pub use channel_select::{Receiving, Sending};
 pub use condvar::Condvar;
 pub use ends::{Receiver, Sender, channel};
 pub use event::Event;
+pub use items::{Plain, SendError};
 pub use mutex::{Mutex, MutexGuard};
 pub use once::Once;
 pub use raw_mutex::RawMutex;
