@@ -12,6 +12,7 @@ run target/release/examples/doctor
 run target/release/examples/wordcount --check .
 run target/release/examples/trace --check --output target/trace.json src tests
 run target/release/examples/counters --check --seconds 1
+run target/release/examples/pipeline --check --kill-one
 # On a wordcount while it runs, long enough for all three: its workers publish after each file.
 run_top() {
     local words worker=

@@ -25,6 +25,17 @@ mod imp {
     pub(crate) fn spin_loop() {
         core::hint::spin_loop();
     }
+
+    /// A sequentially consistent fence right behind a read-modify-write of this thread: on x86-64
+    /// that instruction is one already, so only the compiler has to be told.
+    #[inline]
+    pub(crate) fn fence_after_rmw() {
+        if cfg!(target_arch = "x86_64") {
+            compiler_fence(Ordering::SeqCst);
+        } else {
+            fence(Ordering::SeqCst);
+        }
+    }
 }
 
 #[cfg(all(test, loom))]
@@ -115,6 +126,10 @@ mod imp {
 
     pub(crate) fn spin_loop() {
         loom::thread::yield_now();
+    }
+
+    pub(crate) fn fence_after_rmw() {
+        fence(Ordering::SeqCst);
     }
 }
 

@@ -204,7 +204,25 @@ fn channel(options: &Options) {
         let _ = send.send(black_box(1));
         black_box(receive.recv().is_ok());
     });
-    Row::new("futex2/channel", pair).peer("crossbeam", Target::None, theirs).run(options);
+    let shared = in_memory();
+    let between = each(|| {
+        let _ = shared.send(black_box(1));
+        black_box(shared.recv().is_ok());
+    });
+    Row::new("futex2/channel", pair)
+        .peer("crossbeam", Target::Faster(1.0), theirs)
+        .peer("ours-shared", Target::None, between)
+        .run(options);
+}
+
+/// A channel in shared memory, for good.
+fn in_memory() -> Channel<u64, Shared> {
+    // SAFETY: a fresh descriptor.
+    let number = unsafe { libc::memfd_create(c"bench".as_ptr(), 0) };
+    // SAFETY: our own file.
+    assert_eq!(unsafe { libc::ftruncate(number, PAGES as i64) }, 0);
+    let [channel, _] = at(number);
+    channel
 }
 
 /// From one thread to another, on two CPUs.
@@ -237,8 +255,15 @@ fn channel_2t(options: &Options) {
             black_box(receive.recv().is_ok());
         })
     };
+    let shared = in_memory();
+    let between = |n| {
+        arm(n, &|item| drop(shared.send(item)), &|| {
+            black_box(shared.recv().is_ok());
+        })
+    };
     Row::new("futex2/channel-2t", Box::new(mine))
-        .peer("crossbeam", Target::None, Box::new(theirs))
+        .peer("crossbeam", Target::Faster(1.0), Box::new(theirs))
+        .peer("ours-shared", Target::None, Box::new(between))
         .run(options);
 }
 

@@ -39,7 +39,6 @@ impl Slept {
 /// An atomic word with a queue.
 pub(super) trait Cell<T> {
     fn load(&self, order: Ordering) -> T;
-    fn store(&self, value: T, order: Ordering);
     fn swap(&self, value: T, order: Ordering) -> T;
     fn compare_exchange(
         &self,
@@ -68,10 +67,6 @@ impl<T: Word, S: Scope> Cell<T> for Futex<T, S> {
     #[inline]
     fn load(&self, order: Ordering) -> T {
         Self::load(self, order)
-    }
-    #[inline]
-    fn store(&self, value: T, order: Ordering) {
-        Self::store(self, value, order);
     }
     #[inline]
     fn swap(&self, value: T, order: Ordering) -> T {
@@ -190,6 +185,22 @@ pub(super) mod model {
         wakes: usize,
     }
 
+    impl<A> Modelled<A> {
+        /// Moves `n` sleepers of another word to this one's queue.
+        pub(in super::super) fn adopt(&self, n: usize) {
+            self.queue.lock().unwrap().asleep += n;
+        }
+
+        /// One that was moved goes on sleeping.
+        pub(in super::super) fn sleep_adopted(&self) {
+            let mut queue = self.queue.lock().unwrap();
+            while queue.wakes == 0 {
+                queue = self.woken.wait(queue).unwrap();
+            }
+            queue.wakes -= 1;
+        }
+    }
+
     macro_rules! modelled {
         ($words:ident, $value:ty) => {
             impl Modelled<$words> {
@@ -205,9 +216,6 @@ pub(super) mod model {
             impl Cell<$value> for Modelled<$words> {
                 fn load(&self, order: Ordering) -> $value {
                     self.word.load(order)
-                }
-                fn store(&self, value: $value, order: Ordering) {
-                    self.word.store(value, order);
                 }
                 fn swap(&self, value: $value, order: Ordering) -> $value {
                     self.word.swap(value, order)

@@ -33,11 +33,12 @@
 //! | [`Event`], [`AutoEvent`] | 4 | stays set until it is reset; lets one through and resets itself |
 //! | [`Once`] | 1 | |
 //! | [`RobustMutex`] | 8 | its holder's death is told, its data can be made good |
-//! | [`Channel`] | | bounded, any number of senders and receivers; survives deaths |
+//! | [`Channel`] | | bounded, any number of senders and receivers, no lock in it; survives deaths |
+//! | [`Sender`], [`Receiver`] | | its ends apart: the channel closes when one side is gone |
 //!
-//! [`select()`] waits for the first of several semaphores, events and ends of channels. A mutex is none
-//! of them: waiting for a mutex among others means to hold it at a time that nobody planned; use an
-//! [`AutoEvent`] or a semaphore with one permit.
+//! [`select()`] waits for the first of several semaphores, events, mutexes and ends of channels, until
+//! a deadline. A condition variable is none of them: who waits for it gives a mutex back and takes
+//! it again; an [`Event`] beside the mutex is for that.
 //!
 //! There is no poison: a guard that is dropped by a panic gives its lock back, as lock_api and
 //! parking_lot have it. Data that must survive half of a change needs a [`RobustMutex`], or a
@@ -62,11 +63,17 @@
 //! | others write anything into shared memory | errors, wrong data, a lock that seems held or free; nothing out of bounds, and no wait longer than its deadline |
 //! | a lock is moved or unmapped while somebody waits | the borrow checker, and for shared memory the caller, prevent it |
 
+mod bell;
 mod cell;
 mod channel;
+mod channel_memory;
+mod channel_select;
+mod claims;
 mod condvar;
+mod ends;
 mod event;
 mod identity;
+mod items;
 #[cfg(feature = "lock_api")]
 mod lock_api;
 mod mutex;
@@ -78,11 +85,15 @@ mod ring;
 mod robust;
 mod rwlock;
 mod select;
+mod select_mutex;
 mod semaphore;
 
-pub use channel::{Channel, Plain, Receiving, SendError, Sending};
+pub use channel::{Channel, Items};
+pub use channel_select::{Receiving, Sending};
 pub use condvar::Condvar;
+pub use ends::{Receiver, Sender, channel};
 pub use event::Event;
+pub use items::{Plain, SendError};
 pub use mutex::{Mutex, MutexGuard};
 pub use once::Once;
 pub use raw_mutex::RawMutex;

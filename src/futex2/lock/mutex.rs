@@ -78,6 +78,11 @@ impl<T: ?Sized, S: Scope> Mutex<T, S> {
         self.value.get_mut()
     }
 
+    /// The lock without the value.
+    pub(super) fn raw(&self) -> &RawMutex<S> {
+        &self.raw
+    }
+
     #[inline]
     fn guard(&self) -> MutexGuard<'_, T, S> {
         MutexGuard { mutex: self, thread: PhantomData }

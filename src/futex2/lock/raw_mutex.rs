@@ -28,9 +28,9 @@ use crate::futex2::{Deadline, Futex, Private, Scope};
 use crate::sync::Ordering::{Acquire, Relaxed, Release};
 use core::fmt;
 
-const LOCKED: u8 = 1;
-const PARKED: u8 = 2;
-const HANDED: u8 = 4;
+pub(super) const LOCKED: u8 = 1;
+pub(super) const PARKED: u8 = 2;
+pub(super) const HANDED: u8 = 4;
 const STARVED: u8 = 8;
 
 /// A mutex without data: one byte, 0 being unlocked. [`Mutex`](super::Mutex) is this with its
@@ -121,7 +121,7 @@ fn try_quick<C: Cell<u8>>(word: &C) -> bool {
 }
 
 #[cold]
-fn try_slowly<C: Cell<u8>>(word: &C) -> bool {
+pub(super) fn try_slowly<C: Cell<u8>>(word: &C) -> bool {
     let mut seen = word.load(Relaxed);
     while seen & LOCKED == 0 {
         match word.compare_exchange(seen, (seen | LOCKED) & !HANDED, Acquire, Relaxed) {
@@ -190,7 +190,7 @@ pub(super) fn lock_contended<C: Cell<u8>>(
 }
 
 #[inline]
-fn unlock<C: Cell<u8>>(word: &C, fair: bool) {
+pub(super) fn unlock<C: Cell<u8>>(word: &C, fair: bool) {
     if word.compare_exchange(LOCKED, 0, Release, Relaxed).is_err() {
         unlock_slowly(word, fair);
     }

@@ -1,9 +1,10 @@
 //! Waiting for the first of several.
 
+use super::bell::Listener;
 use super::cell::sleep;
 use crate::error::{Error, Result};
 use crate::futex2::{Deadline, Shared, Waiter, waitv};
-use crate::sync::{AtomicU32, Ordering};
+use core::time::Duration;
 use rustix::io::Errno;
 
 /// Whether a source has something now, or what to sleep on until it may.
@@ -17,30 +18,25 @@ pub enum Ready<'a> {
 
 /// A sleeper that a source counts until this is dropped, if it counts them.
 #[derive(Debug)]
-pub struct Announced<'a>(Option<&'a AtomicU32>);
+pub struct Announced<'a> {
+    _listener: Option<Listener<'a>>,
+    /// How long it may sleep at the most.
+    nap: Option<Duration>,
+}
 
 impl<'a> Announced<'a> {
     /// Of a source that does not count.
-    pub(super) const NONE: Self = Self(None);
+    pub(super) const NONE: Self = Self { _listener: None, nap: None };
 
-    /// Counted. The kernel has a barrier before it compares the word that is slept on.
-    pub(super) fn new(count: &'a AtomicU32) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        Self(Some(count))
-    }
-}
-
-impl Drop for Announced<'_> {
-    fn drop(&mut self) {
-        if let Some(count) = self.0 {
-            count.fetch_sub(1, Ordering::Relaxed);
-        }
+    /// Counted. With a nap, it sleeps no longer than that before it looks again.
+    pub(super) fn new(listener: Listener<'a>, nap: Option<Duration>) -> Self {
+        Self { _listener: Some(listener), nap }
     }
 }
 
 /// Something that [`select()`] waits for: a [`Semaphore`](super::Semaphore), an
-/// [`Event`](super::Event), an [`AutoEvent`](super::AutoEvent), the receiving end of a
-/// [`Channel`](super::Channel) or its sending end.
+/// [`Event`](super::Event), an [`AutoEvent`](super::AutoEvent), a [`Mutex`](super::Mutex) that is to
+/// become free, the receiving end of a [`Channel`](super::Channel) or its sending end.
 pub trait Source {
     /// Looks; announces a sleeper if there is nothing.
     fn ready(&self) -> Ready<'_>;
@@ -53,15 +49,23 @@ pub trait Source {
 /// Sleeps until one of the sources may have something; answers its index, the lowest if there are
 /// several.
 ///
-/// Nothing is taken: call `try_acquire`, `try_recv` and the like on the one that was named, and
-/// select again if another thread was faster.
+/// Nothing is taken: call `try_acquire`, `try_recv`, `try_lock` and the like on the one that was
+/// named, and select again if another thread was faster. So it is for the caller what comes first:
+/// put what is to be preferred at the front.
 ///
 /// ```
-/// use unmerged::futex2::lock::{Event, Semaphore, select};
+/// use unmerged::futex2::lock::{Event, Mutex, Semaphore, select};
 ///
 /// let (stop, work): (Event, Semaphore) = (Event::new(false), Semaphore::new(1));
 /// assert_eq!(select(&[&stop, &work], None)?, 1);
 /// assert!(work.try_acquire());
+///
+/// // The first of two locks that becomes free.
+/// let shards: [Mutex<Vec<u32>>; 2] = [Mutex::new(vec![]), Mutex::new(vec![])];
+/// let busy = shards[0].lock();
+/// let free = select(&[&shards[0], &shards[1]], None)?;
+/// shards[free].try_lock().unwrap().push(1);
+/// # drop(busy);
 /// # Ok::<(), unmerged::Error>(())
 /// ```
 ///
@@ -81,28 +85,25 @@ pub fn select(sources: &[&dyn Source], deadline: Option<Deadline>) -> Result<usi
                 false
             }
         });
+        let nap = announced.iter().filter_map(|announced: &Announced<'_>| announced.nap).min();
         if let Some(index) = found {
+            drop(announced);
             if slept {
                 sources.iter().for_each(|source| source.pass_on());
             }
             return Ok(index);
         }
         if deadline.is_some_and(|deadline| deadline.has_passed()) {
+            drop(announced);
+            // The look above was the last one; a wake that came since is the next one's.
+            sources.iter().for_each(|source| source.pass_on());
             return Err(Error::new(OPERATION, Errno::TIMEDOUT));
         }
+        let until = nap.map(|nap| Deadline::or_sooner(deadline, nap)).or(deadline);
         // With a beat, as shared words need.
-        let mut late = false;
-        match sleep::<Shared>(deadline, |until| waitv(&waiters, until).map(drop)) {
-            Ok(_) => {}
-            Err(error) if error.is_timed_out() => late = true,
-            Err(error) => return Err(error),
-        }
-        drop(announced);
-        slept = true;
-        if late {
-            sources.iter().for_each(|source| source.pass_on());
-            let found = sources.iter().position(|source| matches!(source.ready(), Ready::Now));
-            return found.ok_or(Error::new(OPERATION, Errno::TIMEDOUT));
+        match sleep::<Shared>(until, |until| waitv(&waiters, until).map(drop)) {
+            Err(error) if !error.is_timed_out() => return Err(error),
+            _ => slept = true,
         }
     }
 }
