@@ -185,7 +185,8 @@ pub(super) fn lock_contended<C: Cell<u8>>(
         }
         duty |= slept.owes();
         has_slept |= duty;
-        spins = Spins::new();
+        // It looks once and sleeps again: in rounds it would give its share of the CPU to those who
+        // have the lock all the time.
     }
 }
 

@@ -74,7 +74,7 @@ impl<S: Scope> RawRwLock<S> {
     /// Takes it for writing, sleeping while anybody holds it.
     #[inline]
     pub fn write(&self) {
-        if !self.words().try_write() {
+        if !self.words().write_quickly() {
             let _ = self.words().write_slowly(None);
         }
     }
@@ -92,7 +92,10 @@ impl<S: Scope> RawRwLock<S> {
     /// ETIMEDOUT at the deadline.
     #[inline]
     pub fn try_write_until(&self, deadline: Deadline) -> Result<()> {
-        if self.words().try_write() { Ok(()) } else { self.words().write_slowly(Some(deadline)) }
+        if self.words().write_quickly() {
+            return Ok(());
+        }
+        self.words().write_slowly(Some(deadline))
     }
 
     /// Gives back what was taken for reading.
@@ -207,6 +210,12 @@ impl<C: Cell<u32>> Words<'_, C> {
             beaten = slept == Slept::Beat;
             spins = Spins::new();
         }
+    }
+
+    /// Takes it if nobody has it and nobody sleeps. A look before would cost as much again.
+    #[inline]
+    fn write_quickly(&self) -> bool {
+        self.state.compare_exchange(0, WRITER, Acquire, Relaxed).is_ok()
     }
 
     #[inline]
@@ -371,7 +380,7 @@ mod models {
             self.words().unlock_read();
         }
         fn write(&self) {
-            if !self.words().try_write() {
+            if !self.words().write_quickly() {
                 self.words().write_slowly(None).unwrap();
             }
             // SAFETY: held for writing.
@@ -379,7 +388,7 @@ mod models {
             self.words().unlock_write();
         }
         fn downgrade(&self) {
-            if !self.words().try_write() {
+            if !self.words().write_quickly() {
                 self.words().write_slowly(None).unwrap();
             }
             // SAFETY: held for writing.
