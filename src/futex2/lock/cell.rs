@@ -4,6 +4,7 @@
 //! lock of loom's, so that a lost wake is a deadlock that loom reports.
 
 use crate::error::Result;
+use crate::futex2::step::step;
 use crate::futex2::{Deadline, Futex, Scope, Word};
 use crate::sync::Ordering;
 use crate::sys::futex::Clock;
@@ -104,9 +105,11 @@ impl<T: Word, S: Scope> Cell<T> for Futex<T, S> {
     fn wait(&self, expected: T, deadline: Option<Deadline>) -> Result<Slept> {
         sleep::<S>(deadline, |until| Self::wait(self, expected, until))
     }
-    #[inline]
     fn wake(&self, n: u32) -> usize {
-        Self::wake(self, n)
+        step();
+        let woken = Self::wake(self, n);
+        step();
+        woken
     }
 }
 
@@ -116,7 +119,10 @@ pub(super) fn sleep<S: Scope>(
     wait: impl FnOnce(Option<Deadline>) -> Result<()>,
 ) -> Result<Slept> {
     let until = if S::PRIVATE { deadline } else { Some(beat(deadline)) };
-    match wait(until) {
+    step();
+    let slept = wait(until);
+    step();
+    match slept {
         Ok(()) => Ok(Slept::Woken),
         Err(error) if error.is_would_block() => Ok(Slept::Changed),
         Err(error)

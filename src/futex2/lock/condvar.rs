@@ -30,6 +30,7 @@ use crate::abi::futex2::MATCH_ANY;
 use crate::error::{Error, Result};
 use crate::futex2::place::Place;
 use crate::futex2::seat::Seat;
+use crate::futex2::step::step;
 use crate::futex2::{Deadline, Options, Private, Scope};
 use crate::sync::Ordering::{AcqRel, Relaxed, Release};
 use crate::sync::{AtomicU32, AtomicUsize};
@@ -142,8 +143,10 @@ impl<S: Scope> Condvar<S> {
     #[inline(never)]
     fn call(&self, all: bool) {
         self.sequence.fetch_add(1, Release);
+        step();
         if all {
             self.broadcast.store(1, Release);
+            step();
         }
         self.wake(1);
     }
@@ -180,7 +183,9 @@ impl<S: Scope> Condvar<S> {
         let slept = self.sleep(seen, place.mask(&Options::new()), counted.sure, deadline);
         drop(counted);
         self.waiters.fetch_sub(1, Relaxed);
+        step();
         if self.broadcast.load(Relaxed) != 0 && self.broadcast.swap(0, AcqRel) != 0 {
+            step();
             self.take_along(way, &place);
         }
         // A wake of the mutex may have been spent on this thread.

@@ -18,6 +18,7 @@
 
 use super::cell::{Cell, Slept, Spins, late};
 use crate::error::Result;
+use crate::futex2::step::step;
 use crate::futex2::{Deadline, Futex, Private, Scope};
 use crate::sync::Ordering::{Acquire, Relaxed, Release};
 use core::fmt;
@@ -283,6 +284,7 @@ impl<C: Cell<u32>> Words<'_, C> {
     /// themselves anew.
     fn give_up(&self) {
         let seen = self.state.fetch_and(!(READERS | WRITERS), Relaxed);
+        step();
         if seen & WRITERS != 0 {
             self.call();
         }
@@ -319,6 +321,7 @@ impl<C: Cell<u32>> Words<'_, C> {
 
     /// Calls one writer; whether one slept.
     fn call(&self) -> bool {
+        step();
         self.turn.fetch_add(1, Release);
         self.turn.wake(1) > 0
     }
@@ -327,6 +330,7 @@ impl<C: Cell<u32>> Words<'_, C> {
     #[cold]
     #[inline(never)]
     fn next(&self, mut state: u32) {
+        step();
         if state == WRITERS {
             match self.state.compare_exchange(state, 0, Relaxed, Relaxed) {
                 Ok(_) => {
@@ -345,6 +349,7 @@ impl<C: Cell<u32>> Words<'_, C> {
                 return;
             }
             state = READERS;
+            step();
         }
         if state == READERS && self.state.compare_exchange(state, 0, Relaxed, Relaxed).is_ok() {
             self.state.wake(u32::MAX);
