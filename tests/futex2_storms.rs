@@ -122,9 +122,9 @@ impl Dice {
     }
 }
 
-/// Lets some time pass, up to a hundred microseconds.
+/// Lets some time pass, up to a hundred microseconds, mostly less: soon all are asleep.
 fn linger(dice: &mut Dice) {
-    let (begin, span) = (Instant::now(), Duration::from_nanos(dice.next(100_000)));
+    let (begin, span) = (Instant::now(), Duration::from_nanos(dice.next(100_000) >> dice.next(8)));
     while begin.elapsed() < span {
         std::hint::spin_loop();
     }
@@ -362,8 +362,8 @@ fn once_storm() {
     if alone("once_storm") {
         let turn = |stage: &Stage, _: &mut Dice| {
             let act = stage.act.load(SeqCst) as usize;
-            if act == 0 || act > KILLS {
-                std::thread::yield_now();
+            if act == 0 || stage.onces[act - 1].is_done() {
+                std::thread::sleep(Duration::from_micros(20));
                 return true;
             }
             let mut ran = false;
@@ -449,8 +449,17 @@ fn let_go_fairly(stage: &Stage) {
     // SAFETY: held since the beginning.
     unsafe { stage.raw.unlock_fair() };
 }
+/// Long enough for others to come and sleep; it is no harm if they do not.
+const WHILE: Duration = Duration::from_millis(15);
+
 fn give_up(stage: &Stage) {
-    assert!(stage.raw.try_lock_until(soon()).is_err());
+    if stage.raw.try_lock_until(Deadline::after(WHILE)).is_ok() {
+        let_go(stage);
+    }
+}
+fn let_go_later(stage: &Stage) {
+    std::thread::sleep(2 * WHILE);
+    let_go(stage);
 }
 
 #[test]
@@ -458,7 +467,7 @@ fn steps_of_a_mutex() {
     if alone("steps_of_a_mutex") {
         at_each_step("mutex", hold, lock, &[lock, lock], let_go);
         at_each_step("mutex, fair", hold, lock_fairly, &[lock_fairly, lock], let_go_fairly);
-        at_each_step("mutex, given up", hold, give_up, &[lock, lock], let_go);
+        at_each_step("mutex, given up", hold, give_up, &[lock, lock], let_go_later);
     }
 }
 
@@ -473,7 +482,9 @@ fn write(stage: &Stage) {
     unsafe { stage.both.unlock_write() };
 }
 fn give_up_writing(stage: &Stage) {
-    assert!(stage.both.try_write_until(soon()).is_err());
+    if stage.both.try_write_until(Deadline::after(WHILE)).is_ok() {
+        let_go_written(stage);
+    }
 }
 fn hold_written(stage: &Stage) {
     stage.both.write();
@@ -484,6 +495,14 @@ fn let_go_written(stage: &Stage) {
 }
 fn hold_read(stage: &Stage) {
     stage.both.read();
+}
+fn let_go_written_later(stage: &Stage) {
+    std::thread::sleep(2 * WHILE);
+    let_go_written(stage);
+}
+fn let_go_read_later(stage: &Stage) {
+    std::thread::sleep(2 * WHILE);
+    let_go_read(stage);
 }
 fn let_go_read(stage: &Stage) {
     // SAFETY: held since the beginning.
@@ -497,8 +516,28 @@ fn steps_of_a_rwlock() {
         at_each_step("rwlock, a reader", begin, read, &[write, read], end);
         at_each_step("rwlock, a writer", begin, write, &[write, read], end);
         at_each_step("rwlock, a writer before readers", begin, write, &[read, read], end);
-        at_each_step("rwlock, given up", begin, give_up_writing, &[write, read], end);
         at_each_step("rwlock, read", hold_read, write, &[read, write], let_go_read);
+    }
+}
+
+#[test]
+fn steps_of_a_writer_that_gives_up() {
+    if alone("steps_of_a_writer_that_gives_up") {
+        at_each_step(
+            "rwlock, given up",
+            hold_written,
+            give_up_writing,
+            &[write, read],
+            let_go_written_later,
+        );
+        // The readers were held up by the writer alone.
+        at_each_step(
+            "rwlock, given up before readers",
+            hold_read,
+            give_up_writing,
+            &[read, read],
+            let_go_read_later,
+        );
     }
 }
 
@@ -643,13 +682,21 @@ fn steps_of_a_robust_mutex() {
     if alone("steps_of_a_robust_mutex") {
         let lock: Part =
             |stage| drop(stage.robust.try_lock_until(far()).unwrap().or_repair(|()| {}));
-        // Held by one who dies at the end: told to one, and free for the others.
-        let begin: Part = |stage| {
-            wait_for(fork(|| {
-                std::mem::forget(stage.robust.lock());
+        // Held by one who gives it back at the end, or dies then, which is told to one.
+        fn hold(stage: &Stage, forget: bool) {
+            fork(|| {
+                let guard = stage.robust.lock();
+                stage.back.set();
+                stage.event.wait();
+                if forget {
+                    std::mem::forget(guard);
+                }
                 true
-            }));
-        };
-        at_each_step("robust mutex, orphaned", begin, lock, &[lock, lock], |_| {});
+            });
+            stage.back.wait();
+        }
+        let end: Part = |stage| stage.event.set();
+        at_each_step("robust mutex", |stage| hold(stage, false), lock, &[lock, lock], end);
+        at_each_step("robust mutex, orphaned", |stage| hold(stage, true), lock, &[lock, lock], end);
     }
 }
