@@ -62,7 +62,7 @@ pub(super) trait Cell<T> {
     /// Wakes up to `n`; how many, if they can be counted.
     fn wake(&self, n: u32) -> usize;
     /// Whether a wait that began at the first call with this `since` has been a long one.
-    fn is_long(since: &mut Option<Deadline>) -> bool {
+    fn is_long(&self, since: &mut Option<Deadline>) -> bool {
         since.get_or_insert_with(|| Deadline::after(PATIENCE)).has_passed()
     }
     /// The deadline, or a moment from now if that is sooner.
@@ -194,6 +194,8 @@ pub(super) mod model {
         word: A,
         queue: Mutex<Queue>,
         woken: Condvar,
+        /// Whoever has slept has been passed over for long.
+        impatient: bool,
     }
 
     #[derive(Default)]
@@ -210,7 +212,13 @@ pub(super) mod model {
                         word: $words::new(value).ready(),
                         queue: Mutex::new(Queue::default()),
                         woken: Condvar::new(),
+                        impatient: false,
                     }
+                }
+
+                #[allow(dead_code, reason = "not for all sizes")]
+                pub(in super::super) fn impatient(value: $value) -> Self {
+                    Self { impatient: true, ..Self::new(value) }
                 }
             }
 
@@ -266,8 +274,8 @@ pub(super) mod model {
                 fn briefly(_: Option<Deadline>) -> Deadline {
                     Deadline::monotonic(Duration::MAX)
                 }
-                fn is_long(_: &mut Option<Deadline>) -> bool {
-                    false
+                fn is_long(&self, _: &mut Option<Deadline>) -> bool {
+                    self.impatient
                 }
             }
         };

@@ -163,7 +163,7 @@ pub(super) fn lock_contended<C: Cell<u8>>(
             continue;
         }
         let mut next = seen | PARKED;
-        if has_slept && C::is_long(&mut since) {
+        if has_slept && word.is_long(&mut since) {
             next |= STARVED;
         }
         if next != seen && word.compare_exchange(seen, next, Relaxed, Relaxed).is_err() {
