@@ -448,7 +448,7 @@ mod models {
             self.words().unlock_write();
         }
         fn downgrade(&self) {
-            if !self.words().write_quickly() {
+            if !self.words().try_write() {
                 self.words().write_slowly(None).unwrap();
             }
             // SAFETY: held for writing.
