@@ -130,9 +130,11 @@ fn linger(dice: &mut Dice) {
     }
 }
 
+/// A round of the killer: calls what it is given while it holds what the others wait for.
+type Round<'a> = dyn FnMut(&Stage, usize, &mut dyn FnMut()) + 'a;
+
 /// Processes take turns without end. `turn` is one of a victim or of a survivor; it answers whether
-/// it went well. `round` is one of the killer, which is to call what it is given while it holds what
-/// the others wait for.
+/// it went well.
 fn storm(
     name: &str,
     turn: impl Fn(&Stage, &mut Dice) -> bool,
@@ -179,7 +181,7 @@ fn storm(
         victims[me] = victim(dice.next(u64::MAX));
     }
     // The survivors go on, with all victims gone at once, too.
-    let after = |round: &mut dyn FnMut(&Stage, usize, &mut dyn FnMut())| {
+    let after = |round: &mut Round<'_>| {
         let before: Vec<_> = stage.turns.iter().map(|turns| turns.load(SeqCst)).collect();
         let on = |(turns, before): (&AtomicU64, &u64)| turns.load(SeqCst) > *before + 1;
         until(name, || {
