@@ -699,12 +699,18 @@ fn the_end_of_a_holder_is_told() {
     assert_eq!(*orphan.make_consistent(), 3);
     assert!(!mutex.lock().unwrap().is_orphaned());
     // One that sleeps already.
+    let (me, held) = (gettid(), AtomicBool::new(false));
     std::thread::scope(|scope| {
         scope.spawn(|| {
             std::mem::forget(mutex.lock().unwrap());
-            std::thread::sleep(Duration::from_millis(20));
+            held.store(true, Ordering::SeqCst);
+            while !sleeps(me) {
+                std::thread::yield_now();
+            }
         });
-        std::thread::sleep(Duration::from_millis(10));
+        while !held.load(Ordering::SeqCst) {
+            std::thread::yield_now();
+        }
         assert_eq!(*mutex.lock().unwrap().or_repair(|value| *value = 4), 4);
     });
     // Given up: nobody gets it any more, not even those who sleep.
