@@ -284,3 +284,64 @@ pub(super) mod model {
     modelled!(AtomicU32, u32);
     modelled!(AtomicU64, u64);
 }
+
+/// A word without other threads: whoever waits on it is woken after a turn of somebody who gives the
+/// lock back and takes it again before the woken one can look.
+#[cfg(all(test, not(loom)))]
+pub(super) mod hogged {
+    use super::*;
+    use crate::sync::{AtomicU8, AtomicU32};
+    use core::cell::Cell as Plain;
+
+    pub(in super::super) struct Hogged<'a, A> {
+        pub(in super::super) word: A,
+        pub(in super::super) turn: &'a dyn Fn(),
+        pub(in super::super) turns: Plain<u32>,
+    }
+
+    macro_rules! hogged {
+        ($words:ident, $value:ty) => {
+            impl Cell<$value> for Hogged<'_, $words> {
+                fn load(&self, order: Ordering) -> $value {
+                    self.word.load(order)
+                }
+                fn store(&self, value: $value, order: Ordering) {
+                    self.word.store(value, order);
+                }
+                fn swap(&self, value: $value, order: Ordering) -> $value {
+                    self.word.swap(value, order)
+                }
+                fn compare_exchange(
+                    &self,
+                    current: $value,
+                    new: $value,
+                    success: Ordering,
+                    failure: Ordering,
+                ) -> core::result::Result<$value, $value> {
+                    self.word.compare_exchange(current, new, success, failure)
+                }
+                fn fetch_and(&self, bits: $value, order: Ordering) -> $value {
+                    self.word.fetch_and(bits, order)
+                }
+                fn fetch_add(&self, n: $value, order: Ordering) -> $value {
+                    self.word.fetch_add(n, order)
+                }
+                fn wait(&self, expected: $value, _: Option<Deadline>) -> Result<Slept> {
+                    assert_eq!(self.word.load(Ordering::Relaxed), expected);
+                    self.turns.set(self.turns.get() + 1);
+                    assert!(self.turns.get() < 10, "starved");
+                    (self.turn)();
+                    Ok(Slept::Woken)
+                }
+                fn wake(&self, _: u32) -> usize {
+                    1
+                }
+                fn is_long(&self, _: &mut Option<Deadline>) -> bool {
+                    true
+                }
+            }
+        };
+    }
+    hogged!(AtomicU8, u8);
+    hogged!(AtomicU32, u32);
+}

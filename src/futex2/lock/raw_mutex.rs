@@ -217,6 +217,32 @@ fn unlock_slowly<C: Cell<u8>>(word: &C, fair: bool) {
     }
 }
 
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::super::cell::hogged::Hogged;
+    use super::*;
+    use crate::sync::AtomicU8;
+
+    /// However quickly the lock is taken again: the one who was woken in vain says so, and the next
+    /// unlock is a hand-over.
+    #[test]
+    fn a_hog_has_two_turns() {
+        let cell = std::cell::OnceCell::<&Hogged<'_, AtomicU8>>::new();
+        let turn = || {
+            let hogged = *cell.get().unwrap();
+            unlock(hogged, false);
+            if hogged.load(Relaxed) & HANDED == 0 {
+                assert!(try_quick(hogged) || try_slowly(hogged));
+            }
+        };
+        let hogged =
+            Hogged { word: AtomicU8::new(LOCKED), turn: &turn, turns: std::cell::Cell::new(0) };
+        assert!(cell.set(&hogged).is_ok());
+        lock_contended(&hogged, None, false).unwrap();
+        assert_eq!(hogged.turns.get(), 2);
+    }
+}
+
 #[cfg(all(test, loom))]
 mod models {
     use super::super::cell::model::Modelled;

@@ -412,6 +412,42 @@ fn briefly<C: Cell<u32>>(
     }
 }
 
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::super::cell::hogged::Hogged;
+    use super::*;
+    use crate::sync::AtomicU32;
+    use std::cell::{Cell as Plain, OnceCell};
+
+    type Hog<'a> = Hogged<'a, AtomicU32>;
+
+    /// How many turns a writer has that takes the lock again at once, until `want` has got it.
+    fn turns_of_a_hog(want: fn(&Words<'_, Hog<'_>>) -> Result<()>) -> u32 {
+        let cells = OnceCell::<[&Hog<'_>; 2]>::new();
+        let again = || {
+            let [state, turn] = *cells.get().unwrap();
+            let words = Words { state, turn };
+            words.unlock_write();
+            if !is_reserved(state.load(Relaxed)) {
+                assert!(words.try_write());
+            }
+        };
+        let cell =
+            |value| Hogged { word: AtomicU32::new(value), turn: &again, turns: Plain::new(0) };
+        let (state, turn) = (cell(WRITER), cell(0));
+        assert!(cells.set([&state, &turn]).is_ok());
+        want(&Words { state: &state, turn: &turn }).unwrap();
+        state.turns.get() + turn.turns.get()
+    }
+
+    /// The one who was woken in vain says so, and the next unlock is a hand-over.
+    #[test]
+    fn a_hog_has_two_turns() {
+        assert_eq!(turns_of_a_hog(|words| words.read_slowly(None)), 2);
+        assert_eq!(turns_of_a_hog(|words| words.write_slowly(None)), 2);
+    }
+}
+
 #[cfg(all(test, loom))]
 mod models {
     use super::super::cell::model::Modelled;
