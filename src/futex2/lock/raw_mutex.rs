@@ -227,7 +227,7 @@ mod tests {
     /// unlock is a hand-over.
     #[test]
     fn a_hog_has_two_turns() {
-        let cell = std::cell::OnceCell::<&Hogged<'_, AtomicU8>>::new();
+        let cell = core::cell::OnceCell::<&Hogged<'_, AtomicU8>>::new();
         let turn = || {
             let hogged = *cell.get().unwrap();
             unlock(hogged, false);
@@ -236,7 +236,7 @@ mod tests {
             }
         };
         let hogged =
-            Hogged { word: AtomicU8::new(LOCKED), turn: &turn, turns: std::cell::Cell::new(0) };
+            Hogged { word: AtomicU8::new(LOCKED), turn: &turn, turns: core::cell::Cell::new(0) };
         assert!(cell.set(&hogged).is_ok());
         lock_contended(&hogged, None, false).unwrap();
         assert_eq!(hogged.turns.get(), 2);

@@ -417,7 +417,7 @@ mod tests {
     use super::super::cell::hogged::Hogged;
     use super::*;
     use crate::sync::AtomicU32;
-    use std::cell::{Cell as Plain, OnceCell};
+    use core::cell::{Cell as Plain, OnceCell};
 
     type Hog<'a> = Hogged<'a, AtomicU32>;
 
