@@ -7,7 +7,7 @@ use common::{child, handle_with, role, succeed};
 use std::cell::UnsafeCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use unmerged::futex2::lock::{
     AutoEvent, Channel, Condvar, Event, Locked, Mutex, MutexGuard, Once, RobustMutex, RwLock,
     Semaphore, select,
@@ -129,12 +129,11 @@ fn mutex_smoke() {
     assert_eq!(*nested.lock().lock(), 2);
 }
 
-/// A hand-over: the holder gives the lock to the sleeper and does not get it back at once. A
-/// sleeper that gets no CPU for long may be passed over, so not each time.
+/// A hand-over: from the unlock on the lock is the sleeper's, and looks locked until that one
+/// has had it.
 #[test]
 fn a_fair_unlock_hands_over() {
-    let handed = (0..20).filter(|_| is_handed_over()).count();
-    assert!(handed > 0, "of 20");
+    (0..20).for_each(|_| assert!(is_handed_over()));
 }
 
 fn is_handed_over() -> bool {
@@ -149,6 +148,10 @@ fn is_handed_over() -> bool {
             std::thread::yield_now();
         }
         guard.unlock_fair();
+        // Who locks would wait for the sleeper as well, but not for long.
+        while mutex.is_locked() {
+            std::thread::yield_now();
+        }
         *mutex.lock() == 1
     })
 }
@@ -163,23 +166,111 @@ fn is_asleep(tid: u32) -> bool {
     stat.rsplit_once(") ").unwrap().1.starts_with('S')
 }
 
-/// One that holds the lock nearly all the time does not starve the others.
+/// Threads that want a lock which two hogs pass to and fro.
+const WAITERS: usize = 2;
+/// How often each of them wants it.
+const WANTS: usize = 3;
+
+/// How many turns two hogs have until everybody has got what it wants. The one that does not hold
+/// the lock looks at it without pause, and has it long before anybody who is woken can run. A turn
+/// lasts until all that still want the lock sleep, and longer than anybody is to be passed over.
+/// `turn` takes the lock, if it can, and holds it while it calls what it is given.
+fn turns_of_hogs(
+    is_locked: impl Fn() -> bool + Sync,
+    turn: impl Fn(&dyn Fn()) + Sync,
+    want: impl Fn() + Sync,
+) -> usize {
+    const MOST: usize = WAITERS * WANTS * 20;
+    let tids: Vec<_> = (0..WAITERS).map(|_| AtomicU32::new(0)).collect();
+    let done: Vec<_> = (0..WAITERS).map(|_| AtomicBool::new(false)).collect();
+    let turns = AtomicUsize::new(0);
+    let inside = AtomicBool::new(false);
+    let held = || {
+        inside.store(true, Ordering::SeqCst);
+        for (tid, done) in tids.iter().zip(&done) {
+            while !done.load(Ordering::SeqCst) && !sleeps(tid.load(Ordering::SeqCst)) {
+                std::thread::yield_now();
+            }
+        }
+        std::thread::sleep(Duration::from_micros(500));
+        inside.store(false, Ordering::SeqCst);
+        turns.fetch_add(1, Ordering::SeqCst);
+    };
+    let hog = || {
+        while turns.load(Ordering::SeqCst) < MOST
+            && !done.iter().all(|done| done.load(Ordering::SeqCst))
+        {
+            if is_locked() {
+                std::hint::spin_loop();
+            } else {
+                turn(&held);
+            }
+        }
+    };
+    threads(WAITERS + 2, |me| match (tids.get(me), done.get(me)) {
+        (Some(tid), Some(done)) => {
+            tid.store(gettid(), Ordering::SeqCst);
+            for _ in 0..WANTS {
+                while !inside.load(Ordering::SeqCst) {
+                    std::thread::yield_now();
+                }
+                want();
+            }
+            done.store(true, Ordering::SeqCst);
+        }
+        _ => hog(),
+    });
+    let turns = turns.into_inner();
+    assert!(turns < MOST, "somebody was starved");
+    turns
+}
+
+/// Whether a thread that may have ended is asleep.
+fn sleeps(tid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/self/task/{tid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('S'))
+}
+
 #[test]
-fn a_greedy_thread_starves_nobody() {
-    let (mutex, stop) = (Mutex::<()>::new(()), AtomicBool::new(false));
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while !stop.load(Ordering::Relaxed) {
-                let _guard = mutex.lock();
-                let begin = Instant::now();
-                while begin.elapsed() < Duration::from_micros(200) {}
+fn hogs_of_a_mutex_starve_nobody() {
+    fn run<S: Scope>() {
+        let mutex = Mutex::<(), S>::new(());
+        let turn = |held: &dyn Fn()| {
+            if let Some(_guard) = mutex.try_lock() {
+                held();
+            }
+        };
+        let turns = turns_of_hogs(|| mutex.is_locked(), turn, || drop(mutex.lock()));
+        eprintln!("{turns} turns of the hogs, {} of the others", WAITERS * WANTS);
+    }
+    run::<Private>();
+    run::<Shared>();
+}
+
+/// Writers that hog, against readers, against writers, and against both.
+#[test]
+fn hogs_of_a_rwlock_starve_nobody() {
+    fn run<S: Scope>() {
+        let (lock, number) = (RwLock::<(), S>::new(()), AtomicUsize::new(0));
+        let is_locked = || lock.is_locked();
+        let turn = |held: &dyn Fn()| {
+            if let Some(_guard) = lock.try_write() {
+                held();
+            }
+        };
+        let read = turns_of_hogs(is_locked, turn, || drop(lock.read()));
+        let write = turns_of_hogs(is_locked, turn, || drop(lock.write()));
+        let both = turns_of_hogs(is_locked, turn, || {
+            if number.fetch_add(1, Ordering::Relaxed) % 2 == 0 {
+                drop(lock.read());
+            } else {
+                drop(lock.write());
             }
         });
-        for _ in 0..20 {
-            drop(mutex.lock());
-        }
-        stop.store(true, Ordering::Relaxed);
-    });
+        eprintln!("{read}, {write}, {both} turns of the hogs, {} of the others", WAITERS * WANTS);
+    }
+    run::<Private>();
+    run::<Shared>();
 }
 
 fn rwlock<S: Scope>() {
@@ -608,12 +699,18 @@ fn the_end_of_a_holder_is_told() {
     assert_eq!(*orphan.make_consistent(), 3);
     assert!(!mutex.lock().unwrap().is_orphaned());
     // One that sleeps already.
+    let (me, held) = (gettid(), AtomicBool::new(false));
     std::thread::scope(|scope| {
         scope.spawn(|| {
             std::mem::forget(mutex.lock().unwrap());
-            std::thread::sleep(Duration::from_millis(20));
+            held.store(true, Ordering::SeqCst);
+            while !sleeps(me) {
+                std::thread::yield_now();
+            }
         });
-        std::thread::sleep(Duration::from_millis(10));
+        while !held.load(Ordering::SeqCst) {
+            std::thread::yield_now();
+        }
         assert_eq!(*mutex.lock().unwrap().or_repair(|value| *value = 4), 4);
     });
     // Given up: nobody gets it any more, not even those who sleep.

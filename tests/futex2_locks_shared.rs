@@ -263,40 +263,6 @@ fn channel_in_a_storm() {
     );
 }
 
-/// Waiters of the locks that are not robust are killed, never holders: nobody is left asleep.
-#[test]
-fn waiters_die_and_others_go_on() {
-    if !alone("waiters_die_and_others_go_on") {
-        return;
-    }
-    let file = file(PAGES);
-    let (stage, _) = stage(&file);
-    stage.permits.release(1).unwrap();
-    // Player 0 is never killed by itself: it is this process.
-    let play = |_, _| {
-        loop {
-            // Waits where this process hands over, and holds nothing.
-            let soon = Deadline::after(Duration::from_micros(300));
-            let _ = stage.event.wait_until(soon);
-            let _ = stage.auto.wait_until(soon);
-            stage.done[1].fetch_add(1, SeqCst);
-        }
-    };
-    storm(play, |_| {
-        // All of these pass by the dead.
-        stage.event.set();
-        stage.event.reset();
-        stage.auto.set();
-        stage.changed.notify_all();
-        let mut guard = stage.mutex.try_lock_until(far()).unwrap();
-        guard[0] += 1;
-        drop(stage.lock.try_write_until(far()).unwrap());
-        stage.permits.acquire_until(far()).unwrap();
-        stage.permits.release(1).unwrap();
-    });
-    stage.once.call_once_until(far(), || {}).unwrap();
-}
-
 /// A holder of an ordinary shared lock dies: it is held for ever, and deadlines are the way out.
 #[test]
 fn what_a_dead_holder_leaves() {

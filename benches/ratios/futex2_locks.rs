@@ -1,10 +1,10 @@
 //! The rows of the locks and of the channel.
 
-use crate::harness::{Options, Row, Target, by_all, each, pinned};
+use crate::harness::{Options, Row, Target, by_all_on, each, pinned};
 use crate::peer::Peer;
 use crossbeam_utils::CachePadded;
 use ipc_channel::ipc::{self, IpcOneShotServer, IpcReceiver, IpcSender};
-use std::cell::UnsafeCell;
+use std::cell::{Cell, UnsafeCell};
 use std::hint::black_box;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, RwLock};
@@ -18,13 +18,23 @@ pub(crate) fn rows(options: &Options) {
         idle_condvar(options);
         channel(options);
     });
-    for (name, threads) in [
-        ("futex2/mutex-2t", 2),
-        ("futex2/mutex-4t", 4),
-        ("futex2/mutex-8t", 8),
-        ("futex2/mutex-16t", 16),
+    for (name, cpus, threads) in [
+        ("futex2/mutex-2t", ALL, 2),
+        ("futex2/mutex-4t", ALL, 4),
+        ("futex2/mutex-8t", ALL, 8),
+        ("futex2/mutex-16t", ALL, 16),
+        ("futex2/mutex-one-cpu-2t", 1, 2),
+        ("futex2/mutex-one-cpu-4t", 1, 4),
+        ("futex2/mutex-one-cpu-16t", 1, 16),
     ] {
-        contended(options, name, threads);
+        contended(options, name, cpus, threads);
+    }
+    for (name, cpus, threads) in [
+        ("futex2/rwlock-2t", ALL, 2),
+        ("futex2/rwlock-8t", ALL, 8),
+        ("futex2/rwlock-one-cpu-8t", 1, 8),
+    ] {
+        contended_rwlock(options, name, cpus, threads);
     }
     channel_2t(options);
     channel_processes(options);
@@ -120,8 +130,11 @@ fn idle_condvar(options: &Options) {
         .run(options);
 }
 
+/// As many CPUs as there are.
+const ALL: usize = usize::MAX;
+
 /// Several threads, one lock, as little as possible inside and outside.
-fn contended(options: &Options, name: &'static str, threads: usize) {
+fn contended(options: &Options, name: &'static str, cpus: usize, threads: usize) {
     let (ours, std, parking_lot, pthread) = (
         CachePadded::new(ours::Mutex::<u64>::new(0)),
         CachePadded::new(Mutex::new(0)),
@@ -132,21 +145,78 @@ fn contended(options: &Options, name: &'static str, threads: usize) {
     let std = || add_one(&mut std.lock().unwrap());
     let parking_lot = || add_one(&mut parking_lot.lock());
     let pthread = || pthread.add_one();
-    Row::new(name, by_all(threads, ours))
-        .peer("std", Target::Within(1.0), by_all(threads, std))
-        .peer("parking_lot", Target::Within(1.0), by_all(threads, parking_lot))
-        .peer("pthread", Target::Within(1.0), by_all(threads, pthread))
+    Row::new(name, by_all_on(cpus, threads, ours))
+        .peer("std", Target::Within(1.0), by_all_on(cpus, threads, std))
+        .peer("parking_lot", Target::Within(1.0), by_all_on(cpus, threads, parking_lot))
+        .peer("pthread", Target::Within(1.0), by_all_on(cpus, threads, pthread))
         .run(options);
+    fairness(
+        options,
+        name,
+        cpus,
+        threads,
+        &[("ours", &ours), ("std", &std), ("parking_lot", &parking_lot), ("pthread", &pthread)],
+    );
+}
+
+/// The same with a readers-writer lock: each tenth turn of a thread is a writer's.
+fn contended_rwlock(options: &Options, name: &'static str, cpus: usize, threads: usize) {
+    thread_local!(static TURN: Cell<u32> = const { Cell::new(0) });
+    let (ours, std, parking_lot) = (
+        CachePadded::new(ours::RwLock::<u64>::new(0)),
+        CachePadded::new(RwLock::new(0)),
+        CachePadded::new(parking_lot::RwLock::new(0)),
+    );
+    let writes = || TURN.replace(TURN.get().wrapping_add(1)).is_multiple_of(10);
+    let ours = || {
+        if writes() {
+            add_one(&mut ours.write());
+        } else {
+            black_box(*ours.read());
+        }
+    };
+    let std = || {
+        if writes() {
+            add_one(&mut std.write().unwrap());
+        } else {
+            black_box(*std.read().unwrap());
+        }
+    };
+    let parking_lot = || {
+        if writes() {
+            add_one(&mut parking_lot.write());
+        } else {
+            black_box(*parking_lot.read());
+        }
+    };
+    Row::new(name, by_all_on(cpus, threads, ours))
+        .peer("std", Target::Within(1.0), by_all_on(cpus, threads, std))
+        .peer("parking_lot", Target::Within(1.0), by_all_on(cpus, threads, parking_lot))
+        .run(options);
+    let arms: [Named<'_>; 3] = [("ours", &ours), ("std", &std), ("parking_lot", &parking_lot)];
+    fairness(options, name, cpus, threads, &arms);
+}
+
+/// An arm and its name.
+type Named<'a> = (&'a str, &'a (dyn Fn() + Sync));
+
+/// Prints how evenly each arm serves its threads: medians of a few runs.
+fn fairness(options: &Options, name: &str, cpus: usize, threads: usize, arms: &[Named<'_>]) {
     if !options.wants(name) || !options.is_measured() || options.is_json() {
         return;
     }
-    for (who, op) in [
-        ("ours", &ours as &(dyn Fn() + Sync)),
-        ("std", &std),
-        ("parking_lot", &parking_lot),
-        ("pthread", &pthread),
-    ] {
-        let (jain, ratio, longest) = shares(threads, op);
+    let mut all = vec![[vec![], vec![], vec![]]; arms.len()];
+    for _ in 0..5 {
+        for ((_, op), figures) in arms.iter().zip(&mut all) {
+            let (jain, ratio, longest) = shares(cpus, threads, *op);
+            figures.iter_mut().zip([jain, ratio, longest]).for_each(|(to, one)| to.push(one));
+        }
+    }
+    for ((who, _), figures) in arms.iter().zip(all) {
+        let [jain, ratio, longest] = figures.map(|mut of| {
+            of.sort_by(f64::total_cmp);
+            of[of.len() / 2]
+        });
         println!(
             "    {who:<24} fairness {jain:.3} (Jain), max/min {ratio:.1}, longest wait {longest:.1} ms"
         );
@@ -155,14 +225,14 @@ fn contended(options: &Options, name: &'static str, threads: usize) {
 
 /// How evenly `threads` threads are served in a while: Jain's index (1 is even), the largest share
 /// by the smallest, and the longest that one of them waited, in milliseconds.
-fn shares(threads: usize, op: &(dyn Fn() + Sync)) -> (f64, f64, f64) {
+fn shares(cpus: usize, threads: usize, op: &(dyn Fn() + Sync)) -> (f64, f64, f64) {
     let stop = AtomicBool::new(false);
     let served: Vec<(f64, f64)> = std::thread::scope(|scope| {
         let all: Vec<_> = (0..threads)
             .map(|me| {
                 let stop = &stop;
                 scope.spawn(move || {
-                    crate::harness::pin(me);
+                    crate::harness::pin(me % cpus);
                     let (mut n, mut longest) = (0_u64, Duration::ZERO);
                     let mut last = Instant::now();
                     while !stop.load(Ordering::Relaxed) {
@@ -178,7 +248,7 @@ fn shares(threads: usize, op: &(dyn Fn() + Sync)) -> (f64, f64, f64) {
                 })
             })
             .collect();
-        std::thread::sleep(Duration::from_millis(300));
+        std::thread::sleep(Duration::from_millis(200));
         stop.store(true, Ordering::Relaxed);
         all.into_iter().map(|thread| thread.join().expect("no arm panics")).collect()
     });

@@ -113,11 +113,16 @@ pub(crate) fn in_turn<'a, T: Sync>(items: &'a [T], op: impl Fn(&T) + Send + 'a) 
 /// begin to the last end, divided by the operations of all: a perfect speed-up over one
 /// thread divides it by the number of CPUs.
 pub(crate) fn together(threads: usize, n: u64, op: &(dyn Fn(u64) + Sync)) -> f64 {
+    together_on(usize::MAX, threads, n, op)
+}
+
+/// The same on the first `cpus` CPUs alone.
+fn together_on(cpus: usize, threads: usize, n: u64, op: &(dyn Fn(u64) + Sync)) -> f64 {
     let start = Barrier::new(threads);
     let spans: Vec<(Instant, Instant)> = std::thread::scope(|scope| {
         let start = &start;
         let run = move |me| {
-            pin(me);
+            pin(me % cpus);
             op(n.min(1000));
             start.wait();
             let begin = Instant::now();
@@ -135,7 +140,16 @@ pub(crate) fn together(threads: usize, n: u64, op: &(dyn Fn(u64) + Sync)) -> f64
 
 /// An arm in which so many threads do `op`; see [`together`].
 pub(crate) fn by_all<'a>(threads: usize, op: impl Fn() + Sync + Send + 'a) -> Arm<'a> {
-    Box::new(move |n| together(threads, n, &|n| (0..n).for_each(|_| op())))
+    by_all_on(usize::MAX, threads, op)
+}
+
+/// The same on the first `cpus` CPUs alone.
+pub(crate) fn by_all_on<'a>(
+    cpus: usize,
+    threads: usize,
+    op: impl Fn() + Sync + Send + 'a,
+) -> Arm<'a> {
+    Box::new(move |n| together_on(cpus, threads, n, &|n| (0..n).for_each(|_| op())))
 }
 
 impl<'a> Row<'a> {

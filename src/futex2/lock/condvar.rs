@@ -30,6 +30,7 @@ use crate::abi::futex2::MATCH_ANY;
 use crate::error::{Error, Result};
 use crate::futex2::place::Place;
 use crate::futex2::seat::Seat;
+use crate::futex2::step::step;
 use crate::futex2::{Deadline, Options, Private, Scope};
 use crate::sync::Ordering::{AcqRel, Relaxed, Release};
 use crate::sync::{AtomicU32, AtomicUsize};
@@ -148,8 +149,10 @@ impl<S: Scope> Condvar<S> {
     /// What a notifier does before it wakes one.
     fn advance(&self, all: bool) {
         self.sequence.fetch_add(1, Release);
+        step();
         if all {
             self.broadcast.store(1, Release);
+            step();
         }
     }
 
@@ -162,6 +165,7 @@ impl<S: Scope> Condvar<S> {
     /// A waiter leaves; whether it has to take the others along.
     fn leave(&self) -> bool {
         self.waiters.fetch_sub(1, Relaxed);
+        step();
         self.broadcast.load(Relaxed) != 0 && self.broadcast.swap(0, AcqRel) != 0
     }
 
@@ -196,6 +200,7 @@ impl<S: Scope> Condvar<S> {
         let slept = self.sleep(seen, place.mask(&Options::new()), counted.sure, deadline);
         drop(counted);
         if self.leave() {
+            step();
             self.take_along(way, &place);
         }
         // A wake of the mutex may have been spent on this thread.

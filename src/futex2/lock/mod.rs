@@ -26,8 +26,8 @@
 //!
 //! | type | bytes | |
 //! |---|---|---|
-//! | [`Mutex`] | 1 | a waiter that was passed over for a millisecond is handed the lock |
-//! | [`RwLock`] | 8 | a waiting writer keeps new readers out; writers can turn readers |
+//! | [`Mutex`] | 1 | a waiter that was passed over for 0.1 ms is handed the lock |
+//! | [`RwLock`] | 8 | a waiting writer keeps new readers out; whoever was passed over for 0.1 ms is handed the lock; writers can turn readers |
 //! | [`Condvar`] | 24 | `notify_all` moves waiters to the mutex: they wake one by one |
 //! | [`Semaphore`] | 4 | up to 2³¹ − 1 permits |
 //! | [`Event`], [`AutoEvent`] | 4 | stays set until it is reset; lets one through and resets itself |
@@ -59,7 +59,7 @@
 //! | a thread ends, or a process dies, *holding* a mutex, a readers-writer lock or a permit, or running a [`Once`] | it is held for ever. Deadlines and [`RobustMutex`] are the ways out |
 //! | the same with a [`RobustMutex`] | the next one is told; one that sleeps, within 50 ms |
 //! | the same inside a [`Channel`] in shared memory | nothing is lost or doubled that was sent; the others go on, within 50 ms |
-//! | a process dies *waiting*, or woken, or while it wakes | the others go on: whoever waits in shared memory looks again every 50 ms |
+//! | a process dies *waiting*, or woken, or while it wakes | the others go on: whoever waits in shared memory looks again every 50 ms. A dead waiter of a [`Condvar`] stays counted: a notification that nobody waits for is then a system call |
 //! | others write anything into shared memory | errors, wrong data, a lock that seems held or free; nothing out of bounds, and no wait longer than its deadline |
 //! | a lock is moved or unmapped while somebody waits | the borrow checker, and for shared memory the caller, prevent it |
 

@@ -163,7 +163,7 @@ pub(super) fn lock_contended<C: Cell<u8>>(
             continue;
         }
         let mut next = seen | PARKED;
-        if has_slept && C::is_long(&mut since) {
+        if has_slept && word.is_long(&mut since) {
             next |= STARVED;
         }
         if next != seen && word.compare_exchange(seen, next, Relaxed, Relaxed).is_err() {
@@ -185,7 +185,8 @@ pub(super) fn lock_contended<C: Cell<u8>>(
         }
         duty |= slept.owes();
         has_slept |= duty;
-        spins = Spins::new();
+        // It looks once and sleeps again: in rounds it would give its share of the CPU to those who
+        // have the lock all the time.
     }
 }
 
@@ -213,6 +214,32 @@ fn unlock_slowly<C: Cell<u8>>(word: &C, fair: bool) {
         if word.fetch_and(!HANDED, Relaxed) & (PARKED | LOCKED) == PARKED {
             word.wake(1);
         }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::super::cell::hogged::Hogged;
+    use super::*;
+    use crate::sync::AtomicU8;
+
+    /// However quickly the lock is taken again: the one who was woken in vain says so, and the next
+    /// unlock is a hand-over.
+    #[test]
+    fn a_hog_has_two_turns() {
+        let cell = core::cell::OnceCell::<&Hogged<'_, AtomicU8>>::new();
+        let turn = || {
+            let hogged = *cell.get().unwrap();
+            unlock(hogged, false);
+            if hogged.load(Relaxed) & HANDED == 0 {
+                assert!(try_quick(hogged) || try_slowly(hogged));
+            }
+        };
+        let hogged =
+            Hogged { word: AtomicU8::new(LOCKED), turn: &turn, turns: core::cell::Cell::new(0) };
+        assert!(cell.set(&hogged).is_ok());
+        lock_contended(&hogged, None, false).unwrap();
+        assert_eq!(hogged.turns.get(), 2);
     }
 }
 

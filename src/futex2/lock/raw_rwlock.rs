@@ -4,7 +4,10 @@
 //!
 //! | bits | mean |
 //! |---|---|
-//! | 0 to 29 | readers, or all ones: a writer |
+//! | 0 to 26 | readers, or all ones: a writer |
+//! | 27, `LATE_WRITER` | a writer that sleeps has been passed over for long |
+//! | 28, `LATE_READERS` | the same of readers |
+//! | 29, `HANDED` | it is for those who have slept: free, or held by readers of whom more may come |
 //! | 30, `READERS` | readers may sleep, on `state` |
 //! | 31, `WRITERS` | writers may sleep, on `turn` |
 //!
@@ -12,19 +15,28 @@
 //!
 //! The protocol is that of std's futex lock: while a writer may sleep, no new reader enters, so
 //! readers cannot starve writers; the last one out calls one writer, and if none slept, all readers.
-//! Two things are added. A writer that gives up at its deadline takes its bit away and wakes
-//! whom it held up. And a reader that has slept for a beat in shared memory takes a lock that
+//! Three things are added. A writer that gives up at its deadline takes its bit away and wakes
+//! whom it held up. A reader that has slept for a beat in shared memory takes a lock that
 //! nobody holds, whatever the bits say: the writer that was called may be dead.
+//!
+//! And whoever is passed over for long says so; then the last one out hands the lock over: to
+//! the readers if they are late, otherwise to a writer. Who has not slept leaves it alone, but
+//! not for long, as with a mutex. A writer takes the bit away with the lock; readers leave
+//! it, so that all that were woken come in, and the last one out takes it away.
 
 use super::cell::{Cell, Slept, Spins, late};
 use crate::error::Result;
+use crate::futex2::step::step;
 use crate::futex2::{Deadline, Futex, Private, Scope};
 use crate::sync::Ordering::{Acquire, Relaxed, Release};
 use core::fmt;
 
-const MASK: u32 = (1 << 30) - 1;
+const MASK: u32 = (1 << 27) - 1;
 const WRITER: u32 = MASK;
 const MOST_READERS: u32 = MASK - 1;
+const LATE_WRITER: u32 = 1 << 27;
+const LATE_READERS: u32 = 1 << 28;
+const HANDED: u32 = 1 << 29;
 const READERS: u32 = 1 << 30;
 const WRITERS: u32 = 1 << 31;
 
@@ -74,7 +86,7 @@ impl<S: Scope> RawRwLock<S> {
     /// Takes it for writing, sleeping while anybody holds it.
     #[inline]
     pub fn write(&self) {
-        if !self.words().try_write() {
+        if !self.words().write_quickly() {
             let _ = self.words().write_slowly(None);
         }
     }
@@ -92,7 +104,10 @@ impl<S: Scope> RawRwLock<S> {
     /// ETIMEDOUT at the deadline.
     #[inline]
     pub fn try_write_until(&self, deadline: Deadline) -> Result<()> {
-        if self.words().try_write() { Ok(()) } else { self.words().write_slowly(Some(deadline)) }
+        if self.words().write_quickly() {
+            return Ok(());
+        }
+        self.words().write_slowly(Some(deadline))
     }
 
     /// Gives back what was taken for reading.
@@ -125,9 +140,9 @@ impl<S: Scope> RawRwLock<S> {
         self.words().downgrade();
     }
 
-    /// Whether anybody holds it; stale at once.
+    /// Whether anybody holds it, or has been handed it; stale at once.
     pub fn is_locked(&self) -> bool {
-        self.state.load(Relaxed) & MASK != 0
+        self.state.load(Relaxed) & (MASK | HANDED) != 0
     }
 
     /// Whether a writer holds it; stale at once.
@@ -162,7 +177,12 @@ struct Words<'a, C> {
 
 /// Whether a reader may enter at once.
 fn admits(state: u32) -> bool {
-    state & (READERS | WRITERS) == 0 && state & MASK < MOST_READERS
+    state & (READERS | WRITERS | HANDED) == 0 && state & MASK < MOST_READERS
+}
+
+/// Whether it is free, but for one who has slept.
+fn is_reserved(state: u32) -> bool {
+    state & (MASK | HANDED) == HANDED
 }
 
 impl<C: Cell<u32>> Words<'_, C> {
@@ -182,10 +202,11 @@ impl<C: Cell<u32>> Words<'_, C> {
     #[inline(never)]
     fn read_slowly(&self, deadline: Option<Deadline>) -> Result<()> {
         let mut spins = Spins::new();
-        let mut beaten = false;
+        let (mut since, mut has_slept, mut beaten) = (None, false, false);
         loop {
             let seen = self.state.load(Relaxed);
-            if admits(seen) || (beaten && seen & MASK == 0) {
+            let handed = has_slept && seen & HANDED != 0 && seen & MASK < MOST_READERS;
+            if admits(seen) || handed || (beaten && seen & MASK == 0) {
                 if self.state.compare_exchange(seen, seen + 1, Acquire, Relaxed).is_ok() {
                     return Ok(());
                 }
@@ -194,26 +215,41 @@ impl<C: Cell<u32>> Words<'_, C> {
             if seen & (READERS | WRITERS) == 0 && !spins.are_over() {
                 continue;
             }
-            let parked = seen | READERS;
+            let mut parked = seen | READERS;
+            if has_slept && self.state.is_long(&mut since) {
+                parked |= LATE_READERS;
+            }
             if parked != seen
                 && self.state.compare_exchange(seen, parked, Relaxed, Relaxed).is_err()
             {
                 continue;
             }
-            let slept = self.state.wait(parked, deadline)?;
+            let slept = if is_reserved(seen) {
+                briefly::<C>(deadline, |until| self.state.wait(parked, until))?
+            } else {
+                self.state.wait(parked, deadline)?
+            };
             if slept == Slept::Changed && deadline.is_some_and(|deadline| deadline.has_passed()) {
                 return Err(late("futex2::RwLock::read"));
             }
             beaten = slept == Slept::Beat;
+            has_slept |= slept.owes();
             spins = Spins::new();
         }
+    }
+
+    /// Takes it if nobody has it and nobody sleeps. A look before would cost as much again.
+    #[inline]
+    fn write_quickly(&self) -> bool {
+        self.state.compare_exchange(0, WRITER, Acquire, Relaxed).is_ok()
     }
 
     #[inline]
     fn try_write(&self) -> bool {
         let mut seen = self.state.load(Relaxed);
         while seen & MASK == 0 {
-            match self.state.compare_exchange(seen, seen | WRITER, Acquire, Relaxed) {
+            let next = (seen | WRITER) & !HANDED;
+            match self.state.compare_exchange(seen, next, Acquire, Relaxed) {
                 Ok(_) => return true,
                 Err(now) => seen = now,
             }
@@ -227,10 +263,11 @@ impl<C: Cell<u32>> Words<'_, C> {
         let mut spins = Spins::new();
         // Whoever has slept cannot know whether others do.
         let mut others = 0;
+        let (mut since, mut has_slept) = (None, false);
         loop {
             let seen = self.state.load(Relaxed);
-            if seen & MASK == 0 {
-                let next = seen | WRITER | others;
+            if seen & MASK == 0 && (has_slept || !is_reserved(seen)) {
+                let next = (seen | WRITER | others) & !HANDED;
                 if self.state.compare_exchange(seen, next, Acquire, Relaxed).is_ok() {
                     return Ok(());
                 }
@@ -239,7 +276,10 @@ impl<C: Cell<u32>> Words<'_, C> {
             if seen & WRITERS == 0 && !spins.are_over() {
                 continue;
             }
-            let parked = seen | WRITERS;
+            let mut parked = seen | WRITERS;
+            if has_slept && self.state.is_long(&mut since) {
+                parked |= LATE_WRITER;
+            }
             if parked != seen
                 && self.state.compare_exchange(seen, parked, Relaxed, Relaxed).is_err()
             {
@@ -249,19 +289,28 @@ impl<C: Cell<u32>> Words<'_, C> {
             // A call that comes after the look at the state changes the turn.
             let turn = self.turn.load(Acquire);
             let seen = self.state.load(Relaxed);
-            if seen & MASK == 0 || seen & WRITERS == 0 {
+            let reserved = is_reserved(seen) && !has_slept;
+            if (seen & MASK == 0 && !reserved) || seen & WRITERS == 0 {
                 if deadline.is_some_and(|deadline| deadline.has_passed()) && seen & MASK != 0 {
                     self.give_up();
                     return Err(late("futex2::RwLock::write"));
                 }
                 continue;
             }
-            match self.turn.wait(turn, deadline) {
+            let slept = if reserved {
+                briefly::<C>(deadline, |until| self.turn.wait(turn, until))
+            } else {
+                self.turn.wait(turn, deadline)
+            };
+            match slept {
                 Ok(Slept::Changed) if deadline.is_some_and(|deadline| deadline.has_passed()) => {
                     self.give_up();
                     return Err(late("futex2::RwLock::write"));
                 }
-                Ok(_) => spins = Spins::new(),
+                Ok(slept) => {
+                    has_slept |= slept.owes();
+                    spins = Spins::new();
+                }
                 Err(error) => {
                     self.give_up();
                     return Err(error);
@@ -273,7 +322,8 @@ impl<C: Cell<u32>> Words<'_, C> {
     /// A writer leaves without the lock: those whom its bit held up look again, and announce
     /// themselves anew.
     fn give_up(&self) {
-        let seen = self.state.fetch_and(!(READERS | WRITERS), Relaxed);
+        let seen = self.state.fetch_and(!(READERS | WRITERS | HANDED), Relaxed);
+        step();
         if seen & WRITERS != 0 {
             self.call();
         }
@@ -303,13 +353,14 @@ impl<C: Cell<u32>> Words<'_, C> {
         let now = now.wrapping_sub(WRITER - 1);
         // With a writer in line readers stay where they are.
         if now & (READERS | WRITERS) == READERS {
-            self.state.fetch_and(!READERS, Relaxed);
+            self.state.fetch_and(!(READERS | LATE_READERS), Relaxed);
             self.state.wake(u32::MAX);
         }
     }
 
     /// Calls one writer; whether one slept.
     fn call(&self) -> bool {
+        step();
         self.turn.fetch_add(1, Release);
         self.turn.wake(1) > 0
     }
@@ -318,28 +369,82 @@ impl<C: Cell<u32>> Words<'_, C> {
     #[cold]
     #[inline(never)]
     fn next(&self, mut state: u32) {
-        if state == WRITERS {
-            match self.state.compare_exchange(state, 0, Relaxed, Relaxed) {
-                Ok(_) => {
-                    self.call();
-                    return;
-                }
-                Err(now) => state = now,
+        step();
+        // Whoever has taken it since sees to them.
+        while state & MASK == 0 {
+            let sleepers = state & (READERS | WRITERS);
+            let is_late = sleepers != 0 && state & (LATE_READERS | LATE_WRITER) != 0;
+            let handed = if is_late { HANDED } else { 0 };
+            let readers =
+                sleepers & READERS != 0 && (sleepers & WRITERS == 0 || state & LATE_READERS != 0);
+            let called = if readers { READERS } else { WRITERS };
+            let left = sleepers & !called;
+            if let Err(now) = self.state.compare_exchange(state, left | handed, Relaxed, Relaxed) {
+                state = now;
+                continue;
             }
-        }
-        if state == READERS | WRITERS {
-            // Whoever has taken it since sees to them.
-            if self.state.compare_exchange(state, READERS, Relaxed, Relaxed).is_err() {
+            step();
+            let is_woken = match sleepers {
+                0 => true,
+                _ if readers => self.state.wake(u32::MAX) > 0,
+                _ => self.call(),
+            };
+            if is_woken {
                 return;
             }
-            if self.call() {
+            // Nobody slept.
+            state = if is_late { self.state.fetch_and(!HANDED, Relaxed) & !HANDED } else { left };
+            if state & (READERS | WRITERS) == 0 {
                 return;
             }
-            state = READERS;
         }
-        if state == READERS && self.state.compare_exchange(state, 0, Relaxed, Relaxed).is_ok() {
-            self.state.wake(u32::MAX);
-        }
+    }
+}
+
+/// Sleeps until the deadline, but not for long.
+fn briefly<C: Cell<u32>>(
+    deadline: Option<Deadline>,
+    wait: impl FnOnce(Option<Deadline>) -> Result<Slept>,
+) -> Result<Slept> {
+    match wait(Some(C::briefly(deadline))) {
+        Err(_) if !deadline.is_some_and(|deadline| deadline.has_passed()) => Ok(Slept::Beat),
+        slept => slept,
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::super::cell::hogged::Hogged;
+    use super::*;
+    use crate::sync::AtomicU32;
+    use core::cell::{Cell as Plain, OnceCell};
+
+    type Hog<'a> = Hogged<'a, AtomicU32>;
+
+    /// How many turns a writer has that takes the lock again at once, until `want` has got it.
+    fn turns_of_a_hog(want: fn(&Words<'_, Hog<'_>>) -> Result<()>) -> u32 {
+        let cells = OnceCell::<[&Hog<'_>; 2]>::new();
+        let again = || {
+            let [state, turn] = *cells.get().unwrap();
+            let words = Words { state, turn };
+            words.unlock_write();
+            if !is_reserved(state.load(Relaxed)) {
+                assert!(words.try_write());
+            }
+        };
+        let cell =
+            |value| Hogged { word: AtomicU32::new(value), turn: &again, turns: Plain::new(0) };
+        let (state, turn) = (cell(WRITER), cell(0));
+        assert!(cells.set([&state, &turn]).is_ok());
+        want(&Words { state: &state, turn: &turn }).unwrap();
+        state.turns.get() + turn.turns.get()
+    }
+
+    /// The one who was woken in vain says so, and the next unlock is a hand-over.
+    #[test]
+    fn a_hog_has_two_turns() {
+        assert_eq!(turns_of_a_hog(|words| words.read_slowly(None)), 2);
+        assert_eq!(turns_of_a_hog(|words| words.write_slowly(None)), 2);
     }
 }
 
@@ -371,7 +476,7 @@ mod models {
             self.words().unlock_read();
         }
         fn write(&self) {
-            if !self.words().try_write() {
+            if !self.words().write_quickly() {
                 self.words().write_slowly(None).unwrap();
             }
             // SAFETY: held for writing.
@@ -392,9 +497,13 @@ mod models {
     }
 
     fn run(bodies: [fn(&Shared); 2], own: fn(&Shared)) {
+        run_with(Modelled::<AtomicU32>::new, bodies, own);
+    }
+
+    fn run_with(state: fn(u32) -> Modelled<AtomicU32>, bodies: [fn(&Shared); 2], own: fn(&Shared)) {
         model(move || {
             let shared = Arc::new(Shared {
-                state: Modelled::<AtomicU32>::new(0),
+                state: state(0),
                 turn: Modelled::<AtomicU32>::new(0),
                 data: UnsafeCell::new(0),
             });
@@ -421,5 +530,16 @@ mod models {
     #[test]
     fn a_writer_turns_reader() {
         run([Shared::downgrade, Shared::read], Shared::write);
+    }
+
+    /// Whoever is woken and finds it held is late: with hand-overs, to readers and to writers.
+    #[test]
+    fn hand_over() {
+        run_with(Modelled::<AtomicU32>::impatient, [Shared::read, Shared::write], Shared::write);
+    }
+
+    #[test]
+    fn hand_over_to_readers() {
+        run_with(Modelled::<AtomicU32>::impatient, [Shared::read, Shared::read], Shared::write);
     }
 }

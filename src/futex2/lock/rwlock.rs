@@ -93,6 +93,11 @@ impl<T: ?Sized, S: Scope> RwLock<T, S> {
         Ok(self.writing())
     }
 
+    /// Whether anybody holds it; stale at once.
+    pub fn is_locked(&self) -> bool {
+        self.raw.is_locked()
+    }
+
     /// The value, of a lock that nobody else can reach.
     pub fn get_mut(&mut self) -> &mut T {
         self.value.get_mut()
