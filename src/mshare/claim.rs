@@ -2,9 +2,9 @@
 //!
 //! The protocol is that of [`directory`](super::directory).
 
-use super::directory::{Directory, GLANCE, remove};
+use super::directory::{Directory, GLANCE, Occupant, remove};
 use crate::error::{Context, Error, Result};
-use crate::sys::socket;
+use crate::sys::socket::{self, Address};
 use core::time::Duration;
 use rustix::fd::OwnedFd;
 use rustix::fs::{FlockOperation, Mode, OFlags, chmod, flock, lstat, open, rename};
@@ -67,12 +67,32 @@ impl Claim {
         let new = self.new_path();
         // Left by a creator that was killed under the lock.
         remove(&new).op(operation)?;
-        let listener = socket::serve(&new).map_err(|errno| {
+        let listener = socket::serve(Address::Path(&new)).map_err(|errno| {
             Error::with(operation, errno, format_args!("cannot bind {}", new.display()))
         })?;
         rustix::io::ioctl_fionbio(&listener, true).op(operation)?;
         chmod(&new, Mode::from_raw_mode(mode)).op(operation)?;
         Ok(listener)
+    }
+
+    /// Device and inode of the socket file that [`listen`](Self::listen) made.
+    ///
+    /// # Errors
+    ///
+    /// Those of lstat(2).
+    pub(super) fn file(&self) -> Result<(u64, u64)> {
+        let stat = lstat(self.new_path()).op(self.directory.operation)?;
+        Ok((stat.st_dev, stat.st_ino))
+    }
+
+    /// Device and inode of the socket file that has the name now.
+    ///
+    /// # Errors
+    ///
+    /// Those of lstat(2).
+    pub(super) fn occupied(&self) -> Result<(u64, u64)> {
+        let stat = lstat(&self.path).op(self.directory.operation)?;
+        Ok((stat.st_dev, stat.st_ino))
     }
 
     /// Lets the name appear.
@@ -90,6 +110,25 @@ impl Claim {
 
     fn new_path(&self) -> PathBuf {
         self.directory.path.join(".new")
+    }
+}
+
+impl Directory {
+    /// Takes `name` from a server that is gone, if the socket file is one of these; `None` if
+    /// somebody unlinked it, or serves it.
+    ///
+    /// # Errors
+    ///
+    /// ETIMEDOUT if another process keeps the lock.
+    pub(super) fn inherit(self, name: &str, files: &[(u64, u64)]) -> Result<Option<Claim>> {
+        let lock = Lock::take(&self, GLANCE)?;
+        let path = self.path.join(name);
+        if self.occupant(&path)? != Occupant::Stale {
+            return Ok(None);
+        }
+        let stat = lstat(&path).op(self.operation)?;
+        let ours = files.contains(&(stat.st_dev, stat.st_ino));
+        Ok(ours.then_some(Claim { directory: self, path, _lock: lock }))
     }
 }
 

@@ -77,6 +77,16 @@ impl Header {
         self.state.store(READY, relaxed);
     }
 
+    /// Base and id of the region whose page this is, as found; `None` if it is nobody's yet.
+    pub(super) fn found(&self) -> Option<(u64, [u8; 16])> {
+        let relaxed = Ordering::Relaxed;
+        if self.magic.load(relaxed) == 0 && self.state.load(relaxed) == 0 {
+            return None;
+        }
+        let [low, high] = [&self.id[0], &self.id[1]].map(|half| u128::from(half.load(relaxed)));
+        Some((self.base.load(relaxed), (low | high << 64).to_le_bytes()))
+    }
+
     /// Does the page say what the server said?
     ///
     /// # Errors
@@ -136,7 +146,12 @@ mod tests {
 
     #[test]
     fn each_word_is_checked() {
-        let shape = Shape { size: 8192, base: 1 << 45, id: *b"0123456789abcdef" };
+        let shape = Shape {
+            size: 8192,
+            base: 1 << 45,
+            id: *b"0123456789abcdef",
+            memory: super::super::wire::Memory::Ordinary,
+        };
         let page = Mapping::anonymous(CONTROL_LEN, Access::Write).unwrap();
         let header = Header::of(&page);
         let error = header.verify(&shape).unwrap_err();
