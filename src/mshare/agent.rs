@@ -85,7 +85,7 @@ impl Agent {
             name,
             callers: VecDeque::new(),
             watched: Vec::new(),
-            server: 0,
+            offered: held.ledger().epoch.load(Ordering::Acquire),
             due: true,
         };
         if !desk.listeners.is_empty() {
@@ -127,8 +127,8 @@ pub(super) struct Desk {
     callers: VecDeque<Connection>,
     /// Processes whose end is waited for.
     pub(super) watched: Vec<(Token, OwnedFd)>,
-    /// Who served when the objects were offered, as a token's word.
-    server: u64,
+    /// The epoch whose server was offered our objects.
+    offered: u64,
     /// Whether there is something to follow.
     due: bool,
 }
@@ -228,8 +228,10 @@ impl Desk {
         self.due = false;
         let ledger = self.held.ledger();
         let leader = ledger.leader.load(Ordering::Acquire);
-        if leader != self.server {
-            self.server = leader;
+        // It moves when somebody listens.
+        let epoch = ledger.epoch.load(Ordering::Acquire);
+        if epoch != self.offered && ledger.participants().named(leader).is_some() {
+            self.offered = epoch;
             if !self.held.is_serving() {
                 self.held.offer_all();
             }

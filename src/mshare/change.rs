@@ -335,6 +335,9 @@ impl Held {
 
     /// Ends the region: nothing lies in it any more, for anybody. Done once.
     pub(super) fn end(&self) {
+        if !self.is_full() {
+            return;
+        }
         let mut local = self.enter();
         let deadline = Instant::now() + Duration::from_secs(1);
         let Ok(token) = self.token(super::SYNC, &mut local) else { return };

@@ -173,8 +173,9 @@ impl Held {
     /// Offers every object that is here to whoever serves now.
     pub(super) fn offer_all(&self) {
         let objects = self.objects.enter(Vec::new).clone();
-        for object in objects {
-            let _ = self.offer(&object);
+        for object in objects.iter().filter(|_| self.is_full()) {
+            let numbers = [object.id, object.kind.code(), 0, 0, 0];
+            let _ = self.ask(super::SYNC, Ask::Offer, numbers, Some(object.file.as_fd()));
         }
     }
 

@@ -188,7 +188,10 @@ impl Held {
             if !heir && let Some(name) = desk.name.take() {
                 name.remove();
             }
-            desk.listeners.clear();
+            for listener in desk.listeners.drain(..) {
+                // Also for the copies of it in forked children.
+                let _ = rustix::net::shutdown(&listener, rustix::net::Shutdown::Both);
+            }
             ledger.leader.store(0, Ordering::Release);
         }
         ledger.participants().leave(token);
