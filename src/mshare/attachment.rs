@@ -7,7 +7,7 @@
 
 use super::agent::Agent;
 use super::directory::Directory;
-use super::gate::Gate;
+use super::gate::{Gate, Inside};
 use super::header::{CONTROL_LEN, Header};
 use super::held::{Files, HAS_AGENT, Held, Local, Waits, join};
 use super::layout::Segment;
@@ -24,7 +24,7 @@ use core::ptr::NonNull;
 use rustix::fd::AsFd;
 use rustix::fs::fstat;
 use rustix::io::Errno;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 /// What tells regions apart: device and inode of the ledger's file, and the id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,10 +41,12 @@ struct Entry {
     held: Arc<Held>,
 }
 
-static TABLE: Mutex<Vec<Entry>> = Mutex::new(Vec::new());
+static TABLE: Gate<Vec<Entry>> = Gate::new(Vec::new());
 
-fn table() -> MutexGuard<'static, Vec<Entry>> {
-    TABLE.lock().unwrap_or_else(PoisonError::into_inner)
+fn table() -> Inside<'static, Vec<Entry>> {
+    // A child that was forked in the midst of this has what its parent had mapped, and does not
+    // know it: its addresses are taken.
+    TABLE.enter(Vec::new)
 }
 
 /// What a process brings when it maps a region.
@@ -174,7 +176,7 @@ impl Attachment {
             objects: Gate::new(Vec::new()),
             agent: Gate::new(None),
             serving: AtomicU32::new(0),
-            waits: Waits::default(),
+            waits: Waits::new(),
         });
         table.push(Entry { key, handles: 1, held: held.clone() });
         Self { key, held: ManuallyDrop::new(held) }
@@ -191,6 +193,12 @@ impl Attachment {
             *self.held.agent.enter(|| None) = Some(agent);
         }
         Ok(())
+    }
+
+    /// In a forked child, begins to live as a participant.
+    pub(super) fn be_born(&self, operation: &'static str) -> Result<()> {
+        let inherited = self.held.enter().token.is_none();
+        if inherited { self.live(operation).map(drop) } else { Ok(()) }
     }
 
     /// Follows the log; in a forked child, begins to live as a participant.

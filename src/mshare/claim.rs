@@ -85,6 +85,11 @@ impl Claim {
         Ok((stat.st_dev, stat.st_ino))
     }
 
+    /// Removes what a dead server left under the name.
+    pub(super) fn discard(self) {
+        let _ = remove(&self.path);
+    }
+
     /// Device and inode of the socket file that has the name now.
     ///
     /// # Errors

@@ -69,12 +69,19 @@ impl Local {
 }
 
 /// How long others took to follow.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Waits {
     pub(super) count: AtomicU64,
     pub(super) nanoseconds: AtomicU64,
     pub(super) longest: AtomicU64,
     pub(super) incomplete: AtomicU64,
+}
+
+impl Waits {
+    pub(super) fn new() -> Self {
+        let word = || AtomicU64::new(0);
+        Self { count: word(), nanoseconds: word(), longest: word(), incomplete: word() }
+    }
 }
 
 /// A region in this process.

@@ -131,9 +131,27 @@ mod models {
         }
     }
 
+    /// Who sees the number of an operation sees its words. Fails when the release of `commit` or
+    /// the acquire of `snapshot` is relaxed.
+    #[test]
+    fn a_commit_brings_its_words() {
+        model(|| {
+            let word = || AtomicU64::new(0).ready();
+            let copy = || core::array::from_fn(|_| word());
+            let shared = Arc::new(Shared { generation: word(), copies: [copy(), copy()] });
+            let writer = thread::spawn({
+                let shared = shared.clone();
+                move || shared.log().commit(&[1, 1])
+            });
+            if let Some((generation, words)) = shared.log().snapshot() {
+                assert_eq!(words, vec![1; 2 * generation as usize]);
+            }
+            writer.join().unwrap();
+        });
+    }
+
     /// What is read is one operation, whole: two words that are the same, and its number.
-    /// Fails when the release of `commit`, an acquire of `snapshot`, or one of the two fences
-    /// is taken away.
+    /// Fails without the fence of `commit` or that of `snapshot`.
     #[test]
     fn a_snapshot_is_of_one_operation() {
         model(|| {

@@ -88,6 +88,7 @@ impl Region {
         let range = self.range(MAP, range)?;
         let needs = if object.replace { Rights::MAP | Rights::UNMAP } else { Rights::MAP };
         self.may(MAP, needs)?;
+        self.attachment.be_born(MAP)?;
         let len = range.end - range.start;
         let access = object.prot.access();
         let (file, kind, at) = self.bring(&object, &range)?;
@@ -263,6 +264,7 @@ impl Region {
 
     /// Advice that one process gives for all, or for itself.
     fn advise_here(&self, range: Range<u64>, advice: Advice) -> Result<()> {
+        self.attachment.be_born(ADVISE)?;
         let held = self.attachment.held();
         let mut local = held.enter();
         held.follow(ADVISE, &mut local)?;
@@ -368,6 +370,7 @@ impl Region {
         numbers: [u64; 5],
         patience: Duration,
     ) -> Result<Acks> {
+        self.attachment.be_born(operation)?;
         let held = self.attachment.held();
         let deadline = Instant::now() + patience;
         let generation = if held.is_full() {

@@ -85,12 +85,13 @@ impl Participants<'_> {
         let relaxed = Ordering::Relaxed;
         let slot = self.slots.iter().position(|slot| {
             slot.life.load(relaxed) == 0
-                && slot.life.compare_exchange(0, life, Ordering::Acquire, relaxed).is_ok()
+                && slot.life.compare_exchange(0, life, relaxed, relaxed).is_ok()
         })?;
         self.slots[slot].began.store(began, relaxed);
         self.slots[slot].rights.store(rights, relaxed);
         self.slots[slot].trouble.store(0, relaxed);
-        // Before the newcomer looks at the generation: see the protocol.
+        // Before the newcomer looks at the generation: see the protocol. And what the last one in
+        // the slot did is done for us.
         fence(Ordering::SeqCst);
         Some(Token { slot, life })
     }
@@ -310,7 +311,7 @@ mod models {
     }
 
     /// What the last one in a slot did is done for the next one. Fails when the release of
-    /// `leave` or the acquire of `join` is relaxed.
+    /// `leave` is relaxed, or without the fence of `join`.
     #[test]
     fn a_slot_is_handed_on() {
         model(|| {

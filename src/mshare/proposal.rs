@@ -1,18 +1,18 @@
 //! The two calls of the proposal of 2022, with its arguments and its errors.
 
+use super::gate::Gate;
 use super::region::Region;
 use super::rights::Rights;
 use super::window::ALIGN;
 use crate::error::{Error, Result};
 use core::ptr::NonNull;
 use rustix::io::Errno;
-use std::sync::{Mutex, PoisonError};
 
 const MSHARE: &str = "mshare::mshare";
 const MSHARE_UNLINK: &str = "mshare::mshare_unlink";
 
 /// The regions of this process that have been made or taken by these calls.
-static TAKEN: Mutex<Vec<Region>> = Mutex::new(Vec::new());
+static TAKEN: Gate<Vec<Region>> = Gate::new(Vec::new());
 
 /// `mshare(name, addr, len, oflag, mode)` — makes a region at an address of the caller's, or takes
 /// the one that is there; it stays mapped until [`mshare_unlink`].
@@ -56,7 +56,7 @@ pub fn mshare(name: &str, addr: usize, len: usize, oflag: i32, mode: u32) -> Res
         let why = format_args!("it has {size:#x} bytes at {base:p}, not {len:#x} at {addr:#x}");
         return Err(Error::with(MSHARE, Errno::INVAL, why));
     }
-    TAKEN.lock().unwrap_or_else(PoisonError::into_inner).push(region);
+    TAKEN.enter(Vec::new).push(region);
     Ok(base)
 }
 
@@ -67,7 +67,7 @@ pub fn mshare(name: &str, addr: usize, len: usize, oflag: i32, mode: u32) -> Res
 ///
 /// EINVAL if this process has not taken it.
 pub fn mshare_unlink(name: &str) -> Result<()> {
-    let mut taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut taken = TAKEN.enter(Vec::new);
     match taken.iter().position(|region| region.name() == name) {
         Some(at) => {
             let region = taken.swap_remove(at);

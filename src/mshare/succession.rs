@@ -177,15 +177,15 @@ impl Held {
             self.end();
             self.enter().token = None;
         }
-        let serves = ledger.leader.load(Ordering::Relaxed) == token.word();
-        if let Some(mut desk) = desk.filter(|_| serves) {
-            let able = Rights::ALL.bits() | HAS_AGENT;
-            let heir = ledger.participants().present().into_iter().any(|other| {
-                other != token
-                    && ledger.slot(other).rights.load(Ordering::Relaxed) & able == able
-                    && !self.is_dead(other)
-            });
-            if !heir && let Some(name) = desk.name.take() {
+        let able = Rights::ALL.bits() | HAS_AGENT;
+        let has_heir = ledger.participants().present().into_iter().any(|other| {
+            other != token
+                && ledger.slot(other).rights.load(Ordering::Relaxed) & able == able
+                && !self.is_dead(other)
+        });
+        let leader = ledger.leader.load(Ordering::Relaxed);
+        if let Some(mut desk) = desk.filter(|_| leader == token.word()) {
+            if !has_heir && let Some(name) = desk.name.take() {
                 name.remove();
             }
             for listener in desk.listeners.drain(..) {
@@ -193,6 +193,12 @@ impl Held {
                 let _ = rustix::net::shutdown(&listener, rustix::net::Shutdown::Both);
             }
             ledger.leader.store(0, Ordering::Release);
+        } else if !has_heir && ledger.participants().named(leader).is_none() {
+            // We were to take over, and had no time to.
+            let name = self.directory.clone().inherit(&self.name, &ledger.sockets());
+            if let Ok(Some(claim)) = name {
+                claim.discard();
+            }
         }
         ledger.participants().leave(token);
         self.wake(ledger.acks());
