@@ -622,7 +622,7 @@ fn a_server_that_lies_is_not_believed() {
     const BOTH: SealFlags = SealFlags::GROW.union(SealFlags::SHRINK);
     const LEDGER: u64 = 167_936;
     let good = reply(SIZE, BASE);
-    let bell = || OwnedFd::from(socket());
+    let bell = socket;
     let ledger = || file(LEDGER, BOTH);
     let four = || vec![file(4096, BOTH), ledger(), file(SIZE, BOTH), bell()];
     let check = |bytes: &[u8], fds, errno, message: &str| {

@@ -375,6 +375,14 @@ fn agent_of(player: &Player) -> i32 {
     agent.unwrap().file_name().to_str().unwrap().parse().unwrap()
 }
 
+/// The status of a traced thread, if it has a new one, or there is such a thread at all.
+fn wait_thread(thread: i32, flags: i32) -> Option<i32> {
+    let mut status = 0;
+    // SAFETY: a thread of our own child.
+    let waited = unsafe { libc::waitpid(thread, &raw mut status, libc::__WALL | flags) };
+    (waited == thread).then_some(status)
+}
+
 /// An heir is killed at each step of its taking over; the next one takes over from it.
 #[test]
 fn an_heir_that_dies_on_the_way() {
@@ -401,11 +409,7 @@ fn an_heir_that_dies_on_the_way() {
             // SAFETY: stopped, and traced by this thread.
             assert_eq!(unsafe { libc::ptrace(syscall, agent, 0, 0) }, 0);
             let patience = Instant::now() + Duration::from_millis(300);
-            // SAFETY: as above.
-            while unsafe {
-                libc::waitpid(agent, core::ptr::null_mut(), libc::__WALL | libc::WNOHANG)
-            } == 0
-            {
+            while wait_thread(agent, libc::WNOHANG).is_none() {
                 asleep = Instant::now() > patience;
                 if asleep {
                     break;
@@ -418,11 +422,7 @@ fn an_heir_that_dies_on_the_way() {
         }
         signal(&heir, libc::SIGKILL);
         // A traced thread has to be waited for, or its process never ends.
-        let mut status = 0;
-        // SAFETY: as above.
-        while unsafe { libc::waitpid(agent, &raw mut status, libc::__WALL) } == agent
-            && libc::WIFSTOPPED(status)
-        {}
+        while wait_thread(agent, 0).is_some_and(|status| libc::WIFSTOPPED(status)) {}
         heir.kill();
         signal(&next, libc::SIGCONT);
         until(|| ask(&mut next, "serves") == "true");

@@ -176,8 +176,9 @@ mod tests {
             let memory = Mapping::anonymous(LEDGER_LEN, Access::Write).unwrap();
             let words = LEDGER_LEN / 8;
             let put = |at: usize, value: u64| {
+                let word = memory.at(at * 8, 8).unwrap().cast::<u64>();
                 // SAFETY: inside our own mapping.
-                unsafe { memory.start().cast::<u64>().add(at).write(value) };
+                unsafe { word.write(value) };
             };
             if seed % 2 == 0 {
                 (0..words).for_each(|at| put(at, (at as u64).wrapping_mul(seed | 1) >> (at % 60)));

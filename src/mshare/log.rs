@@ -139,14 +139,15 @@ mod models {
             let word = || AtomicU64::new(0).ready();
             let copy = || core::array::from_fn(|_| word());
             let shared = Arc::new(Shared { generation: word(), copies: [copy(), copy()] });
-            let writer = thread::spawn({
+            let reader = thread::spawn({
                 let shared = shared.clone();
-                move || shared.log().commit(&[1, 1])
+                move || {
+                    let (generation, words) = shared.log().snapshot().unwrap();
+                    assert_eq!(words, vec![1; 2 * generation as usize]);
+                }
             });
-            if let Some((generation, words)) = shared.log().snapshot() {
-                assert_eq!(words, vec![1; 2 * generation as usize]);
-            }
-            writer.join().unwrap();
+            shared.log().commit(&[1, 1]);
+            reader.join().unwrap();
         });
     }
 
