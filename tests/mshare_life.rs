@@ -436,6 +436,6 @@ fn an_heir_that_dies_on_the_way() {
         if asleep || Instant::now() > end {
             break;
         }
-        step += 7;
+        step += 3;
     }
 }

@@ -19,7 +19,11 @@ mod task_shared;
 use harness::Options;
 
 fn main() {
-    peer::play(&[(task_shared::SLEEPERS, task_shared::sleepers), (mshare::SERVER, mshare::serve)]);
+    peer::play(&[
+        (task_shared::SLEEPERS, task_shared::sleepers),
+        (mshare::SERVER, mshare::serve),
+        (mshare::SHARER, mshare::share),
+    ]);
     let options = Options::from_args();
     percpu::rows(&options);
     percpu_structures::rows(&options);

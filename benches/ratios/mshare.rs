@@ -1,10 +1,12 @@
 //! The mshare rows.
 
 use crate::harness::{Options, Row, Target, each, pinned};
-use crate::peer::Peer;
+use crate::peer::{Peer, word};
 use std::os::fd::AsRawFd;
 use std::ptr;
-use unmerged::mshare::Region;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+use unmerged::mshare::{Advice, Object, Region};
 
 /// The role of a process that serves a region.
 pub(crate) const SERVER: &str = "server";
@@ -22,8 +24,97 @@ pub(crate) fn serve(until_released: &dyn Fn()) {
     until_released();
 }
 
-/// From the name to the first byte, and back to nothing.
+/// The role of a process that has a region of the bench's and has read all of it.
+pub(crate) const SHARER: &str = "sharer";
+
+pub(crate) fn share(until_released: &dyn Fn()) {
+    let region = Region::open(&word()).expect("the bench serves it");
+    read_all(&region);
+    until_released();
+}
+
+fn read_all(region: &Region) {
+    for at in (0..region.size()).step_by(4096) {
+        // SAFETY: inside; what is read is nobody's.
+        unsafe { region.base().add(at).read_volatile() };
+    }
+}
+
 pub(crate) fn rows(options: &Options) {
+    attach(options);
+    for (row, sharers) in [("mshare/unmap-1", 1), ("mshare/unmap-8", 8), ("mshare/unmap-32", 32)] {
+        unmap(options, row, sharers);
+    }
+    page_tables(options);
+}
+
+/// Taking 2 MiB from everybody, until everybody has said that it is gone.
+fn unmap(options: &Options, row: &'static str, sharers: usize) {
+    const LEN: usize = 2 << 20;
+    if !options.wants(row) {
+        return;
+    }
+    let name = format!("{}-unmap", name(std::process::id()));
+    let region = Region::builder(&name).size(2 * LEN).create().expect("a region");
+    let peers = if options.is_measured() { sharers } else { 1 };
+    let peers: Vec<_> = (0..peers).map(|_| Peer::start_with(SHARER, &name)).collect();
+    let times = Mutex::new(Vec::new());
+    let ours = |n: u64| {
+        let mut sum = Duration::ZERO;
+        for _ in 0..n {
+            region.map(0..LEN, Object::revocable()).expect("mapped");
+            // SAFETY: just mapped, by us.
+            unsafe { region.base().write(1) };
+            let start = Instant::now();
+            region.unmap(0..LEN).expect("unmapped");
+            let took = start.elapsed();
+            times.lock().expect("nobody panics").push(took);
+            sum += took;
+        }
+        sum.as_nanos() as f64
+    };
+    Row::new(row, Box::new(ours)).run(options);
+    let mut times = times.into_inner().expect("nobody panics");
+    times.sort();
+    let at = |percent: usize| times[(times.len() - 1) * percent / 100];
+    if options.is_measured() {
+        eprintln!("{:>40} p50 {:?}, p99 {:?} of {}", "", at(50), at(99), times.len());
+    }
+    drop(peers);
+}
+
+/// Page tables of processes that have all read a region, beyond those of processes that have a
+/// small one: in 4 KiB pages, and collapsed.
+fn page_tables(options: &Options) {
+    const ROW: &str = "mshare/page-tables";
+    if !options.wants(ROW) {
+        return;
+    }
+    let (count, size) = if options.is_measured() { (50, 1 << 30) } else { (2, 4 << 20) };
+    let tables = |size: usize, collapse: bool| {
+        let name = format!("{}-tables", name(std::process::id()));
+        let region = Region::builder(&name).size(size).create().expect("a region");
+        region.advise(0..size, Advice::Populate).expect("memory for the region");
+        if collapse && let Err(error) = region.advise(0..size, Advice::Collapse) {
+            eprintln!("{ROW}: {error}");
+        }
+        let peers: Vec<_> = (0..count).map(|_| Peer::start_with(SHARER, &name)).collect();
+        let stats = region.stats().expect("the region is sound");
+        drop(peers);
+        let others = stats.participants.iter().filter(|one| one.pid != std::process::id());
+        others.filter_map(|one| one.page_tables).sum::<u64>() as f64 / 1024.0
+    };
+    let bare = tables(4096, false);
+    let figures = [true, false].map(|collapse| (tables(size, collapse) - bare).max(1.0));
+    let arm = |figure: f64| Box::new(move |n: u64| figure * n as f64);
+    Row::new(ROW, arm(figures[0]))
+        .unit("kB")
+        .peer("plain-memfd", Target::Faster(20.0), arm(figures[1]))
+        .run(options);
+}
+
+/// From the name to the first byte, and back to nothing.
+fn attach(options: &Options) {
     if !options.wants("mshare/attach") {
         return;
     }
