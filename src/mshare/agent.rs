@@ -87,6 +87,7 @@ impl Agent {
             watched: Vec::new(),
             offered: held.ledger().epoch.load(Ordering::Acquire),
             due: true,
+            is_settled: false,
         };
         if !desk.listeners.is_empty() {
             held.serving.store(std::process::id(), Ordering::Relaxed);
@@ -131,6 +132,8 @@ pub(super) struct Desk {
     offered: u64,
     /// Whether there is something to follow.
     due: bool,
+    /// Whether this process serves, and has looked at all that were there before.
+    is_settled: bool,
 }
 
 impl Desk {
@@ -257,7 +260,9 @@ impl Desk {
     fn watch(&mut self) -> bool {
         if self.held.is_serving() {
             let wanted = self.held.ledger().participants().present();
-            return self.look_at(&wanted);
+            let done = self.look_at(&wanted);
+            self.is_settled = done;
+            return done;
         }
         let ledger = self.held.ledger();
         let leader = ledger.leader.load(Ordering::Acquire);
@@ -286,8 +291,8 @@ impl Desk {
                 continue;
             }
             match pidfd::open(token.pid()) {
-                // It may be another process of this number by now.
-                Ok(_) if self.held.is_dead(token) => ended.push(token),
+                // It may be another process of this number by now: not if it has just come.
+                Ok(_) if !self.is_settled && self.held.is_dead(token) => ended.push(token),
                 Ok(process) => self.watched.push((token, process)),
                 Err(Errno::SRCH) => ended.push(token),
                 Err(_) => done = false,

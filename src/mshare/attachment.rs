@@ -17,7 +17,7 @@ use super::rights::Rights;
 use super::window;
 use super::wire::Shape;
 use crate::error::{Context, Error, Result};
-use crate::sync::AtomicU32;
+use crate::sync::{AtomicU32, Ordering};
 use crate::sys::map::{Access, Mapping, Place};
 use core::mem::ManuallyDrop;
 use core::ptr::NonNull;
@@ -141,6 +141,10 @@ impl Attachment {
             }
             false => return Ok(None),
         };
+        if origin.rights == Rights::ALL {
+            let began = super::held::began(std::process::id());
+            maps.ledger().slot(token).began.store(began, Ordering::Relaxed);
+        }
         let attachment = Self::put(&mut table, key, files, origin, shape, maps, token);
         drop(table);
         let mut local = attachment.held.enter();

@@ -29,7 +29,7 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 pub(super) const GLANCE: Duration = Duration::from_millis(200);
 /// How long the other participants have to take over from a server that is gone, before its name
 /// counts as left behind.
-pub(super) const GRACE: Duration = Duration::from_millis(150);
+pub(super) const GRACE: Duration = Duration::from_millis(300);
 /// How often one looks meanwhile.
 const LOOK: Duration = Duration::from_millis(3);
 

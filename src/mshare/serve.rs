@@ -187,6 +187,10 @@ impl Desk {
                 before.fetch_or(bits, Ordering::Relaxed);
                 token
             }
+            // Who has all rights says itself when it began.
+            None if rights == Rights::ALL => {
+                ledger.participants().join(peer.pid, 0, bits).ok_or(Errno::USERS)?
+            }
             None => join(super::OPEN, ledger, peer.pid, bits)
                 .map_err(|error| Errno::from_raw_os_error(error.raw_os_error()))?,
         };
