@@ -45,6 +45,22 @@ fn complete(operation: &'static str, acks: &Acks) -> Result<()> {
 ///
 /// If the process is killed in one of them, the change is made or it is not, and the
 /// other participants go on.
+///
+/// ```
+/// # fn main() -> unmerged::Result<()> {
+/// use unmerged::mshare::{Object, Prot, Region};
+///
+/// # let name = &format!("doc-map-{}", std::process::id());
+/// let region = Region::builder(name).size(1 << 20).empty().create()?;
+/// let page = region.map(0..4096, Object::revocable())?;
+/// // SAFETY: just mapped, and nobody else uses it.
+/// unsafe { page.write(42) };
+/// region.protect(0..4096, Prot::READ)?;
+/// region.unmap(0..4096)?;
+/// assert!(region.protect(0..4096, Prot::READ).unwrap_err().is_exhausted()); // ENOMEM
+/// # Ok(())
+/// # }
+/// ```
 impl Region {
     /// Puts an object into a part of the region, in every process; pointer to its first byte.
     ///
