@@ -245,6 +245,68 @@ fn in_attach() {
     server.end();
 }
 
+/// Processes that change all they can and are killed again and again, the one that serves among
+/// them.
+#[test]
+fn in_a_storm() {
+    let dir = TempDir::new().unwrap();
+    let start = || {
+        let mut command = common::child("storm", "storm");
+        command.env("UNMERGED_RUNTIME_DIR", dir.path());
+        let mut player = common::Player::start(command);
+        player.wait_for("ready");
+        player
+    };
+    let mut first = build(&dir);
+    let mut others = [start(), start(), start()];
+    let end = Instant::now() + common::stress(Duration::from_millis(1500));
+    let mut killed = 0;
+    while Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(7 + killed % 5 * 3));
+        let at = killed as usize % others.len();
+        others[at].kill();
+        killed += 1;
+        others[at] = start();
+        if killed % 8 == 4 {
+            // Now others serve.
+            let id = first.id();
+            drop(first);
+            first = Region::open_in(dir.path(), "region").unwrap();
+            assert_eq!(first.id(), id);
+        }
+    }
+    others.iter_mut().for_each(common::Player::kill);
+    works(&first);
+    assert_eq!(first.stats().unwrap().parts, 0);
+}
+
+#[test]
+fn storm() {
+    if common::role().is_none() {
+        return;
+    }
+    let region = Region::open("region").unwrap();
+    common::say("ready");
+    let mut seed = u64::from(std::process::id());
+    loop {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let (first, count) = ((seed >> 33) as usize % 12, 1 + (seed >> 40) as usize % 4);
+        let range = first * PAGE..(first + count) * PAGE;
+        let patience = Duration::from_secs(2);
+        let made = match seed >> 50 & 3 {
+            0 => region.map_within(range, Object::anonymous(), patience).map(drop),
+            1 => region.map_within(range, Object::revocable(), patience).map(drop),
+            2 => region.unmap_within(range, patience).map(drop),
+            _ => region.protect_within(range, Prot::READ, patience).map(drop),
+        };
+        // Nothing may lie there, or an object be lost with all who had it.
+        if let Err(error) = made {
+            let fine = [libc::ENOMEM, libc::ENOENT, libc::EBUSY];
+            assert!(fine.contains(&error.raw_os_error()), "{error}");
+        }
+    }
+}
+
 #[test]
 fn serve() {
     if common::role().is_none() {

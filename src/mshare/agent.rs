@@ -239,6 +239,8 @@ impl Desk {
                 self.held.offer_all();
             }
         }
+        // Without a descriptor for a process, there may be one later.
+        let watched = self.watch();
         let Some(mut local) = self.held.try_enter() else {
             self.due = true;
             return Some(SOON);
@@ -246,12 +248,10 @@ impl Desk {
         // What went wrong is in our slot, for whoever waits.
         let _ = self.held.follow(super::SYNC, &mut local);
         drop(local);
-        // Without a descriptor for a process, there may be one later.
-        let done = self.watch();
         if self.due {
             return Some(Duration::ZERO);
         }
-        self.due = !done;
+        self.due = !watched;
         self.due.then_some(PAUSE)
     }
 

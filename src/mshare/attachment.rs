@@ -125,7 +125,12 @@ impl Attachment {
             entry.handles += 1;
             let again = Self { key, held: ManuallyDrop::new(entry.held.clone()) };
             drop(table);
-            again.live(super::OPEN)?;
+            match again.live(super::OPEN) {
+                Err(error) if error.is_not_found() => {}
+                lived => {
+                    lived?;
+                }
+            }
             again.held.give_back(token);
             return Ok(Some(again));
         }
@@ -148,7 +153,13 @@ impl Attachment {
         let attachment = Self::put(&mut table, key, files, origin, shape, maps, token);
         drop(table);
         let mut local = attachment.held.enter();
-        attachment.held.follow(super::OPEN, &mut local)?;
+        match attachment.held.follow(super::OPEN, &mut local) {
+            // An object that nobody has any more: a hole, for now in this process alone.
+            Err(error) if error.is_not_found() => {}
+            followed => {
+                followed?;
+            }
+        }
         drop(local);
         attachment.start(Vec::new(), None)?;
         Ok(Some(attachment))

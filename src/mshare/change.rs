@@ -116,7 +116,10 @@ impl Held {
         let taken = self.take(operation, token, deadline)?;
         self.alive(operation)?;
         // Nobody changes the log now.
-        let generation = self.follow(operation, &mut local)?;
+        let generation = match self.follow(operation, &mut local) {
+            Err(error) if error.is_not_found() => self.give_up(operation, &mut local, deadline)?,
+            followed => followed?,
+        };
         let (_, old) = self.ledger().layout(operation, self.shape.size)?;
         self.tidy(&old).op(operation)?;
         let plan = self.plan(operation, &old, &range, change, charge, generation)?;
@@ -126,6 +129,42 @@ impl Held {
         drop(local);
         self.ring();
         Ok(published)
+    }
+
+    /// An object of the log is nowhere to be had: all that had it have been killed, or somebody
+    /// is about to offer it to a server that has just taken over. If nobody does for a while,
+    /// a hole is in its place from now on. The caller has the lock.
+    fn give_up(
+        &self,
+        operation: &'static str,
+        local: &mut Local,
+        deadline: Instant,
+    ) -> Result<u64> {
+        const GRACE: Duration = Duration::from_secs(1);
+        let end = Instant::now() + GRACE;
+        loop {
+            match self.follow(operation, local) {
+                Err(error) if error.is_not_found() => {
+                    let now = Instant::now();
+                    if now >= end {
+                        break;
+                    }
+                    if now >= deadline {
+                        return Err(error);
+                    }
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                followed => return followed,
+            }
+        }
+        let (generation, mut layout) = self.ledger().layout(operation, self.shape.size)?;
+        for part in &mut layout {
+            if matches!(part.backing, Backing::Object { id, .. } if self.object(id).is_none()) {
+                *part = Segment::hole(part.range(), generation + 1);
+            }
+        }
+        self.ledger().publish(&layout);
+        self.follow(operation, local)
     }
 
     /// EINVAL once the region has ended with its creator.

@@ -105,15 +105,20 @@ impl Held {
         if let Some(object) = self.object(id) {
             return Ok(object);
         }
-        // The others offer the server what it has not.
-        if self.is_serving() {
-            return Err(Errno::NOENT);
-        }
         let deadline = Instant::now() + PATIENCE;
-        let numbers = [id, 0, 0, 0, 0];
-        let (reply, mut files) = self
-            .ask_patiently(super::SYNC, Ask::Fetch, numbers, None, deadline)
-            .map_err(|error| Errno::from_raw_os_error(error.raw_os_error()))?;
+        let (reply, mut files) = loop {
+            // The others offer the server what it has not, and it may be us by now.
+            if self.is_serving() {
+                return self.object(id).ok_or(Errno::NOENT);
+            }
+            match self.ask(super::SYNC, Ask::Fetch, [id, 0, 0, 0, 0], None) {
+                Ok(answer) => break answer,
+                Err(error) if Instant::now() > deadline => {
+                    return Err(Errno::from_raw_os_error(error.raw_os_error()));
+                }
+                Err(_) => std::thread::sleep(Duration::from_millis(1)),
+            }
+        };
         match (files.pop(), files.is_empty()) {
             (Some(file), true) if Kind::of_code(reply.numbers[0]) == Some(kind) => {
                 let object = Object { id, kind, file: Arc::new(file) };
