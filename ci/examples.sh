@@ -12,6 +12,26 @@ run target/release/examples/doctor
 run target/release/examples/wordcount --check .
 run target/release/examples/trace --check --output target/trace.json src tests
 run target/release/examples/counters --check --seconds 1
+# On a wordcount while it runs, long enough for all three: its workers publish after each file.
+run_top() {
+    local words worker=
+    mapfile -t paths < <(yes src | head -n 3000)
+    target/release/examples/wordcount --processes 2 "${paths[@]}" >/dev/null &
+    words=$!
+    until [ -n "$worker" ] && target/release/examples/top "$worker" --json >target/top.json 2>/dev/null; do
+        kill -0 "$words"
+        worker=$(pgrep --parent "$words" | head -n 1) || true
+    done
+    python3 -m json.tool target/top.json >/dev/null
+    run target/release/examples/top "$worker" --once --interval 10
+    run target/release/examples/top "$worker" --prometheus >target/top.prometheus
+    grep -q '^task_alive.* 1$' target/top.prometheus
+    kill "$words"
+    wait "$words" || true
+}
+run_top
+
+run target/release/examples/kv --check --port 17379
 for percpu in gs rseq portable; do
     export UNMERGED_PERCPU=$percpu
     for processes in 1 2 3; do

@@ -22,10 +22,11 @@ Full serial logs, with the output of the example `doctor`: target/kernels/.
 
 environment:
   UNMERGED_KERNELS_CACHE    folder of the kernels (~/.cache/unmerged-kernels)
-  UNMERGED_KERNELS_TIMEOUT  seconds that one guest may take (300)
+  UNMERGED_KERNELS_TIMEOUT  seconds that one guest may take (600)
   UNMERGED_KERNELS_REFRESH  1: ask for a newer package now, not once a week
   UNMERGED_KERNELS_NUMA     1: give the guest two NUMA nodes
   UNMERGED_KERNELS_CARGO    further arguments for cargo, as --all-features
+  UNMERGED_TESTS            run those alone whose file names begin so: arch:futex2
   UNMERGED_PERCPU           handed on to the tests
   RUST_BACKTRACE            handed on to the tests
 
@@ -36,7 +37,7 @@ EOF
 
 all_series=(5.10 6.1 6.12 7 6.12/hard)
 cache=${UNMERGED_KERNELS_CACHE:-${XDG_CACHE_HOME:-${HOME:?}/.cache}/unmerged-kernels}
-seconds=${UNMERGED_KERNELS_TIMEOUT:-300}
+seconds=${UNMERGED_KERNELS_TIMEOUT:-600}
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 note() { printf '%s\n' "kernels: $*" >&2; }
@@ -335,8 +336,10 @@ boot_guest() {
     case $1 in
         */hard)
             hard=1
-            line+=' nofsgsbase UNMERGED_HOTPLUG=1 UNMERGED_TESTS=arch:lock:percpu:ring:stack:windows'
+            line+=' nofsgsbase UNMERGED_HOTPLUG=1'
+            line+=" UNMERGED_TESTS=${UNMERGED_TESTS:-arch:lock:percpu:ring:stack:windows}"
             ;;
+        *) [[ -z ${UNMERGED_TESTS:-} ]] || line+=" UNMERGED_TESTS=$UNMERGED_TESTS" ;;
     esac
     # The kernel hands what it does not know on to init as environment.
     for variable in UNMERGED_PERCPU RUST_BACKTRACE; do

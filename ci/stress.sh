@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs the storms of per-CPU memory, in release, for as long as is wanted: threads that
-# migrate, yield and sleep, timers of 10 to 50 microseconds and SIGUSR1 whose handlers work on
+# migrate, yield and sleep, timers of 10 microseconds and SIGUSR1 whose handlers work on
 # the same objects, drains, fences, forks, killed processes. Every item is accounted for.
 #
 # usage: ci/stress.sh [SECONDS]    how long each storm lasts in each implementation (10)

@@ -28,7 +28,9 @@ pub struct Error {
 enum Detail {
     None,
     Fixed(&'static str),
-    Numbers(Box<str>),
+    Numbers(String),
+    /// Memory of so many bytes: where there is none, there is none for a message either.
+    Bytes(usize),
     /// Something of so many bytes where at most so many can be. A signal handler may meet it,
     /// so it does not allocate.
     TooLarge {
@@ -54,16 +56,25 @@ impl Error {
         Self { operation, errno, detail: Detail::Fixed(reason) }
     }
 
-    /// The same with an explanation that names the numbers.
+    /// The same with an explanation that names the numbers. Where no memory is left for it, as much
+    /// of it as there is room for.
     #[cold]
     pub(crate) fn with(operation: &'static str, errno: Errno, numbers: fmt::Arguments<'_>) -> Self {
-        Self { operation, errno, detail: Detail::Numbers(numbers.to_string().into_boxed_str()) }
+        let mut text = Frugal(String::new());
+        let _ = fmt::write(&mut text, numbers);
+        Self { operation, errno, detail: Detail::Numbers(text.0) }
     }
 
     /// EMSGSIZE with both numbers, without an allocation.
     #[cold]
     pub(crate) const fn too_large(operation: &'static str, len: usize, most: usize) -> Self {
         Self { operation, errno: Errno::MSGSIZE, detail: Detail::TooLarge { len, most } }
+    }
+
+    /// The same, as what came of `operation`, in which another one failed.
+    #[cold]
+    pub(crate) fn within(self, operation: &'static str) -> Self {
+        Self { operation, ..self }
     }
 
     /// The errno of the case, for instance 22 for EINVAL.
@@ -119,6 +130,11 @@ impl Error {
         self.errno == Errno::TIMEDOUT
     }
 
+    /// The other side has closed it (EPIPE).
+    pub fn is_closed(&self) -> bool {
+        self.errno == Errno::PIPE
+    }
+
     /// What the other side wrote is not what the protocol allows (EBADMSG, EPROTO).
     pub fn is_corrupt(&self) -> bool {
         matches!(self.errno, Errno::BADMSG | Errno::PROTO)
@@ -132,6 +148,7 @@ impl fmt::Display for Error {
             Detail::None => {}
             Detail::Fixed(reason) => write!(f, "{reason}: ")?,
             Detail::Numbers(numbers) => write!(f, "{numbers}: ")?,
+            Detail::Bytes(bytes) => write!(f, "{bytes} bytes: ")?,
             Detail::TooLarge { len, most } => write!(f, "{len} bytes of at most {most}: ")?,
         }
         // std knows the words for an errno.
@@ -154,16 +171,51 @@ impl From<Error> for std::io::Error {
     }
 }
 
+/// A text that ends where memory does.
+struct Frugal(String);
+
+impl fmt::Write for Frugal {
+    fn write_str(&mut self, more: &str) -> fmt::Result {
+        self.0.try_reserve(more.len()).map_err(|_| fmt::Error)?;
+        self.0.push_str(more);
+        Ok(())
+    }
+}
+
 /// Names the operation on the way up from the floor of system calls.
-pub(crate) trait Context<T> {
+pub(crate) trait Context<T>: Sized {
     /// The same result, with a bare errno turned into an [`Error`] of `operation`.
     fn op(self, operation: &'static str) -> Result<T>;
+
+    /// The same for an operation on so many bytes.
+    fn op_on(self, operation: &'static str, bytes: usize) -> Result<T>;
+
+    /// The same, with what an errno means there.
+    fn op_where(
+        self,
+        operation: &'static str,
+        meaning: impl FnOnce(Errno) -> &'static str,
+    ) -> Result<T>;
 }
 
 impl<T> Context<T> for rustix::io::Result<T> {
     #[inline]
     fn op(self, operation: &'static str) -> Result<T> {
         self.map_err(|errno| Error::new(operation, errno))
+    }
+
+    #[inline]
+    fn op_on(self, operation: &'static str, bytes: usize) -> Result<T> {
+        self.map_err(|errno| Error { operation, errno, detail: Detail::Bytes(bytes) })
+    }
+
+    #[inline]
+    fn op_where(
+        self,
+        operation: &'static str,
+        meaning: impl FnOnce(Errno) -> &'static str,
+    ) -> Result<T> {
+        self.map_err(|errno| Error::because(operation, errno, meaning(errno)))
     }
 }
 

@@ -118,6 +118,11 @@ impl fmt::Display for Probe {
             "futex2 on 64 bits by {} (UNMERGED_FUTEX2=shadow forces the other)",
             self.futex2
         )?;
+        match futex2::decided_fences() {
+            Some(fences) => write!(f, "futex2 counts with {fences} fences")?,
+            None => write!(f, "futex2 has not chosen its fences yet")?,
+        }
+        writeln!(f, " (UNMERGED_FUTEX2_FENCE=symmetric|membarrier forces them)")?;
         let stats = if self.has("schedstat") { "schedstat" } else { "nothing: unsupported" };
         writeln!(f, "task_shared statistics by {stats}")?;
         write!(f, "mshare regions in memory files, served by any participant")
@@ -132,7 +137,7 @@ mod tests {
     fn a_table_with_a_line_for_each_feature_and_choice() {
         let probe = probe();
         let table = probe.to_string();
-        assert_eq!(table.lines().count(), probe.features().len() + 4);
+        assert_eq!(table.lines().count(), probe.features().len() + 5);
         assert!(table.contains("futex-waitv") && table.contains("UNMERGED_PERCPU"));
         assert!(probe.has("cpus") && !probe.has("magic"));
         let windows = probe.percpu() != percpu::Implementation::Portable;

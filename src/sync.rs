@@ -139,3 +139,11 @@ pub(crate) use assert_layout;
 pub(crate) fn model(body: impl Fn() + Sync + Send + 'static) {
     loom::model(body);
 }
+
+/// The same up to a bound of its own, for a model whose fault takes more preemptions than that.
+#[cfg(all(test, loom))]
+pub(crate) fn model_within(preemptions: usize, body: impl Fn() + Sync + Send + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(preemptions);
+    builder.check(body);
+}

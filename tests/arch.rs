@@ -96,6 +96,87 @@ macro_rules! conformance {
             }
 
             #[test]
+            #[allow(clippy::undocumented_unsafe_blocks, reason = "one comment for all the windows")]
+            fn the_menu_of_librseq() {
+                if !$ready(false) {
+                    return;
+                }
+                let mut words = [0_u64; 16];
+                let at = words.as_mut_ptr();
+                // SAFETY: inside the array, here and below.
+                let word = |n: usize| unsafe { at.add(n) };
+                let get = |n: usize| unsafe { word(n).read_volatile() };
+                let run = |window: &dyn Fn(Id) -> Answer<(), ()>| loop {
+                    let area = $area;
+                    // SAFETY: the area is known.
+                    let cpu = unsafe { imp::cpu_id(area) };
+                    let here = Id { area, field: area + 4, cpu };
+                    // The CPU that it is not on.
+                    let elsewhere = Id { cpu: NOT_STRIPED, ..here };
+                    assert_eq!(window(elsewhere), Answer::Aborted);
+                    match window(here) {
+                        Answer::Aborted => {}
+                        answer => return answer,
+                    }
+                };
+                let (done, refused) = (Answer::Done(()), Answer::Refused(()));
+                // SAFETY of the windows: words of this stack, registered area.
+                let store = |e, v| run(&|id| unsafe { imp::load_cbne_store(id, word(0), e, v) });
+                assert_eq!((store(0, 5), store(0, 6), get(0)), (done, refused, 5));
+
+                // The pop of a list whose links lie at 8: two nodes, words 2..4 and 4..6.
+                let (first, second) =
+                    (word(2).expose_provenance() as u64, word(4).expose_provenance() as u64);
+                unsafe { word(3).write_volatile(second) };
+                unsafe { word(1).write_volatile(first) };
+                let pop = || {
+                    run(&|id| unsafe {
+                        imp::load_cbeq_store_add_load_store(id, word(1), 0, 8, word(6))
+                    })
+                };
+                assert_eq!((pop(), get(6), get(1)), (done, first, second));
+                assert_eq!((pop(), get(6), get(1)), (done, second, 0));
+                assert_eq!((pop(), get(6)), (refused, second));
+
+                // Word 7 points at 8, and 8 behind that is the address of word 10.
+                unsafe { word(7).write_volatile(word(8).expose_provenance() as u64) };
+                unsafe { word(9).write_volatile(word(10).expose_provenance() as u64) };
+                let add =
+                    |v| run(&|id| unsafe { imp::load_add_load_load_add_store(id, word(7), 8, v) });
+                assert_eq!((add(3), add(u64::MAX), get(10)), (done, done, 2));
+
+                let two = |e, early, v| {
+                    run(&|id| unsafe {
+                        imp::load_cbne_store_store(id, word(0), e, (word(11), early), v)
+                    })
+                };
+                assert_eq!((two(6, 1, 1), get(11), get(0)), (refused, 0, 5));
+                assert_eq!((two(5, 1, 7), get(11), get(0)), (done, 1, 7));
+
+                let both = |e, also, v| {
+                    run(&|id| unsafe {
+                        imp::load_cbne_load_cbne_store(id, word(0), e, (word(11), also), v)
+                    })
+                };
+                assert_eq!((both(7, 2, 9), both(8, 1, 9), get(0)), (refused, refused, 7));
+                assert_eq!((both(7, 1, 8), get(0)), (done, 8));
+
+                let (from, mut to) = ([1_u8, 2, 3, 4, 5, 6, 7], [0_u8; 8]);
+                let (source, target) = (from.as_ptr(), to.as_mut_ptr());
+                let copy = |e, len, v| {
+                    run(&|id| unsafe {
+                        imp::load_cbne_memcpy_store(id, word(0), e, (target, source, len), v)
+                    })
+                };
+                assert_eq!((copy(9, 7, 1), unsafe { target.read_volatile() }), (refused, 0));
+                assert_eq!((copy(8, 5, 1), copy(1, 0, 2), get(0)), (done, done, 2));
+                assert_eq!(
+                    unsafe { target.cast::<[u8; 8]>().read_volatile() },
+                    [1, 2, 3, 4, 5, 0, 0, 0]
+                );
+            }
+
+            #[test]
             fn threads_have_pointers_of_their_own() {
                 let here = imp::thread_pointer();
                 assert_ne!(std::thread::spawn(imp::thread_pointer).join().unwrap(), here);
@@ -350,65 +431,34 @@ fn sequences_on_stripes_of_the_caller() {
     striped::<ByCaller>(arch::gs_restripe_callers, false);
 }
 
+/// Whoever points `%gs` somewhere ends the other striping, also if a handler has begun that one
+/// since the caller looked.
 #[test]
-#[allow(clippy::undocumented_unsafe_blocks, reason = "one comment for all the windows")]
-fn the_menu_of_librseq() {
-    if !native_ready(false) {
+fn a_thread_has_one_striping() {
+    if !native_ready(true) {
         return;
     }
-    let mut words = [0_u64; 16];
-    let at = words.as_mut_ptr();
-    // SAFETY: inside the array, here and below.
-    let word = |n: usize| unsafe { at.add(n) };
-    let get = |n: usize| unsafe { word(n).read_volatile() };
-    let run = |window: &dyn Fn(Id) -> Answer<(), ()>| loop {
-        let area = rseq::area();
-        // SAFETY: the area is known.
-        let cpu = unsafe { arch::cpu_id(area) };
-        match window(Id { area, field: area + 4, cpu }) {
-            Answer::Aborted => {}
-            answer => return answer,
+    std::thread::spawn(|| {
+        assert!(native_ready(true));
+        let mut word = 0_u64;
+        let base = (&raw mut word).expose_provenance();
+        let (area, cpus) = (rseq::area(), features().cpus.end());
+        let stripe = |restripe: unsafe fn(isize, usize, usize, u32) -> Outcome| {
+            // SAFETY: %gs is free in this thread; a stripe for all CPUs, which no window is run on.
+            let once = || unsafe { restripe(area, base, 0, cpus) };
+            while once() != Outcome::Done {}
+        };
+        // SAFETY: a word of this thread.
+        let words = || (arch::striped_cpu(), unsafe { arch::callers_cpu().read_volatile() });
+        for _ in 0..2 {
+            stripe(arch::gs_restripe);
+            assert!(words().0 < cpus && words().1 == NOT_STRIPED);
+            stripe(arch::gs_restripe_callers);
+            assert!(words().0 == NOT_STRIPED && words().1 < cpus);
         }
-    };
-    let (done, refused) = (Answer::Done(()), Answer::Refused(()));
-    // SAFETY of the windows: words of this stack, registered area.
-    let store = |e, v| run(&|id| unsafe { arch::load_cbne_store(id, word(0), e, v) });
-    assert_eq!((store(0, 5), store(0, 6), get(0)), (done, refused, 5));
-
-    // The pop of a list whose links lie at 8: two nodes, words 2..4 and 4..6.
-    let (first, second) = (word(2).expose_provenance() as u64, word(4).expose_provenance() as u64);
-    unsafe { word(3).write_volatile(second) };
-    unsafe { word(1).write_volatile(first) };
-    let pop =
-        || run(&|id| unsafe { arch::load_cbeq_store_add_load_store(id, word(1), 0, 8, word(6)) });
-    assert_eq!((pop(), get(6), get(1)), (done, first, second));
-    assert_eq!((pop(), get(6), get(1)), (done, second, 0));
-    assert_eq!((pop(), get(6)), (refused, second));
-
-    // Word 7 points at 8, and 8 behind that is the address of word 10.
-    unsafe { word(7).write_volatile(word(8).expose_provenance() as u64) };
-    unsafe { word(9).write_volatile(word(10).expose_provenance() as u64) };
-    let add = |v| run(&|id| unsafe { arch::load_add_load_load_add_store(id, word(7), 8, v) });
-    assert_eq!((add(3), add(u64::MAX), get(10)), (done, done, 2));
-
-    let two = |e, early, v| {
-        run(&|id| unsafe { arch::load_cbne_store_store(id, word(0), e, (word(11), early), v) })
-    };
-    assert_eq!((two(6, 1, 1), get(11), get(0)), (refused, 0, 5));
-    assert_eq!((two(5, 1, 7), get(11), get(0)), (done, 1, 7));
-
-    let both = |e, also, v| {
-        run(&|id| unsafe { arch::load_cbne_load_cbne_store(id, word(0), e, (word(11), also), v) })
-    };
-    assert_eq!((both(7, 2, 9), both(8, 1, 9), get(0)), (refused, refused, 7));
-    assert_eq!((both(7, 1, 8), get(0)), (done, 8));
-
-    let (from, mut to) = ([1_u8, 2, 3, 4, 5, 6, 7], [0_u8; 8]);
-    let (source, target) = (from.as_ptr(), to.as_mut_ptr());
-    let copy = |e, len, v| {
-        run(&|id| unsafe { arch::load_cbne_memcpy_store(id, word(0), e, (target, source, len), v) })
-    };
-    assert_eq!((copy(9, 7, 1), unsafe { target.read_volatile() }), (refused, 0));
-    assert_eq!((copy(8, 5, 1), copy(1, 0, 2), get(0)), (done, done, 2));
-    assert_eq!(unsafe { target.cast::<[u8; 8]>().read_volatile() }, [1, 2, 3, 4, 5, 0, 0, 0]);
+        // SAFETY: back to what a thread starts with.
+        unsafe { arch::set_gs_base(0) };
+    })
+    .join()
+    .unwrap();
 }

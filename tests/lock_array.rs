@@ -608,3 +608,38 @@ fn they_are_sync() {
     shared(&lock);
     shared(&Counter::new());
 }
+
+/// A process that is forked while a `T` is being made makes another; the two never meet.
+#[test]
+fn a_fork_while_a_value_is_made() {
+    static FORKED: AtomicBool = AtomicBool::new(false);
+    static LOCK: Lock<Vec<u32>> = Lock::new(|| {
+        let is_first = !FORKED.swap(true, Ordering::Relaxed);
+        // SAFETY: the child uses the lock, and ends below.
+        if is_first && unsafe { libc::fork() } == 0 {
+            LOCK.lock().push(1);
+            return vec![2];
+        }
+        Vec::new()
+    });
+    pin(cpus()[0]);
+    let parent = std::process::id();
+    let mut first = LOCK.lock();
+    if std::process::id() == parent {
+        let mut status = 0;
+        // SAFETY: waits for the child that was forked above.
+        unsafe { libc::wait(&raw mut status) };
+        assert_eq!(status, 0);
+        return assert!(first.is_empty());
+    }
+    let is_another = LOCK.try_lock().is_none_or(|mut other| {
+        other.push(3);
+        !ptr::eq(&raw const *other, &raw const *first)
+    });
+    first.push(4);
+    let is_well = is_another && *first == [2, 4];
+    drop(first);
+    let is_well = is_well && !LOCK.lock().contains(&4);
+    // SAFETY: nothing of the parent's harness is to run here.
+    unsafe { libc::_exit(i32::from(!is_well)) }
+}

@@ -368,11 +368,18 @@ fn a_bound_region_whose_creator_lives_goes_on() {
 
 /// The thread of a process that serves it, or will.
 fn agent_of(player: &Player) -> i32 {
-    let tasks = std::fs::read_dir(format!("/proc/{}/task", player.pid())).unwrap();
-    let agent = tasks.map(Result::unwrap).find(|task| {
-        std::fs::read_to_string(task.path().join("comm")).unwrap().trim() == "unmerged-mshare"
-    });
-    agent.unwrap().file_name().to_str().unwrap().parse().unwrap()
+    // It names itself once it runs.
+    loop {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", player.pid())).unwrap();
+        let agent = tasks.map(Result::unwrap).find(|task| {
+            let name = std::fs::read_to_string(task.path().join("comm")).unwrap_or_default();
+            name.trim() == "unmerged-mshare"
+        });
+        if let Some(agent) = agent {
+            return agent.file_name().to_str().unwrap().parse().unwrap();
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// The status of a traced thread, if it has a new one, or there is such a thread at all.

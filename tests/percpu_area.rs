@@ -2,11 +2,13 @@
 
 mod common;
 
-use common::{in_each_implementation, missing, stress};
+use common::{child, in_each_implementation, map, missing, refuse, role, stress, succeed};
 use proptest::prelude::*;
 use std::os::fd::AsRawFd;
 use std::sync::Barrier;
-use unmerged::percpu::{AreaBuilder, Index, Integer, MappedArea, On, Word, gs};
+use unmerged::percpu::{
+    Area, AreaBuilder, Index, Integer, MappedArea, On, Ring, WhenFull, Word, gs,
+};
 use unmerged::sys::{cpus, features::features, rseq};
 
 #[test]
@@ -357,6 +359,46 @@ fn words_are_integers() {
     });
 }
 
+/// An area of any stride in memory that the caller maps, at another address in each process.
+#[test]
+fn an_area_in_memory_of_the_callers() {
+    if !in_each_implementation("an_area_in_memory_of_the_callers") {
+        return;
+    }
+    const BYTES: usize = 10_000;
+    let builder = AreaBuilder::new().stride(16384).cpu_ids(features().cpus.end() + 1).numa(true);
+    let size = builder.size().unwrap();
+    assert!(size > 2 * 16384 * (features().cpus.end() as usize + 1));
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(size as u64 + 4096).unwrap();
+    let (here, there) = (map(&file, size + 4096), map(&file, size + 4096));
+    // SAFETY: mapped until the process ends, zero, and reached by areas alone; below, too.
+    let create = |builder: AreaBuilder, memory, len| unsafe { builder.create_in(memory, len) };
+    let error = create(builder, here, size - 1).unwrap_err();
+    assert!(error.is_invalid() && error.to_string().contains(&size.to_string()), "{error}");
+    // SAFETY: inside the mapping.
+    assert!(create(builder, unsafe { here.add(8) }, size).unwrap_err().is_invalid());
+    assert!(create(builder.index(Index::MmCid), here, size).unwrap_err().is_invalid());
+    assert!(builder.stride(5000).size().unwrap_err().is_invalid());
+    let area = create(builder, here, size).unwrap();
+    assert_eq!((area.stride(), area.index()), (16384, Index::CpuId));
+    let again = create(builder, there, size).unwrap_err();
+    assert!(again.is_exists(), "{again}");
+
+    // SAFETY: as above.
+    let other: Area<'static> = unsafe { Area::open(there, size) }.unwrap();
+    let cell = area.alloc(BYTES).unwrap();
+    let same = other.cell(cell.offset(), BYTES).unwrap();
+    let both = [cell.counters().unwrap(), same.counters().unwrap()];
+    std::thread::scope(|scope| {
+        for array in &both {
+            scope.spawn(|| (0..10_000).for_each(|n| array.add(n % array.len(), 1)));
+        }
+    });
+    let sum = |n: usize| both[n].sums().iter().sum::<u64>();
+    assert_eq!((sum(0), sum(1)), (20_000, 20_000));
+}
+
 /// Whether stripes of the caller's can be had here.
 fn gs_ready() -> bool {
     let ready = features().gs == unmerged::sys::gs::Claim::Free && rseq::ensure_registered();
@@ -407,6 +449,96 @@ fn gs_errors() {
     })
     .join()
     .unwrap();
+}
+
+/// A limit on the size of files is an error, not the signal of the kernel.
+#[test]
+fn a_limit_on_files_is_an_error() {
+    let test = "a_limit_on_files_is_an_error";
+    if role().is_none() {
+        return succeed(child(test, "limited"));
+    }
+    let limit = libc::rlimit { rlim_cur: 8192, rlim_max: 8192 };
+    // SAFETY: the limit of this process, which ends with the test.
+    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &raw const limit) }, 0);
+    let error = AreaBuilder::new().memory_file("limited").unwrap_err();
+    assert_eq!(error.raw_os_error(), libc::EFBIG, "{error}");
+    let size = AreaBuilder::new().size().unwrap();
+    assert!(error.to_string().contains(&size.to_string()), "{error}");
+    let error = Ring::shared(4096, WhenFull::Refuse).unwrap_err();
+    assert_eq!(error.raw_os_error(), libc::EFBIG, "{error}");
+}
+
+/// A new thread takes over what its creator has, or, where the GS base fits more than that,
+/// nothing: never the stripes of another layout.
+#[test]
+fn gs_stripes_that_cannot_be_told_apart_are_not_inherited() {
+    if !gs_ready() {
+        return;
+    }
+    let stripes = vec![0_u64; 64 * features().cpus.end() as usize];
+    let base = stripes.as_ptr().expose_provenance();
+    let there = move |stride| {
+        std::thread::spawn(move || match gs::get() {
+            Ok((_, inherited)) => assert_eq!(inherited, stride),
+            Err(error) => {
+                assert_eq!(error.raw_os_error(), libc::ENOENT);
+                assert!(error.to_string().contains("several"), "{error}");
+                // SAFETY: without stripes nothing is touched.
+                assert!(unsafe { gs::fetch_add::<u64>(0, 1) }.is_err());
+                gs::clear().unwrap();
+                gs::set(base, stride).unwrap();
+                assert_eq!(gs::get().unwrap(), (base, stride));
+            }
+        })
+        .join()
+        .unwrap();
+    };
+    std::thread::spawn(move || {
+        gs::set(base, 128).unwrap();
+        gs::set(base, 512).unwrap();
+        // SAFETY: the first word of every stripe is written by these operations alone.
+        unsafe { gs::fetch_add::<u64>(0, 1) }.unwrap();
+        there(512);
+        gs::set(base, 128).unwrap();
+        // SAFETY: as above.
+        unsafe { gs::fetch_add::<u64>(0, 1) }.unwrap();
+        there(128);
+    })
+    .join()
+    .unwrap();
+}
+
+/// The word of the thread's control block that lies where `rseq_cs` would in an area at 0: libc's.
+fn libcs_word() -> usize {
+    let word: usize;
+    // SAFETY: reads a word of this thread's control block.
+    unsafe { std::arch::asm!("mov {}, qword ptr fs:[8]", out(reg) word) };
+    word
+}
+
+/// An operation that is the first thing a process does with this crate, or that comes where rseq is
+/// refused, is an error and leaves the thread's control block alone.
+#[test]
+fn gs_before_anything_else() {
+    match role().as_deref() {
+        None => {
+            let test = "gs_before_anything_else";
+            succeed(child(test, "first"));
+            let mut refused = child(test, "refused");
+            refused.env("GLIBC_TUNABLES", "glibc.pthread.rseq=0");
+            return succeed(refused);
+        }
+        Some("refused") => refuse(libc::SYS_rseq, libc::ENOSYS),
+        _ => {}
+    }
+    let before = libcs_word();
+    for _ in 0..2 {
+        // SAFETY: without stripes nothing is touched.
+        let error = unsafe { gs::fetch_add::<u64>(8, 1) }.unwrap_err();
+        assert!(matches!(error.raw_os_error(), libc::ENOENT | libc::EINVAL), "{error}");
+        assert_eq!(libcs_word(), before);
+    }
 }
 
 /// Threads that are created afterwards have the stripes of their creator; counters of the

@@ -4,9 +4,15 @@
 //! that does nothing unless the environment names a part for it to play.
 
 mod common;
+#[path = "common/hostile.rs"]
+mod hostile;
+#[path = "common/slots.rs"]
+mod slots;
 
 use common::{Player, say, wait_for_nudge};
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+use hostile::{NAME, SEALS, SLOTS};
+use rustix::fs::{SealFlags, ftruncate};
+use slots::{gettid, in_fork, own, raw_exit, wait_until};
 use std::collections::BTreeSet;
 use std::io::Read;
 use std::os::fd::OwnedFd;
@@ -17,9 +23,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 use unmerged::task_shared::{self, Monitor, SchedStats};
 use unmerged::{Error, Result};
-
-/// The name that readers look for.
-const NAME: &str = "unmerged.task_shared";
 
 /// What [`Slot::publish`](task_shared::Slot::publish) answers, or a visible skip.
 fn publish() -> Option<SchedStats> {
@@ -32,23 +35,6 @@ fn publish() -> Option<SchedStats> {
     }
 }
 
-/// Waits until `done`, for what comes soon but not at once.
-fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
-    let begin = Instant::now();
-    while !done() {
-        assert!(begin.elapsed() < Duration::from_secs(60), "{what} did not happen");
-        thread::sleep(Duration::from_millis(1));
-    }
-}
-
-fn own() -> Monitor {
-    Monitor::open(std::process::id()).unwrap()
-}
-
-fn gettid() -> u32 {
-    rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned()
-}
-
 /// Another process that plays a part of [`child`], once it is ready.
 fn start(part: &str) -> Player {
     let mut player = Player::start(common::child("child", part));
@@ -56,25 +42,15 @@ fn start(part: &str) -> Player {
     player
 }
 
-fn sealed_file(seals: SealFlags, bytes: &[u8]) -> OwnedFd {
-    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    let file = memfd_create(NAME, flags).unwrap();
-    assert_eq!(rustix::io::pwrite(&file, bytes, 0).unwrap(), bytes.len());
-    fcntl_add_seals(&file, seals).unwrap();
-    file
+/// A table as the documentation describes it, of this process, with 32 slots.
+fn table_bytes() -> Vec<u8> {
+    let mut bytes = hostile::header(std::process::id(), 32);
+    bytes.resize(SLOTS + 4096, 0);
+    bytes
 }
 
-const SEALS: SealFlags = SealFlags::FUTURE_WRITE.union(SealFlags::SHRINK);
-
-/// A header as the documentation describes it, with one page of slots.
-fn table_bytes() -> Vec<u8> {
-    let mut bytes = vec![0; 8192];
-    bytes[..8].copy_from_slice(b"tskshard");
-    let words = [(8, 1), (12, std::process::id()), (16, 128), (20, 0), (24, 32)];
-    for (at, value) in words {
-        bytes[at..at + 4].copy_from_slice(&value.to_ne_bytes());
-    }
-    bytes
+fn sealed_file(seals: SealFlags, bytes: &[u8]) -> OwnedFd {
+    hostile::file(&[(0, bytes)], bytes.len(), seals)
 }
 
 /// Not a test: the other process of those below.
@@ -133,15 +109,15 @@ fn child() {
             wait_for_nudge();
             std::process::exit(0);
         }
-        hostile => {
+        part => {
             let mut bytes = table_bytes();
             let mut put = |at: usize, value: u32| {
                 bytes[at..at + 4].copy_from_slice(&value.to_ne_bytes());
             };
             let mut seals = SEALS;
-            match hostile {
+            match part {
                 "magic" => put(0, 1),
-                "version" => put(8, 2),
+                "version" => put(8, 1),
                 "slot size" => put(16, 64),
                 "owner" => put(20, 40),
                 "count" => put(24, u32::MAX),
@@ -157,7 +133,7 @@ fn child() {
                 }
                 "random slots" => {
                     let mut random = std::fs::File::open("/dev/urandom").unwrap();
-                    random.read_exact(&mut bytes[4096..]).unwrap();
+                    random.read_exact(&mut bytes[SLOTS..]).unwrap();
                 }
                 other => panic!("part {other}"),
             }
@@ -196,48 +172,27 @@ fn threads_have_slots_of_their_own() {
     assert_eq!(addresses.len(), 8);
 }
 
-/// In a process of its own: other tests take slots too.
-fn in_fork(body: impl FnOnce()) {
-    // SAFETY: the child runs on with what fork leaves it: its own thread and memory, glibc's
-    // allocator made whole. It ends by _exit.
-    let pid = unsafe { libc::fork() };
-    assert!(pid >= 0);
-    if pid == 0 {
-        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
-        // SAFETY: ends the child without its parent's destructors.
-        unsafe { libc::_exit(i32::from(outcome.is_err())) };
-    }
-    assert_eq!(status_of(pid), 0, "the child failed");
-}
-
-/// Exit status of a child.
-fn status_of(pid: libc::pid_t) -> i32 {
-    let mut status = 0;
-    // SAFETY: a child of ours, and a word on this stack.
-    assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, libc::__WALL) }, pid);
-    assert!(libc::WIFEXITED(status), "status {status:#x}");
-    libc::WEXITSTATUS(status)
-}
-
 #[test]
-fn a_slot_is_reused_lowest_first_with_a_new_generation() {
+fn a_slot_is_reused_when_nothing_else_is_free_lowest_first_with_a_new_generation() {
     in_fork(|| {
         let one = || {
             thread::spawn(|| {
                 let me = task_shared::current().unwrap();
+                let fresh = (me.user().unwrap(), me.stats().unwrap());
+                assert_eq!(fresh, (0, SchedStats::default()));
                 me.set_user(5).unwrap();
                 (me.address(), me.generation().unwrap())
             })
         };
         let first = task_shared::current().unwrap().address();
-        let (address, generation) = one().join().unwrap();
-        assert_eq!(address, first + 128);
-        let next = thread::spawn(|| {
-            let me = task_shared::current().unwrap();
-            (me.address(), me.generation().unwrap(), me.user().unwrap(), me.stats().unwrap())
-        });
-        let fresh = SchedStats::default();
-        assert_eq!(next.join().unwrap(), (address, generation + 2, 0, fresh));
+        let (lowest, generation) = one().join().unwrap();
+        assert_eq!(lowest, first + 128);
+        // The others of the first 32 go first.
+        for place in 2..32 {
+            assert_eq!(one().join().unwrap(), (first + 128 * place, generation));
+        }
+        assert_eq!(one().join().unwrap(), (lowest, generation + 4));
+        assert_eq!(task_shared::stats().unwrap().slots, 32);
     });
 }
 
@@ -312,19 +267,9 @@ fn raw_exit_is_seen_and_the_slot_comes_back() {
             task_shared::current().unwrap().set_user(77).unwrap();
             publish();
             TID.store(gettid(), Ordering::Release);
-            // SAFETY: ends the thread with no destructor at all, which is the point.
-            unsafe { libc::syscall(libc::SYS_exit, 0) };
-            unreachable!()
+            raw_exit()
         }
-        let die = || {
-            let mut id = 0;
-            let (attributes, argument) = (std::ptr::null(), std::ptr::null_mut());
-            // SAFETY: a thread without an argument.
-            let code = unsafe { libc::pthread_create(&raw mut id, attributes, body, argument) };
-            assert_eq!(code, 0);
-            // SAFETY: created above, joined once.
-            assert_eq!(unsafe { libc::pthread_join(id, std::ptr::null_mut()) }, 0);
-        };
+        let die = || slots::c_thread(body);
         die();
         let monitor = own();
         let mut dead =
@@ -408,9 +353,10 @@ fn check_child(parent: task_shared::Slot) {
     };
     assert_eq!(Monitor::open(std::process::id()).unwrap_err().raw_os_error(), libc::ENOENT);
     let me = task_shared::current().unwrap();
-    assert_eq!(files(), (1, 0), "the inherited descriptors are closed");
+    // The table, and the file in which readers say that they wait.
+    assert_eq!(files(), (2, 0), "the inherited descriptors are closed");
     assert_eq!(me.tid().unwrap(), gettid());
-    assert_eq!((me.user().unwrap(), me.generation().unwrap()), (0, 1));
+    assert_eq!((me.user().unwrap(), me.generation().unwrap()), (0, 5));
     me.set_user(2).unwrap();
     publish();
     stale(parent.set_user(9).unwrap_err());
@@ -627,10 +573,10 @@ fn hostile_files_give_typed_errors() {
 fn hostile_slots_do_no_harm() {
     in_fork(|| {
         let mut bytes = table_bytes();
-        std::fs::File::open("/dev/urandom").unwrap().read_exact(&mut bytes[4096..]).unwrap();
+        std::fs::File::open("/dev/urandom").unwrap().read_exact(&mut bytes[SLOTS..]).unwrap();
         // Odd generations, so that they are looked at; odd sequences among them.
         for slot in 0..32 {
-            bytes[4096 + 128 * slot + 40] |= 1;
+            bytes[SLOTS + 128 * slot] |= 1;
         }
         let file = sealed_file(SEALS, &bytes);
         let monitor = own();
@@ -642,7 +588,7 @@ fn hostile_slots_do_no_harm() {
         }
         assert_eq!(count, 32);
         // It may still grow, and does, by what is no whole number of slots.
-        ftruncate(&file, 8192 + 100).unwrap();
+        ftruncate(&file, SLOTS as u64 + 4096 + 100).unwrap();
         assert_eq!(monitor.threads().count(), 32);
     });
 }

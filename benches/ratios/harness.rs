@@ -40,6 +40,11 @@ impl Options {
         name.starts_with(&self.prefix)
     }
 
+    /// Whether rows are lines for programs.
+    pub(crate) fn is_json(&self) -> bool {
+        self.json
+    }
+
     /// Whether the figures will mean anything.
     pub(crate) fn is_measured(&self) -> bool {
         self.span > 0.001

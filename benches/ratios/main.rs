@@ -7,14 +7,17 @@
 //! see that it works.
 
 mod futex2;
+mod futex2_locks;
 mod harness;
 mod mshare;
+mod mshare_heap;
 mod peer;
 mod percpu;
 mod percpu_lock;
 mod percpu_ring;
 mod percpu_structures;
 mod task_shared;
+mod task_shared_read;
 
 use harness::Options;
 
@@ -23,13 +26,19 @@ fn main() {
         (task_shared::SLEEPERS, task_shared::sleepers),
         (mshare::SERVER, mshare::serve),
         (mshare::SHARER, mshare::share),
+        (futex2_locks::ECHO, futex2_locks::echo),
+        (mshare_heap::READER, mshare_heap::read),
     ]);
+    futex2::play();
     let options = Options::from_args();
     percpu::rows(&options);
     percpu_structures::rows(&options);
     percpu_lock::rows(&options);
     percpu_ring::rows(&options);
     task_shared::rows(&options);
+    task_shared_read::rows(&options);
     futex2::rows(&options);
+    futex2_locks::rows(&options);
     mshare::rows(&options);
+    mshare_heap::rows(&options);
 }

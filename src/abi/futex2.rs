@@ -14,6 +14,10 @@ pub const SYS_FUTEX_WAIT: i64 = 455;
 /// Number of futex_requeue(2) (since Linux 6.7).
 pub const SYS_FUTEX_REQUEUE: i64 = 456;
 
+/// `FUTEX_REQUEUE`: without a comparison.
+pub const OP_REQUEUE: i32 = 3;
+/// `FUTEX_CMP_REQUEUE`.
+pub const OP_CMP_REQUEUE: i32 = 4;
 /// `FUTEX_WAIT_BITSET`: absolute deadline, wake mask.
 pub const OP_WAIT_BITSET: i32 = 9;
 /// `FUTEX_WAKE_BITSET`.

@@ -21,6 +21,8 @@ fn futex_layout_and_flags() {
     assert_eq!(offset_of!(futex2::FutexWaitv, val), offset_of!(raw::futex_waitv, val));
     assert_eq!(offset_of!(futex2::FutexWaitv, uaddr), offset_of!(raw::futex_waitv, uaddr));
     assert_eq!(offset_of!(futex2::FutexWaitv, flags), offset_of!(raw::futex_waitv, flags));
+    assert_eq!(futex2::OP_REQUEUE, raw::FUTEX_REQUEUE as i32);
+    assert_eq!(futex2::OP_CMP_REQUEUE, raw::FUTEX_CMP_REQUEUE as i32);
     assert_eq!(futex2::OP_WAIT_BITSET, raw::FUTEX_WAIT_BITSET as i32);
     assert_eq!(futex2::OP_WAKE_BITSET, raw::FUTEX_WAKE_BITSET as i32);
     assert_eq!(futex2::OP_PRIVATE, raw::FUTEX_PRIVATE_FLAG as i32);

@@ -32,20 +32,22 @@
 //!     }
 //!
 //! gs_restripe(area, base, stride, cpus):       # point %gs at the stripe of this CPU
-//!     window {                                 # gs_restripe_callers: with callers_cpu
+//!     window {
 //!         striped_cpu = NOT_STRIPED
+//!         callers_cpu = NOT_STRIPED
 //!         c = area.cpu_id
 //!         if c >= cpus: abort
 //!         gsbase = base + c * stride
-//!         striped_cpu = c
+//!         striped_cpu = c                      # gs_restripe_callers: callers_cpu = c
 //!     }
 //! ```
 //!
-//! `gs_restripe` writes `NOT_STRIPED` as the first line *inside* its window. Written in
+//! `gs_restripe` writes `NOT_STRIPED` as the first lines *inside* its window. Written in
 //! front of the window it would be lost: a signal handler between the two may stripe
 //! the thread for CPU 1, the thread migrates, the window sets the base for CPU 2 and is
 //! aborted, and word and base disagree. Inside, an abort always leaves `NOT_STRIPED`,
-//! and a handler that runs after it stripes both anew.
+//! and a handler that runs after it stripes both anew. It writes both words, because a handler
+//! may have laid `%gs` over the other stripes since the caller of the window looked.
 //!
 //! A word that windows update is updated by nothing else: a plain read-modify-write
 //! beside an atomic one loses counts. The one exception is a word whose CPU somebody has
@@ -162,6 +164,7 @@
 //! callers_cpu(), callers_striping()  # where the caller's thread words are
 //! cpu_id(area)                  # one load; meaningful only as an argument of a window
 //! containing_u32(byte)          # the aligned 32-bit word around a byte, as one load
+//! fetch_add_alone(word, n)      # xadd without lock: whole for signal handlers, not for threads
 //! ```
 //!
 //! `x86_64` implements this contract; [`portable`] is its twin without asm, which updates
@@ -173,7 +176,7 @@ pub mod x86_64;
 
 pub use x86_64::{
     ByCaller, Indexed, Striped, Striping, callers_cpu, callers_striping, containing_u32, cpu_id,
-    gs_base, gs_load_add_store_u64, gs_load_u64, gs_restripe, gs_restripe_callers,
+    fetch_add_alone, gs_base, gs_load_add_store_u64, gs_load_u64, gs_restripe, gs_restripe_callers,
     load_add_load_load_add_store, load_add_store_u64, load_cbeq_store_add_load_store,
     load_cbne_load_cbne_store, load_cbne_memcpy_store, load_cbne_store, load_cbne_store_store,
     own_area_offset, ring_pad, ring_publish_parts, ring_publish_vectors, ring_publish_words,

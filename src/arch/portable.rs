@@ -6,7 +6,13 @@
 //! addition, because nothing interrupts and retries it: so counts stay exact even where two
 //! threads claim the same CPU.
 
+mod librseq;
 pub mod ring;
+
+pub use librseq::{
+    load_add_load_load_add_store, load_cbeq_store_add_load_store, load_cbne_load_cbne_store,
+    load_cbne_memcpy_store, load_cbne_store, load_cbne_store_store,
+};
 
 use super::{Answer, At, NOT_STRIPED, Outcome, Structures, Words};
 use crate::abi::rseq::CPU_ID_UNINITIALIZED;
@@ -330,4 +336,14 @@ pub unsafe fn containing_u32(byte: *const u8) -> u32 {
     let word = byte.wrapping_sub(byte.addr() & 3).cast::<AtomicU32>();
     // SAFETY: the caller vouches for the byte; the aligned word lies in the same page.
     unsafe { &*word }.load(Ordering::Relaxed)
+}
+
+/// `*word += n`; the value before.
+///
+/// # Safety
+///
+/// `word` is readable, writable and aligned.
+pub unsafe fn fetch_add_alone(word: *mut u32, n: u32) -> u32 {
+    // SAFETY: the caller vouches for the word, which stays valid for this call.
+    unsafe { &*word.cast::<AtomicU32>() }.fetch_add(n, Ordering::Relaxed)
 }

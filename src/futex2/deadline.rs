@@ -43,6 +43,11 @@ impl Deadline {
         self.at
     }
 
+    /// What is left until then.
+    pub fn left(&self) -> Duration {
+        self.at.saturating_sub(now(self.clock))
+    }
+
     /// Has it passed?
     pub fn has_passed(&self) -> bool {
         now(self.clock) >= self.at

@@ -3,6 +3,7 @@
 use crate::sync::{AtomicU32, Ordering};
 use crate::sys::features::features;
 use core::fmt;
+use rustix::io::Errno;
 
 /// What a wait on 64 bits sleeps on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,6 +20,8 @@ const VARIABLE: &str = "UNMERGED_FUTEX2";
 const UNKNOWN: u32 = 0;
 const WAITV: u32 = 1;
 const SHADOW: u32 = 2;
+/// The halves in the wrong order, which loses wakes: a test shows that the order is needed.
+const EXCHANGED: u32 = 3;
 
 impl fmt::Display for Implementation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -29,25 +32,76 @@ impl fmt::Display for Implementation {
     }
 }
 
+static CHOICE: AtomicU32 = AtomicU32::new(UNKNOWN);
+
+/// Whether this answer of futex_waitv(2) is none of the kernel's: a filter, which was set up after
+/// the choice was made, refuses the call. Then from here on the process goes the other way.
+#[cold]
+pub(super) fn is_refused(errno: Errno) -> bool {
+    use Errno as E;
+    let own = [E::AGAIN, E::TIMEDOUT, E::INTR, E::NOMEM, E::FAULT, E::INVAL].contains(&errno);
+    if !own {
+        CHOICE.store(SHADOW, Ordering::Relaxed);
+    }
+    !own
+}
+
 /// The implementation of this process, decided at the first use: `waitv` where the kernel
-/// has it, unless the environment variable `UNMERGED_FUTEX2` says `shadow`.
+/// has it, unless the environment variable `UNMERGED_FUTEX2` says `shadow`. A filter that refuses
+/// the call later on changes it, when a wait finds out.
 ///
 /// It concerns waits on 64 bits alone; the other sizes are the same on every kernel.
 #[inline]
 pub fn implementation() -> Implementation {
-    static CHOICE: AtomicU32 = AtomicU32::new(UNKNOWN);
     match CHOICE.load(Ordering::Relaxed) {
-        WAITV => Implementation::Waitv,
+        WAITV | EXCHANGED => Implementation::Waitv,
         SHADOW => Implementation::Shadow,
         _ => {
-            let forced = std::env::var_os(VARIABLE).is_some_and(|wanted| wanted == "shadow");
-            let (choice, implementation) = if features().waitv && !forced {
-                (WAITV, Implementation::Waitv)
-            } else {
+            let forced = std::env::var_os(VARIABLE);
+            let is = |name: &str| forced.as_ref().is_some_and(|forced| forced == name);
+            let (choice, implementation) = if !features().waitv || is("shadow") {
                 (SHADOW, Implementation::Shadow)
+            } else {
+                let choice = if is("exchanged-for-tests") { EXCHANGED } else { WAITV };
+                (choice, Implementation::Waitv)
             };
             CHOICE.store(choice, Ordering::Relaxed);
             implementation
+        }
+    }
+}
+
+/// For a test: see [`EXCHANGED`].
+pub(super) fn are_halves_exchanged() -> bool {
+    CHOICE.load(Ordering::Relaxed) == EXCHANGED
+}
+
+/// Who keeps the node of a [`NumaFutex`](super::NumaFutex).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Numa {
+    /// The kernel, by `FUTEX2_NUMA`.
+    Kernel,
+    /// We: it is a word, and the queue is where it is.
+    Here,
+}
+
+/// As [`implementation()`]; `UNMERGED_FUTEX2_NUMA=here` forces the second.
+pub(super) fn numa() -> Numa {
+    static CHOICE: AtomicU32 = AtomicU32::new(UNKNOWN);
+    const KERNEL: u32 = 1;
+    const HERE: u32 = 2;
+    match CHOICE.load(Ordering::Relaxed) {
+        KERNEL => Numa::Kernel,
+        HERE => Numa::Here,
+        _ => {
+            let forced = std::env::var_os("UNMERGED_FUTEX2_NUMA").is_some_and(|way| way == "here");
+            let (choice, numa) = if features().futex_numa && !forced {
+                (KERNEL, Numa::Kernel)
+            } else {
+                (HERE, Numa::Here)
+            };
+            CHOICE.store(choice, Ordering::Relaxed);
+            numa
         }
     }
 }

@@ -1,89 +1,63 @@
 //! Sleeping and waking, by size.
 
-use super::Deadline;
-use super::counts::{Shadowed, Waiter, entry};
-use super::implementation::{Implementation, implementation};
-use crate::abi::futex2::{FutexWaitv, PRIVATE, SIZE_U32};
-use crate::arch;
+use super::implementation::{Implementation, implementation, is_refused};
+use super::place::{NOBODY, Place};
+use super::seat::{Seat, Waiting};
+use super::{Deadline, Options, vector};
 use crate::error::{Error, Result};
-use crate::sync::{AtomicU32, AtomicU64, Ordering};
+use crate::sync::AtomicU32;
 use crate::sys::futex::{self, Clock};
 use core::ptr;
 use core::time::Duration;
 use rustix::io::Errno;
+use rustix::time::Timespec;
 
 /// Tries at sleeping on the 32 bits around a smaller word, each of which failed because a
 /// neighbour changed, before the shadow takes over.
-const TRIES: u32 = 64;
+pub(super) const TRIES: u32 = 64;
 
-/// How long a shared wait sleeps before it looks at its word again, where there is nothing
-/// that every waker would wake.
-const GLANCE: Duration = Duration::from_millis(2);
+/// How long a wait sleeps before it looks at its word again, where there is nothing that every
+/// waker would wake.
+pub(super) const GLANCE: Duration = Duration::from_millis(2);
 
-/// A word as the kernel sees it: where, how wide, for whom.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Place {
-    /// Address of the word itself.
-    pub(super) address: *const u8,
-    /// 1, 2, 4 or 8.
-    pub(super) bytes: usize,
-    /// Threads of this process alone.
-    pub(super) private: bool,
+/// How a sleep ended that the kernel calls a success, or an interruption that the wait survives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Slept {
+    /// By a wake.
+    Woken,
+    /// The word has to be looked at again.
+    Look,
+}
+
+/// Clock and time for the kernel.
+pub(super) fn until(deadline: Option<Deadline>) -> (Clock, Option<Timespec>) {
+    let clock = deadline.map_or(Clock::Monotonic, |deadline| deadline.clock());
+    (clock, deadline.map(|deadline| deadline.timespec()))
+}
+
+/// A deadline for a wait that a signal is to end: with none, the kernel would resume it by
+/// itself after a handler with `SA_RESTART`.
+fn interruptible(deadline: Option<Deadline>, options: &Options) -> Option<Deadline> {
+    let far = options.interruptible.then(|| Deadline::monotonic(Duration::MAX));
+    deadline.or(far)
 }
 
 impl Place {
-    /// The aligned 32 bits that the kernel compares and keys by. Of a 64-bit word it is the
-    /// half at the lower address: the one that is woken.
-    fn word(&self) -> *const u32 {
-        self.address.wrapping_sub(self.address.addr() & 3).cast()
-    }
-
-    /// Bits that say size and lane: a wake reaches the waiters of this very word.
-    /// 8 bits: 0 to 3; 16 bits: 4 and 5; 32 bits: 6. A vector waits with all of them.
-    fn mask(&self) -> u32 {
-        let lane = (self.address.addr() & 3) as u32;
-        match self.bytes {
-            1 => 1 << lane,
-            2 => 1 << (4 + lane / 2),
-            4 => 1 << 6,
-            _ => crate::abi::futex2::MATCH_ANY,
-        }
-    }
-
-    /// The value of this word inside `word`, the 32 bits around it.
-    fn lane_of(&self, word: u32) -> u64 {
-        let bytes = word.to_ne_bytes();
-        let lane = self.address.addr() & 3;
-        match self.bytes {
-            1 => u64::from(bytes[lane]),
-            2 => u64::from(u16::from_ne_bytes([bytes[lane], bytes[lane + 1]])),
-            _ => u64::from(word),
-        }
-    }
-
-    /// What the word holds now.
-    ///
-    /// # Safety
-    ///
-    /// The address must be valid, and aligned to the size.
-    unsafe fn load(&self) -> u64 {
-        if self.bytes == 8 {
-            // SAFETY: the caller vouches for it; a 64-bit word is reached by 64-bit atomics.
-            return unsafe { &*self.address.cast::<AtomicU64>() }.load(Ordering::Acquire);
-        }
-        // SAFETY: the caller vouches for the address. On x86 the load has acquire semantics.
-        self.lane_of(unsafe { arch::containing_u32(self.address) })
-    }
-
     /// Sleeps while the word holds `expected`; see [`Futex::wait`](super::Futex::wait).
     ///
     /// # Safety
     ///
     /// The address must be valid and aligned to the size, and stay so.
-    pub(super) unsafe fn wait(&self, expected: u64, deadline: Option<Deadline>) -> Result<()> {
+    pub(super) unsafe fn wait(
+        &self,
+        seat: Seat<'_>,
+        expected: u64,
+        deadline: Option<Deadline>,
+        options: Options,
+    ) -> Result<()> {
         const OPERATION: &str = "futex2::wait";
-        // A shared word's waiters are not counted: its wakes always ask the kernel.
-        let mut waiter = self.private.then(|| entry(self.address.addr()).enter());
+        options.check(OPERATION, self.bytes)?;
+        let mut waiting = seat.enter();
         let mut tries = 0;
         loop {
             // SAFETY: forwarded.
@@ -94,143 +68,199 @@ impl Place {
             if deadline.is_some_and(|deadline| deadline.has_passed()) {
                 return Err(Error::new(OPERATION, Errno::TIMEDOUT));
             }
-            let slept = if tries >= TRIES || self.lacks_a_queue() {
+            let queued = tries < TRIES && self.has_a_queue(&options);
+            let slept = if queued {
                 // SAFETY: forwarded.
-                unsafe { self.sleep_in_shadow(waiter.take(), expected, deadline) }
+                unsafe { self.sleep(expected, deadline, &options, waiting.sure) }
+            } else if seat.counts() {
+                // SAFETY: forwarded.
+                unsafe { self.sleep_in_shadow(&mut waiting, expected, deadline, &options) }
             } else {
-                // SAFETY: forwarded.
-                unsafe { self.sleep(expected, deadline) }
+                self.glance(expected, deadline)
             };
             match slept {
-                Ok(true) => return Ok(()),
-                // Glanced, or the shadow's waiter is gone: count it anew and look again.
-                Ok(false) => {
-                    if self.private && waiter.is_none() {
-                        waiter = Some(entry(self.address.addr()).enter());
-                    }
-                }
-                // A neighbour, or the other half, changed; or a signal was handled. The loop
-                // finds out whether the word did.
+                Ok(Slept::Woken) => return Ok(()),
+                Ok(Slept::Look) => {}
+                // A neighbour, or the other half, changed. The loop finds out whether the
+                // word did.
                 Err(Errno::AGAIN) => tries += 1,
-                Err(Errno::INTR) => {}
+                Err(Errno::INTR) if !options.interruptible => {}
+                Err(errno) if queued && self.bytes == 8 && is_refused(errno) => {}
                 Err(errno) => return Err(Error::new(OPERATION, errno)),
             }
         }
     }
 
-    /// Whether the kernel has no queue for this size.
-    fn lacks_a_queue(&self) -> bool {
-        self.bytes == 8 && implementation() == Implementation::Shadow
+    /// Whether the kernel has a queue for this size. That of 64 bits is resumed after a
+    /// signal whatever we say.
+    fn has_a_queue(&self, options: &Options) -> bool {
+        self.bytes != 8 || (implementation() == Implementation::Waitv && !options.interruptible)
     }
 
-    /// Sleeps on the word itself. `Ok(true)` after a wake.
+    /// Sleeps on the word itself; only for a moment if a waker may miss it.
     ///
     /// # Safety
     ///
     /// As [`wait`](Self::wait).
-    unsafe fn sleep(&self, expected: u64, deadline: Option<Deadline>) -> rustix::io::Result<bool> {
-        let clock = deadline.map_or(Clock::Monotonic, |deadline| deadline.clock());
-        let timespec = deadline.map(|deadline| deadline.timespec());
-        if self.bytes == 8 {
-            return futex::waitv(&self.halves(expected), clock, timespec.as_ref()).map(|_| true);
-        }
-        // SAFETY: forwarded.
-        let around = unsafe { arch::containing_u32(self.address) };
-        if self.lane_of(around) != expected {
-            return Err(Errno::AGAIN);
-        }
-        let (word, mask) = (self.word(), self.mask());
-        futex::wait_bitset(word, self.private, around, clock, timespec.as_ref(), mask)?;
-        Ok(true)
-    }
-
-    /// Both halves as a vector, the one that is woken first.
-    ///
-    /// The order is what makes it correct: the kernel compares and queues in array order. A
-    /// store between the two compares is followed by a wake of the first half, on which the
-    /// waiter is queued by then. With the halves exchanged such a wake would find nobody.
-    fn halves(&self, expected: u64) -> [FutexWaitv; 2] {
-        let bytes = expected.to_ne_bytes();
-        let flags = SIZE_U32 | if self.private { PRIVATE } else { 0 };
-        [0, 4].map(|at| {
-            let half = [bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]];
-            FutexWaitv {
-                val: u64::from(u32::from_ne_bytes(half)),
-                uaddr: (self.address.expose_provenance() + at) as u64,
-                flags,
-                reserved: 0,
+    unsafe fn sleep(
+        &self,
+        expected: u64,
+        deadline: Option<Deadline>,
+        options: &Options,
+        sure: bool,
+    ) -> rustix::io::Result<Slept> {
+        let end = if sure {
+            interruptible(deadline, options)
+        } else {
+            Some(Deadline::or_sooner(deadline, GLANCE))
+        };
+        let (clock, timespec) = until(end);
+        let slept = if self.bytes == 8 {
+            futex::waitv(&self.halves(expected), clock, timespec.as_ref()).map(drop)
+        } else {
+            // SAFETY: forwarded.
+            let around = unsafe { self.around() };
+            if self.lane_of(around) != expected {
+                return Err(Errno::AGAIN);
             }
-        })
+            let (word, mask) = (self.word(), self.mask(options));
+            futex::wait_bitset(word, self.private, around, clock, timespec.as_ref(), mask)
+        };
+        match slept {
+            Ok(()) => Ok(Slept::Woken),
+            Err(Errno::TIMEDOUT) if !sure => Ok(Slept::Look),
+            Err(errno) => Err(errno),
+        }
     }
 
-    /// Sleeps on something else: the sequence of the waiter's entry, or, for a shared word,
-    /// the clock. `Ok(true)` after a wake, `Ok(false)` after a glance.
+    /// Sleeps on the sequence of the waiter's entry.
+    ///
+    /// A sequence in a domain is written by others, maybe to what it was: so such a sleep is short,
+    /// and the sequence of this process tells what its own wakers did.
     ///
     /// # Safety
     ///
     /// As [`wait`](Self::wait).
     unsafe fn sleep_in_shadow(
         &self,
-        waiter: Option<Waiter<'_>>,
+        waiting: &mut Waiting<'_>,
         expected: u64,
         deadline: Option<Deadline>,
-    ) -> rustix::io::Result<bool> {
-        let Some(waiter) = waiter else {
-            return self.glance(expected, deadline);
-        };
-        let shadowed: Shadowed<'_> = waiter.shadow();
-        let (sequence, seen) = shadowed.sequence();
-        // SAFETY: forwarded.
-        if unsafe { self.load() } != expected {
-            return Ok(false);
-        }
-        let clock = deadline.map_or(Clock::Monotonic, |deadline| deadline.clock());
-        let timespec = deadline.map(|deadline| deadline.timespec());
-        let word = ptr::from_ref::<AtomicU32>(sequence).cast();
-        let slept = futex::wait_bitset(word, true, seen, clock, timespec.as_ref(), u32::MAX);
-        match slept {
-            Ok(()) => Ok(true),
-            Err(Errno::AGAIN | Errno::INTR) => Ok(false),
-            Err(errno) => Err(errno),
+        options: &Options,
+    ) -> rustix::io::Result<Slept> {
+        let seat = waiting.seat();
+        let Some((sequence, private)) = seat.sequence() else { return Ok(Slept::Look) };
+        let shadowed = waiting.shadow();
+        let seen = seat.seen();
+        let sure = private && shadowed.is_sure();
+        let mut has_slept = false;
+        loop {
+            // SAFETY: forwarded.
+            if unsafe { self.load() } != expected {
+                return Ok(Slept::Look);
+            }
+            let end = if sure {
+                interruptible(deadline, options)
+            } else {
+                Some(Deadline::or_sooner(deadline, GLANCE))
+            };
+            let (clock, timespec) = until(end);
+            // The last one is the sequence to sleep on.
+            let value = seen[usize::from(seat.domain.is_some())];
+            let word = ptr::from_ref::<AtomicU32>(sequence).cast();
+            let slept =
+                futex::wait_bitset(word, private, value, clock, timespec.as_ref(), u32::MAX);
+            match slept {
+                Ok(()) => return Ok(Slept::Woken),
+                // Between two short sleeps. A wake that came before the first one is none.
+                Err(Errno::AGAIN) if has_slept => return Ok(Slept::Woken),
+                Err(Errno::AGAIN) => return Ok(Slept::Look),
+                Err(Errno::TIMEDOUT) if seat.seen() != seen => return Ok(Slept::Woken),
+                Err(Errno::TIMEDOUT)
+                    if !sure && deadline.is_none_or(|deadline| !deadline.has_passed()) =>
+                {
+                    has_slept = true;
+                }
+                Err(errno) => return Err(errno),
+            }
         }
     }
 
     /// Sleeps for a moment at the most: on the lower half of 64 bits, whose change alone is
     /// not enough to miss, or on nothing.
-    fn glance(&self, expected: u64, deadline: Option<Deadline>) -> rustix::io::Result<bool> {
+    fn glance(&self, expected: u64, deadline: Option<Deadline>) -> rustix::io::Result<Slept> {
         let until = Deadline::or_sooner(deadline, GLANCE).timespec();
-        let half = self.halves(expected)[0].val as u32;
         let nothing = 0;
         let (word, value) =
-            if self.bytes == 8 { (self.word(), half) } else { (&raw const nothing, nothing) };
+            if self.bytes == 8 { (self.word(), expected as u32) } else { (&raw const nothing, 0) };
         let slept =
-            futex::wait_bitset(word, false, value, Clock::Monotonic, Some(&until), u32::MAX);
+            futex::wait_bitset(word, self.private, value, Clock::Monotonic, Some(&until), u32::MAX);
         match slept {
-            Ok(()) => Ok(true),
-            Err(Errno::AGAIN | Errno::INTR | Errno::TIMEDOUT) => Ok(false),
+            Ok(()) => Ok(Slept::Woken),
+            Err(Errno::AGAIN | Errno::TIMEDOUT) => Ok(Slept::Look),
             Err(errno) => Err(errno),
         }
     }
 
-    /// Wakes up to `n` waiters; how many.
-    pub(super) fn wake(&self, n: u32) -> usize {
-        if n == 0 {
+    /// Wakes up to `n` waiters; how many. With `skip`, all waiters are known to count themselves.
+    ///
+    /// # Errors
+    ///
+    /// EFAULT: the memory behind a shared word is gone. Those of the options.
+    #[inline]
+    pub(super) fn wake(
+        &self,
+        seat: Seat<'_>,
+        n: u32,
+        options: Options,
+        skip: bool,
+    ) -> Result<usize> {
+        options.check("futex2::wake", self.bytes)?;
+        if n == 0 || (skip && !seat.has_waiters()) {
+            return Ok(0);
+        }
+        self.wake_waiters(seat, n, &options).map_err(|errno| Error::new("futex2::wake", errno))
+    }
+
+    #[inline(never)]
+    fn wake_waiters(&self, seat: Seat<'_>, n: u32, options: &Options) -> rustix::io::Result<usize> {
+        let wake = |word, n, mask| futex::wake_bitset(word, self.private, n, mask);
+        let most = n as usize;
+        let mut woken = 0;
+        // Entries of vectors that wait on smaller words have no mask: one of another lane could
+        // take the wake. So all of them are woken first, though this process may have no vectors
+        // of the kernel's; see `vector.rs`.
+        if self.bytes < 4 && !seat.counts() {
+            woken += wake(self.word(), u32::MAX, NOBODY)?;
+        }
+        woken = most.min(woken + wake(self.word(), n, self.mask(options))?);
+        if self.bytes == 8 && options.overlapping && woken < most {
+            woken += wake(self.word().wrapping_add(1), n - woken as u32, self.mask(options))?;
+        }
+        if woken < most {
+            woken += self.wake_in_shadow(seat, most - woken);
+        }
+        if let Some((domain, _)) = seat.domain {
+            domain.noticed(woken);
+        }
+        Ok(woken)
+    }
+
+    /// Wakes those that sleep on something else; how many of `most`.
+    pub(super) fn wake_in_shadow(&self, seat: Seat<'_>, most: usize) -> usize {
+        let (shadowed, listed) = (seat.is_shadowed(), seat.listed() as usize);
+        if !shadowed && listed == 0 {
             return 0;
         }
-        let entry = self.private.then(|| entry(self.address.addr()));
-        if entry.is_some_and(|entry| !entry.has_waiters()) {
-            return 0;
+        seat.advance();
+        let mut woken = 0;
+        if let Some((sequence, private)) = seat.sequence().filter(|_| shadowed) {
+            let word = ptr::from_ref::<AtomicU32>(sequence).cast();
+            woken = futex::wake_bitset(word, private, u32::MAX, u32::MAX).unwrap_or(0);
         }
-        // EFAULT: the memory behind a shared word is gone, and with it whoever waited.
-        let woken = futex::wake_bitset(self.word(), self.private, n, self.mask()).unwrap_or(0);
-        let left = n as usize - woken.min(n as usize);
-        match entry.and_then(|entry| entry.advance()) {
-            Some(sequence) if left > 0 => {
-                let word = ptr::from_ref::<AtomicU32>(sequence).cast();
-                let shadowed = futex::wake_bitset(word, true, u32::MAX, u32::MAX).unwrap_or(0);
-                woken + shadowed.min(left)
-            }
-            _ => woken,
+        if listed != 0 {
+            woken += seat.wake_listed(vector::wake_listed).min(listed);
         }
+        woken.min(most)
     }
 }

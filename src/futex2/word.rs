@@ -1,18 +1,23 @@
 //! The futex: an atomic word that can be waited on.
 
-use super::Deadline;
-use super::scope::{Private, Scope};
-use super::wait::Place;
+use super::domain::Domain;
+use super::place::Place;
+use super::requeue::{Side, requeue};
+use super::scope::{Counted, Private, Reach, Scope};
+use super::seat::Seat;
+use super::{Deadline, Options, Waiter};
 use crate::error::Result;
 use crate::sync::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering, assert_layout};
 use core::cell::UnsafeCell;
 use core::fmt;
 use core::marker::PhantomData;
+use core::mem::size_of;
+use core::ptr;
 
 /// The sizes of a futex: `u8`, `u16`, `u32`, `u64`.
 ///
 /// The operations are those of the atomic of the same size; [`Futex`] has them as methods.
-pub trait Word: sealed::Sealed + Copy + Eq + fmt::Debug + 'static {
+pub trait Word: sealed::Sealed + Copy + Eq + fmt::Debug + Send + Sync + 'static {
     /// The atomic of this size.
     #[doc(hidden)]
     type Atomic;
@@ -125,7 +130,7 @@ word!(u64, AtomicU64);
 /// assert!(word.wait(1 << 40, Some(soon)).unwrap_err().is_timed_out());
 /// ```
 #[repr(C)]
-pub struct Futex<T: Word, S: Scope = Private> {
+pub struct Futex<T: Word, S: Reach = Private> {
     /// Reached as `T::Atomic` only; it is no such field, so that one `const` constructor
     /// serves all sizes.
     value: UnsafeCell<T>,
@@ -135,22 +140,29 @@ pub struct Futex<T: Word, S: Scope = Private> {
 }
 
 // SAFETY: the value is reached as an atomic only.
-unsafe impl<T: Word, S: Scope> Send for Futex<T, S> {}
+unsafe impl<T: Word, S: Reach> Send for Futex<T, S> {}
 // SAFETY: as above.
-unsafe impl<T: Word, S: Scope> Sync for Futex<T, S> {}
+unsafe impl<T: Word, S: Reach> Sync for Futex<T, S> {}
 
 assert_layout!(
     size_of::<Futex<u8>>() == 1,
     size_of::<Futex<u16>>() == 2,
     size_of::<Futex<u32>>() == 4,
     size_of::<Futex<u64>>() == 8,
-    align_of::<Futex<u64>>() == 8,
+    core::mem::align_of::<Futex<u64>>() == 8,
 );
 
-impl<T: Word, S: Scope> Futex<T, S> {
+impl<T: Word, S: Reach> Futex<T, S> {
     /// A futex that holds `value`.
     pub const fn new(value: T) -> Self {
         Self { value: UnsafeCell::new(value), align: [], scope: PhantomData }
+    }
+
+    /// The futex that this atomic is.
+    #[inline]
+    pub(super) fn of(atomic: &T::Atomic) -> &Self {
+        // SAFETY: a futex has the layout of its atomic, and is reached as one only.
+        unsafe { &*ptr::from_ref(atomic).cast() }
     }
 
     fn atomic(&self) -> &T::Atomic {
@@ -162,6 +174,19 @@ impl<T: Word, S: Scope> Futex<T, S> {
     fn place(&self) -> Place {
         let address = self.value.get().cast_const().cast();
         Place { address, bytes: size_of::<T>(), private: S::PRIVATE }
+    }
+
+    fn until_changed(&self, expected: T, wait: impl Fn() -> Result<()>) -> Result<T> {
+        loop {
+            let value = self.load(Ordering::Acquire);
+            if value != expected {
+                return Ok(value);
+            }
+            match wait() {
+                Err(error) if !error.is_would_block() => return Err(error),
+                _ => {}
+            }
+        }
     }
 
     /// Loads the value.
@@ -221,6 +246,17 @@ impl<T: Word, S: Scope> Futex<T, S> {
     pub fn fetch_or(&self, bits: T, order: Ordering) -> T {
         T::fetch_or(self.atomic(), bits, order)
     }
+}
+
+impl<T: Word, S: Scope> Futex<T, S> {
+    #[inline]
+    fn seat(&self) -> Seat<'static> {
+        if S::PRIVATE { Seat::private(self.value.get().addr()) } else { Seat::NOWHERE }
+    }
+
+    pub(super) fn side(&self) -> Side<'_> {
+        Side { place: self.place(), seat: self.seat(), skip: true }
+    }
 
     /// Sleeps while the value is `expected`, until a wake or the deadline.
     ///
@@ -233,8 +269,23 @@ impl<T: Word, S: Scope> Futex<T, S> {
     /// ETIMEDOUT ([`is_timed_out`](crate::Error::is_timed_out)) at the deadline; ENOMEM if
     /// the kernel has none (64 bits).
     pub fn wait(&self, expected: T, deadline: Option<Deadline>) -> Result<()> {
+        self.wait_with(expected, deadline, Options::new())
+    }
+
+    /// [`wait`](Self::wait) with options: a mask, overlapping sizes, an end by signals.
+    ///
+    /// # Errors
+    ///
+    /// As [`wait`](Self::wait); EINTR after a signal if asked for; EINVAL for a mask that does
+    /// not fit.
+    pub fn wait_with(
+        &self,
+        expected: T,
+        deadline: Option<Deadline>,
+        options: Options,
+    ) -> Result<()> {
         // SAFETY: the word is borrowed for the time of the wait, and aligned.
-        unsafe { self.place().wait(expected.widen(), deadline) }
+        unsafe { self.place().wait(self.seat(), expected.widen(), deadline, options) }
     }
 
     /// Sleeps as long as the value is `expected`; answers the value that it has then, loaded
@@ -245,16 +296,7 @@ impl<T: Word, S: Scope> Futex<T, S> {
     /// ETIMEDOUT ([`is_timed_out`](crate::Error::is_timed_out)) at the deadline; ENOMEM if
     /// the kernel has none (64 bits).
     pub fn wait_while(&self, expected: T, deadline: Option<Deadline>) -> Result<T> {
-        loop {
-            let value = self.load(Ordering::Acquire);
-            if value != expected {
-                return Ok(value);
-            }
-            match self.wait(expected, deadline) {
-                Err(error) if !error.is_would_block() => return Err(error),
-                _ => {}
-            }
-        }
+        self.until_changed(expected, || self.wait(expected, deadline))
     }
 
     /// Wakes up to `n` waiters; answers how many. `n = 0` wakes none.
@@ -263,7 +305,18 @@ impl<T: Word, S: Scope> Futex<T, S> {
     /// load.
     #[inline]
     pub fn wake(&self, n: u32) -> usize {
-        self.place().wake(n)
+        // EFAULT: the memory behind a shared word is gone, and with it whoever waited.
+        self.wake_with(n, Options::new()).unwrap_or(0)
+    }
+
+    /// [`wake`](Self::wake) with options: a mask, overlapping sizes.
+    ///
+    /// # Errors
+    ///
+    /// EINVAL for a mask that does not fit; EFAULT if the memory behind a shared word is gone.
+    #[inline]
+    pub fn wake_with(&self, n: u32, options: Options) -> Result<usize> {
+        self.place().wake(self.seat(), n, options, true)
     }
 
     /// Wakes all waiters; answers how many.
@@ -271,15 +324,176 @@ impl<T: Word, S: Scope> Futex<T, S> {
     pub fn wake_all(&self) -> usize {
         self.wake(u32::MAX)
     }
+
+    /// An entry for [`waitv`](super::waitv) that expects `expected`.
+    pub fn waiter(&self, expected: T) -> Waiter<'_> {
+        Waiter {
+            place: self.place(),
+            seat: self.seat(),
+            expected: expected.widen(),
+            word: PhantomData,
+        }
+    }
+
+    /// Wakes up to `wake` waiters and lets up to `requeue` others wait on `to` instead; answers how
+    /// many of both.
+    ///
+    /// Between words of one size, 32 or 64 bits, and one scope waiters are moved. Otherwise, and
+    /// when waiters of this word have been moved elsewhere a moment ago, as many are woken. A
+    /// moved waiter keeps its mask.
+    ///
+    /// # Errors
+    ///
+    /// EFAULT if the memory behind a shared word is gone.
+    pub fn requeue<U: Word, R: Scope>(
+        &self,
+        to: &Futex<U, R>,
+        wake: u32,
+        requeue: u32,
+    ) -> Result<usize> {
+        // SAFETY: nothing is expected.
+        unsafe { self::requeue(self.side(), None, to.side(), wake, requeue) }
+    }
+
+    /// [`requeue`](Self::requeue) if the value is `expected`.
+    ///
+    /// On 32 bits the kernel compares at the instant at which it moves. On the other sizes the
+    /// comparison comes first, so a change in between is not noticed.
+    ///
+    /// # Errors
+    ///
+    /// EAGAIN ([`is_would_block`](crate::Error::is_would_block)) if the value is another one;
+    /// EFAULT if the memory behind a shared word is gone.
+    pub fn cmp_requeue<U: Word, R: Scope>(
+        &self,
+        expected: T,
+        to: &Futex<U, R>,
+        wake: u32,
+        requeue: u32,
+    ) -> Result<usize> {
+        // SAFETY: the word is borrowed, and aligned.
+        unsafe { self::requeue(self.side(), Some(expected.widen()), to.side(), wake, requeue) }
+    }
 }
 
-impl<T: Word, S: Scope> fmt::Debug for Futex<T, S> {
+impl<T: Word> Futex<T, Counted> {
+    fn seat_in<'a>(&self, domain: &'a Domain) -> Result<Seat<'a>> {
+        let offset = domain.offset_of(self.value.get().addr(), size_of::<T>())?;
+        Ok(Seat::in_domain(domain, offset))
+    }
+
+    /// Sleeps while the value is `expected`, until a wake or the deadline: see
+    /// [`wait`](Futex::wait).
+    ///
+    /// # Errors
+    ///
+    /// As [`wait`](Futex::wait); EINVAL if the word is not one of the domain.
+    pub fn wait_in(&self, domain: &Domain, expected: T, deadline: Option<Deadline>) -> Result<()> {
+        self.wait_in_with(domain, expected, deadline, Options::new())
+    }
+
+    /// [`wait_in`](Self::wait_in) with options.
+    ///
+    /// # Errors
+    ///
+    /// As [`wait_with`](Futex::wait_with); EINVAL if the word is not one of the domain.
+    pub fn wait_in_with(
+        &self,
+        domain: &Domain,
+        expected: T,
+        deadline: Option<Deadline>,
+        options: Options,
+    ) -> Result<()> {
+        let seat = self.seat_in(domain)?;
+        // SAFETY: the word is borrowed for the time of the wait, and aligned.
+        unsafe { self.place().wait(seat, expected.widen(), deadline, options) }
+    }
+
+    /// Sleeps as long as the value is `expected`; answers the value that it has then.
+    ///
+    /// # Errors
+    ///
+    /// As [`wait_while`](Futex::wait_while); EINVAL if the word is not one of the domain.
+    pub fn wait_while_in(
+        &self,
+        domain: &Domain,
+        expected: T,
+        deadline: Option<Deadline>,
+    ) -> Result<T> {
+        self.until_changed(expected, || self.wait_in(domain, expected, deadline))
+    }
+
+    /// Wakes up to `n` waiters; answers how many. If nobody waits, in any process, this is a fence
+    /// and two loads.
+    ///
+    /// # Errors
+    ///
+    /// EINVAL if the word is not one of the domain.
+    #[inline]
+    pub fn wake_in(&self, domain: &Domain, n: u32) -> Result<usize> {
+        self.wake_in_with(domain, n, Options::new())
+    }
+
+    /// [`wake_in`](Self::wake_in) with options.
+    ///
+    /// # Errors
+    ///
+    /// EINVAL for a mask that does not fit, or if the word is not one of the domain.
+    #[inline]
+    pub fn wake_in_with(&self, domain: &Domain, n: u32, options: Options) -> Result<usize> {
+        self.place().wake(self.seat_in(domain)?, n, options, true)
+    }
+
+    /// May somebody wait on this word, or on another one of its place in the table? A wake asks the
+    /// kernel then.
+    ///
+    /// # Errors
+    ///
+    /// EINVAL if the word is not one of the domain.
+    pub fn has_waiters_in(&self, domain: &Domain) -> Result<bool> {
+        Ok(self.seat_in(domain)?.has_waiters())
+    }
+
+    /// An entry for [`waitv`](super::waitv) that expects `expected`.
+    ///
+    /// # Errors
+    ///
+    /// EINVAL if the word is not one of the domain.
+    pub fn waiter_in<'a>(&'a self, domain: &'a Domain, expected: T) -> Result<Waiter<'a>> {
+        let seat = self.seat_in(domain)?;
+        let expected = expected.widen();
+        Ok(Waiter { place: self.place(), seat, expected, word: PhantomData })
+    }
+
+    /// Wakes up to `wake` waiters and lets up to `requeue` others wait on `to` instead; answers how
+    /// many of both: see [`requeue`](Futex::requeue). With an expectation, only if the value is
+    /// that one.
+    ///
+    /// # Errors
+    ///
+    /// EAGAIN if the value is another one; EINVAL if a word is not one of the domain.
+    pub fn requeue_in<U: Word>(
+        &self,
+        domain: &Domain,
+        expected: Option<T>,
+        to: &Futex<U, Counted>,
+        wake: u32,
+        requeue: u32,
+    ) -> Result<usize> {
+        let from = Side { place: self.place(), seat: self.seat_in(domain)?, skip: true };
+        let to = Side { place: to.place(), seat: to.seat_in(domain)?, skip: true };
+        // SAFETY: the word is borrowed, and aligned.
+        unsafe { self::requeue(from, expected.map(Word::widen), to, wake, requeue) }
+    }
+}
+
+impl<T: Word, S: Reach> fmt::Debug for Futex<T, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Futex").field(&self.load(Ordering::Relaxed)).finish()
     }
 }
 
-impl<T: Word + Default, S: Scope> Default for Futex<T, S> {
+impl<T: Word + Default, S: Reach> Default for Futex<T, S> {
     fn default() -> Self {
         Self::new(T::default())
     }

@@ -38,6 +38,8 @@ struct Key {
 struct Entry {
     key: Key,
     handles: usize,
+    /// Those that only want it to stay mapped.
+    keeps: usize,
     held: Arc<Held>,
 }
 
@@ -123,15 +125,24 @@ impl Attachment {
                 return Err(Error::because(super::OPEN, Errno::BUSY, why));
             }
             entry.handles += 1;
+            let is_first = entry.handles == 1;
             let again = Self { key, held: ManuallyDrop::new(entry.held.clone()) };
             drop(table);
+            if is_first {
+                // Only a heap kept it mapped: it is a participant anew.
+                again.held.enter().token = Some(token);
+            }
             match again.live(super::OPEN) {
                 Err(error) if error.is_not_found() => {}
                 lived => {
                     lived?;
                 }
             }
-            again.held.give_back(token);
+            if is_first {
+                again.start(Vec::new(), None)?;
+            } else {
+                again.held.give_back(token);
+            }
             return Ok(Some(again));
         }
         let maps = Maps::new(super::OPEN, &files, &shape, origin.rights)?;
@@ -193,7 +204,7 @@ impl Attachment {
             serving: AtomicU32::new(0),
             waits: Waits::new(),
         });
-        table.push(Entry { key, handles: 1, held: held.clone() });
+        table.push(Entry { key, handles: 1, keeps: 0, held: held.clone() });
         Self { key, held: ManuallyDrop::new(held) }
     }
 
@@ -235,6 +246,15 @@ impl Attachment {
         &self.held
     }
 
+    /// Has it stay mapped, also when the last handle goes and this process is no participant any
+    /// more.
+    pub(super) fn keep(&self) -> Keep {
+        if let Some(entry) = table().iter_mut().find(|entry| entry.key == self.key) {
+            entry.keeps += 1;
+        }
+        Keep { key: self.key, held: ManuallyDrop::new(Arc::clone(&self.held)) }
+    }
+
     /// What was agreed.
     pub(super) fn shape(&self) -> &Shape {
         &self.held.shape
@@ -263,10 +283,34 @@ impl Drop for Attachment {
             table[at].handles -= 1;
             if table[at].handles == 0 {
                 table[at].held.close();
-                table.swap_remove(at);
+                if table[at].keeps == 0 {
+                    table.swap_remove(at);
+                }
             }
         }
         // Here at the latest it is unmapped, still under the lock.
+        // SAFETY: not used after this.
+        unsafe { ManuallyDrop::drop(&mut self.held) };
+    }
+}
+
+/// A region that stays mapped, until this is dropped.
+#[derive(Debug)]
+pub(super) struct Keep {
+    key: Key,
+    /// Dropped by hand, under the lock of the table.
+    held: ManuallyDrop<Arc<Held>>,
+}
+
+impl Drop for Keep {
+    fn drop(&mut self) {
+        let mut table = table();
+        if let Some(at) = table.iter().position(|entry| entry.key == self.key) {
+            table[at].keeps -= 1;
+            if table[at].keeps == 0 && table[at].handles == 0 {
+                table.swap_remove(at);
+            }
+        }
         // SAFETY: not used after this.
         unsafe { ManuallyDrop::drop(&mut self.held) };
     }
@@ -330,7 +374,7 @@ fn map(
     })
 }
 
-/// The first layout of a region in which nothing lies.
-pub(super) fn nothing(size: u64) -> Vec<Segment> {
-    vec![Segment::hole(0..size, 0)]
+/// The first layout of a region in a part of which nothing lies.
+pub(super) fn nothing(range: core::ops::Range<u64>) -> Vec<Segment> {
+    vec![Segment::hole(range, 0)]
 }

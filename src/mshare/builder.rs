@@ -50,6 +50,7 @@ pub struct Builder {
     others: Rights,
     quota: u32,
     is_empty: bool,
+    room: usize,
     huge: Option<HugePages>,
     file: Option<PathBuf>,
 }
@@ -66,6 +67,7 @@ impl Builder {
             others: Rights::NONE,
             quota: 64,
             is_empty: false,
+            room: 0,
             huge: None,
             file: None,
         }
@@ -130,6 +132,14 @@ impl Builder {
         self
     }
 
+    /// Nothing lies in the last so many bytes, a multiple of 4096 less than the size: they are for
+    /// [objects](Region::map), and neither [`Region::alloc`] nor [`Region::heap`] takes them.
+    /// Default none.
+    pub fn room(mut self, bytes: usize) -> Self {
+        self.room = bytes;
+        self
+    }
+
     /// The region's own memory is in huge pages, of which the administrator has reserved enough:
     /// a touch without one is SIGBUS. The size is a multiple of the page. Processes that map it
     /// share the page tables of whole gigabytes.
@@ -154,7 +164,7 @@ impl Builder {
     ///
     /// - EINVAL: not a name; a size of 0, of no whole pages or over 32 TiB; a mode with
     ///   other bits than read and write, or without the owner's; a base that is no multiple
-    ///   of 1 GiB or too high; huge pages in a file.
+    ///   of 1 GiB or too high; huge pages in a file; room of no whole pages, or for all of it.
     /// - EEXIST: a live process serves this name; the base asked for is not free here.
     /// - EPERM: the runtime directory belongs to somebody else or is open to others.
     /// - ETIMEDOUT: another process keeps the lock of the directory.
@@ -191,7 +201,7 @@ impl Builder {
         let fill = |header: &Header, shape: &Shape| match old {
             Some(_) => header.verify(shape),
             None => {
-                header.fill(shape);
+                header.fill(shape, self.room as u64);
                 Ok(())
             }
         };
@@ -214,7 +224,12 @@ impl Builder {
         let token = held.token(CREATE, &mut local)?;
         ledger.owner.store(token.word(), relaxed);
         if self.is_empty {
-            ledger.publish(&nothing(held.shape.size));
+            ledger.publish(&nothing(0..held.shape.size));
+        } else {
+            let (room, size) = (held.header().room(held.shape.size), held.shape.size);
+            if room < size {
+                ledger.publish(&nothing(room..size));
+            }
         }
         held.follow(CREATE, &mut local)?;
         drop(local);
@@ -241,6 +256,10 @@ impl Builder {
             ));
         }
         let grain = self.kind().grain();
+        if !(self.room as u64).is_multiple_of(grain) || self.room as u64 >= size {
+            let why = format_args!("room of {} in {size} bytes, in pages of {grain}", self.room);
+            return Err(Error::with(CREATE, Errno::INVAL, why));
+        }
         if !size.is_multiple_of(grain) || (self.huge.is_some() && self.file.is_some()) {
             let why = format_args!("{size} bytes in pages of {grain}, or huge pages in a file");
             return Err(Error::with(CREATE, Errno::INVAL, why));

@@ -131,6 +131,29 @@ impl Held {
         Ok(published)
     }
 
+    /// Does something with the layout that nobody changes meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// EPERM without all rights, ETIMEDOUT if another process keeps the lock, EBADMSG for a log that
+    /// is none; those of `body`.
+    pub(super) fn locked<R>(
+        &self,
+        operation: &'static str,
+        body: impl FnOnce(&[Segment]) -> Result<R>,
+    ) -> Result<R> {
+        const PATIENCE: Duration = Duration::from_secs(5);
+        let mut local = self.enter();
+        if !self.is_full() {
+            let why = "only a participant with all rights can do that";
+            return Err(Error::because(operation, Errno::PERM, why));
+        }
+        let token = self.token(operation, &mut local)?;
+        let _taken = self.take(operation, token, Instant::now() + PATIENCE)?;
+        let (_, layout) = self.ledger().layout(operation, self.shape.size)?;
+        body(&layout)
+    }
+
     /// An object of the log is nowhere to be had: all that had it have been killed, or somebody
     /// is about to offer it to a server that has just taken over. If nobody does for a while,
     /// a hole is in its place from now on. The caller has the lock.
@@ -187,6 +210,9 @@ impl Held {
     ) -> Result<Plan> {
         let here = pieces(old, range.clone());
         self.check_cuts(operation, old, range)?;
+        if !matches!(change, Change::Advise(_)) {
+            self.check_heap(operation, range)?;
+        }
         let next = generation + 1;
         let hole = |part: &Segment| part.backing == Backing::Hole;
         let mut emptied = Vec::new();
@@ -258,6 +284,19 @@ impl Held {
         let goes = matches!(change, Change::Map { .. }) && !emptied.is_empty();
         let first = goes.then(|| replace(old, range, &[Segment::hole(range.clone(), next)]));
         Ok(Plan { first, layout, emptied })
+    }
+
+    /// What the heap manages is not for others to take away.
+    pub(super) fn check_heap(&self, operation: &'static str, range: &Range<u64>) -> Result<()> {
+        let word = self.header().next().load(Ordering::Relaxed);
+        match super::heap::range(word, self.shape.size) {
+            Some(heap) if heap.start < range.end && range.start < heap.end => Err(Error::with(
+                operation,
+                Errno::EXIST,
+                format_args!("the heap lies in {:#x} to {:#x}", heap.start, heap.end),
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// Both ends must lie between pages: of the region, and of an object that they cut.

@@ -125,15 +125,15 @@ impl Directory {
     /// forbid it, EPERM if somebody else listens, ETIMEDOUT if the queue stays full.
     pub(super) fn call(&self, name: &str, patience: Duration) -> Result<Connection> {
         let end = Instant::now() + GRACE;
+        let path = self.path.join(name);
         loop {
+            let before = identity(&path);
             match self.try_call(name, patience) {
                 // Another participant may take over.
-                Err(error)
-                    if error.is_not_found()
-                        && Instant::now() < end
-                        && lstat(self.path.join(name)).is_ok() =>
-                {
-                    std::thread::sleep(LOOK);
+                Err(error) if error.is_not_found() && before.is_some() => {
+                    if !changes(&path, before, end) {
+                        return Err(error);
+                    }
                 }
                 done => return done,
             }
@@ -229,13 +229,13 @@ impl Directory {
         let end = Instant::now() + GRACE;
         loop {
             let lock = Lock::take(self, PATIENCE)?;
-            match self.occupant(path)? {
-                Occupant::Stale if Instant::now() < end => {
-                    drop(lock);
-                    std::thread::sleep(LOOK);
-                }
-                occupant => return Ok((lock, occupant)),
+            let before = identity(path);
+            let occupant = self.occupant(path)?;
+            if occupant != Occupant::Stale || Instant::now() >= end {
+                return Ok((lock, occupant));
             }
+            drop(lock);
+            changes(path, before, end);
         }
     }
 
@@ -278,6 +278,27 @@ pub(super) enum Occupant {
     None,
     Stale,
     Live,
+}
+
+/// What tells one file at a path from the next.
+fn identity(path: &Path) -> Option<[u64; 4]> {
+    let stat = lstat(path).ok()?;
+    Some([stat.st_dev, stat.st_ino, stat.st_ctime as u64, stat.st_ctime_nsec])
+}
+
+/// Whether there is another file at the path, before `end`; also if there is none. Who takes
+/// over renames a new one to it, so nobody has to call again and again: a queue that nobody
+/// empties would soon be full.
+fn changes(path: &Path, before: Option<[u64; 4]>, end: Instant) -> bool {
+    loop {
+        if identity(path) != before {
+            return true;
+        }
+        if Instant::now() >= end {
+            return false;
+        }
+        std::thread::sleep(LOOK);
+    }
 }
 
 /// Has this process ended? Not that we know, if it cannot be looked at.

@@ -31,7 +31,9 @@ pub(super) struct Header {
     size: AtomicU64,
     base: AtomicU64,
     id: [AtomicU64; 2],
-    unused: [AtomicU64; 2],
+    /// Offset of the room for objects behind the memory: the size if there is none.
+    room: AtomicU64,
+    unused: AtomicU64,
     /// Offset of the first byte that nobody took: see [`Bump`]. A line of its own.
     next: AtomicU64,
     unused_too: [AtomicU64; 7],
@@ -63,13 +65,14 @@ impl Header {
         unsafe { control.as_ref() }
     }
 
-    /// Fills a fresh page.
-    pub(super) fn fill(&self, shape: &Shape) {
+    /// Fills a fresh page, of a region whose last `room` bytes are for objects.
+    pub(super) fn fill(&self, shape: &Shape, room: u64) {
         let relaxed = Ordering::Relaxed;
         self.magic.store(MAGIC, relaxed);
         self.version.store(VERSION, relaxed);
         self.size.store(shape.size, relaxed);
         self.base.store(shape.base, relaxed);
+        self.room.store(shape.size.saturating_sub(room), relaxed);
         for (word, half) in self.id.iter().zip(halves(&shape.id)) {
             word.store(half, relaxed);
         }
@@ -125,7 +128,17 @@ impl Header {
 
     /// The allocator of a region of `size` bytes.
     pub(super) fn bump(&self, size: u64) -> Bump<'_> {
-        Bump::new(&self.next, size)
+        Bump::new(&self.next, self.room(size))
+    }
+
+    /// Where the room for objects begins, in a region of `size` bytes.
+    pub(super) fn room(&self, size: u64) -> u64 {
+        self.room.load(Ordering::Relaxed).min(size)
+    }
+
+    /// The allocator's word, which says too what the heap is.
+    pub(super) fn next(&self) -> &AtomicU64 {
+        &self.next
     }
 
     /// The named roots.
@@ -156,7 +169,8 @@ mod tests {
         let header = Header::of(&page);
         let error = header.verify(&shape).unwrap_err();
         assert!(error.is_corrupt() && error.to_string().contains("magic 0x0"), "{error}");
-        header.fill(&shape);
+        header.fill(&shape, 4096);
+        assert_eq!((header.room(8192), header.room(100)), (4096, 100));
         header.verify(&shape).unwrap();
         for other in [
             Shape { size: 4096, ..shape },

@@ -271,6 +271,16 @@ pub(super) fn pieces(segments: &[Segment], range: Range<u64>) -> Vec<Segment> {
     pieces
 }
 
+/// The first byte from `start` on that is no memory as every region has it; `size` if there is
+/// none. Advice makes no difference.
+pub(super) fn plain_until(segments: &[Segment], start: u64, size: u64) -> u64 {
+    let other = |part: &&Segment| {
+        let plain = Segment { huge: part.huge, ..Segment::plain(part.range()) };
+        part.end() > start && **part != plain
+    };
+    segments.iter().find(other).map_or(size, |part| part.offset.max(start))
+}
+
 /// The list with `range` as `new` says, whose segments cover it.
 pub(super) fn replace(segments: &[Segment], range: &Range<u64>, new: &[Segment]) -> Vec<Segment> {
     let before = segments.iter().filter(|s| s.offset < range.start);

@@ -56,7 +56,7 @@
 //! | lifetime | until the last process that holds it lets go, or [with its creator](Lifetime::Creator) |
 //! | lifetime of the name | the same, or until [`unlink`]; when all are killed, the name is unknown, and the next creator may have it |
 //! | second opening | in one process: another handle on the same mapping |
-//! | fork | the child has the mapping at the same address, as it was at the fork, and may use its handles; it becomes a participant with the first change that it makes, or with [`Region::sync`], and is waited for from then on; dropping its handles does not touch its parent's; it must not use the parent's arenas |
+//! | fork | the child has the mapping at the same address, as it was at the fork, and may use its handles; it becomes a participant with the first change that it makes, or with [`Region::sync`], and is waited for from then on; dropping its handles does not touch its parent's; it must not use the parent's arenas, and is a participant of its own in the heap |
 //! | exec | nothing is left of the region; open it again |
 //! | pid namespaces | all participants are of one: else EXDEV |
 //!
@@ -69,6 +69,20 @@
 //! A participant of the same user that attached for reading alone has descriptors for
 //! reading alone; it can still change the mode of the files, which are its user's, and open them
 //! again. One of another user cannot.
+//!
+//! # Memory
+//!
+//! | | given back | who may use it | for |
+//! |---|---|---|---|
+//! | [`Region::heap`] | block by block, by any process | any thread of any process | `Vec`, `Box`, hash maps, what comes and goes |
+//! | [`Region::alloc`] | no | any | a few large parts |
+//! | [`Arena`] | no | one thread | many small values that stay |
+//! | [`Region::map`] | by [`Region::unmap`] | any | files, huge pages, what is to be revoked |
+//!
+//! The first three share the region's own memory, from its start on. The heap takes what is left of
+//! it, up to the first object or the [room](Builder::room) for objects; nothing can be mapped,
+//! unmapped or protected in a heap. So a region with a heap and objects has room for these
+//! behind it.
 //!
 //! # The thread
 //!
@@ -117,6 +131,7 @@ mod directory;
 mod follow;
 mod gate;
 mod header;
+mod heap;
 mod held;
 mod layout;
 mod ledger;
@@ -132,6 +147,7 @@ mod proposal;
 mod region;
 mod rights;
 mod roots;
+mod same_program;
 mod serve;
 mod stats;
 mod succession;
@@ -143,12 +159,14 @@ pub use crate::shm::Resident;
 pub use arena::Arena;
 pub use builder::{Builder, Lifetime};
 pub use directory::runtime_directory;
+pub use heap::{Heap, HeapStats, Problem, Report};
 pub use list::{Listed, list, list_in};
 pub use object::{Acks, Advice, HugePages, Late, Object, Prot};
 pub use opener::Opener;
 pub use proposal::{mshare, mshare_unlink};
-pub use region::{Region, unlink, unlink_in};
+pub use region::{Region, RootInfo, unlink, unlink_in};
 pub use rights::Rights;
+pub use same_program::SameProgram;
 pub use stats::{Participant, Stats};
 
 // Operations, as errors name them.

@@ -72,7 +72,7 @@ impl Region {
     ///
     /// - EINVAL: no whole pages, or of a size of pages that the object has not; outside of the
     ///   region; the region has ended with its creator.
-    /// - EEXIST: something lies there, and is not to be replaced.
+    /// - EEXIST: something lies there, and is not to be replaced; or the [heap](Self::heap) does.
     /// - EPERM: this process has not the right to map, or to unmap what lies there.
     /// - EACCES, EPERM, ENODEV: mmap(2) does not take the file so.
     /// - EBUSY: memory, where a stopped process does not follow the unmapping yet.
@@ -208,7 +208,8 @@ impl Region {
     ///
     /// # Errors
     ///
-    /// EINVAL for no whole pages or outside of the region; EPERM without the right; ENOSPC if
+    /// EINVAL for no whole pages or outside of the region; EEXIST where the [heap](Self::heap)
+    /// lies; EPERM without the right; ENOSPC if
     /// the rest would be more than 1024 parts; ETIMEDOUT.
     pub fn unmap(&self, range: Range<usize>) -> Result<()> {
         complete(UNMAP, &self.unmap_within(range, PATIENCE)?)
@@ -284,6 +285,7 @@ impl Region {
         let held = self.attachment.held();
         let mut local = held.enter();
         held.follow(ADVISE, &mut local)?;
+        let whole = range.clone();
         let parts = pieces(local.layout.as_deref().unwrap_or_default(), range);
         if parts.iter().any(|part| part.backing == Backing::Hole) {
             return Err(Error::because(ADVISE, Errno::NOMEM, "nothing lies in a part of it"));
@@ -291,6 +293,7 @@ impl Region {
         let number = match advice {
             Advice::Remove => {
                 self.may(ADVISE, Rights::WRITE | Rights::UNMAP)?;
+                held.check_heap(ADVISE, &whole)?;
                 return held.empty(&parts).op(ADVISE);
             }
             // MADV_POPULATE_READ is of 5.14; what it does, a look at each page does.

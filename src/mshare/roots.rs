@@ -2,13 +2,15 @@
 //!
 //! # Protocol
 //!
-//! A root has three words, each of which is 0 until somebody sets it:
+//! A root has words that are 0 until somebody sets them:
 //!
 //! | word | content | changes |
 //! |---|---|---|
 //! | `key` | hash of the name, never 0 | once, by compare-exchange |
 //! | `kind` | size and alignment of the type, bit 63 set | once, by compare-exchange |
-//! | `pointer` | address of the value | any time, by a release store |
+//! | `tag` | of the type, [`Resident::TAG`] | once, by compare-exchange |
+//! | `name` | the first 32 bytes of it, for whoever lists the roots | by each setter, to the same |
+//! | `pointer` | address of the value, 0 for none | any time, by an exchange or a release store |
 //!
 //! Roots are taken from the first one on and never given back; so a name is found by
 //! walking from the first to the first free one, and two processes that set one name meet
@@ -16,8 +18,11 @@
 //!
 //! The pointer is published last. Its release is what makes the value, and the kind, seen
 //! by whoever loads it with acquire; the other words need no order of their own. A process
-//! that dies between two words leaves a root that the next setter of the name completes.
+//! that dies between two words leaves a root that the next setter of the name completes. Of
+//! several who create a root, or remove it, the exchange of `pointer` lets one; a removed root
+//! keeps its place, for the same name and type.
 
+use crate::shm::Resident;
 use crate::sync::{AtomicU64, Ordering};
 
 /// Number of roots in a region.
@@ -30,30 +35,57 @@ pub(super) struct Root {
     key: AtomicU64,
     kind: AtomicU64,
     pointer: AtomicU64,
-    unused: AtomicU64,
+    tag: AtomicU64,
+    name: [AtomicU64; NAME],
 }
 
-crate::sync::assert_layout!(size_of::<Root>() == 32);
+/// Words of a name that are kept.
+const NAME: usize = 4;
+
+crate::sync::assert_layout!(size_of::<Root>() == 64);
+
+/// A name, as roots keep it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Key {
+    hash: u64,
+    name: [u64; NAME],
+}
+
+impl Key {
+    pub(super) fn of(name: &str) -> Self {
+        let mut bytes = [0; NAME * 8];
+        let len = name.len().min(bytes.len());
+        bytes[..len].copy_from_slice(&name.as_bytes()[..len]);
+        let (words, _) = bytes.as_chunks();
+        Self { hash: key(name), name: core::array::from_fn(|n| u64::from_le_bytes(words[n])) }
+    }
+}
 
 /// Hash of a name (FNV-1a, 64 bits), never 0. Names are told apart by this alone: a
 /// compare-exchange of one word cannot be cut in halves by a kill, one of a name could.
-pub(super) fn key(name: &str) -> u64 {
+fn key(name: &str) -> u64 {
     let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
     });
     hash.max(1)
 }
 
-/// Size and alignment of a type, as one word that is never 0.
+/// Size and alignment of a type, as one word that is never 0, and its tag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Kind(u64);
+pub(super) struct Kind(u64, u64);
 
 impl Kind {
     const SET: u64 = 1 << 63;
 
     /// Of `T`.
-    pub(super) const fn of<T>() -> Self {
-        Self(Self::SET | (size_of::<T>() as u64) << 8 | align_of::<T>().trailing_zeros() as u64)
+    pub(super) const fn of<T: Resident>() -> Self {
+        let align = align_of::<T>().trailing_zeros() as u64;
+        Self(Self::SET | (size_of::<T>() as u64) << 8 | align, T::TAG)
+    }
+
+    /// What the type says that it is; 0 for nothing.
+    pub(super) const fn tag(self) -> u64 {
+        self.1
     }
 
     /// Bytes of a value.
@@ -76,38 +108,95 @@ pub(super) enum Refusal {
     Kind(Kind),
 }
 
+impl Root {
+    fn kind(&self) -> Kind {
+        Kind(self.kind.load(Ordering::Relaxed), self.tag.load(Ordering::Relaxed))
+    }
+}
+
 /// The algorithm, over borrowed roots.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Roots<'a>(pub(super) &'a [Root]);
 
+/// A root that is set.
+#[derive(Debug, Clone)]
+pub(super) struct Listed {
+    pub(super) name: String,
+    pub(super) kind: Kind,
+    pub(super) pointer: u64,
+}
+
 impl Roots<'_> {
     /// Publishes `pointer`, and all that was written before, under `key`.
-    pub(super) fn set(&self, key: u64, kind: Kind, pointer: u64) -> Result<(), Refusal> {
-        let root = self.claim(key).ok_or(Refusal::Full)?;
-        let relaxed = Ordering::Relaxed;
-        if let Err(other) = root.kind.compare_exchange(0, kind.0, relaxed, relaxed)
-            && other != kind.0
-        {
-            return Err(Refusal::Kind(Kind(other)));
-        }
-        root.pointer.store(pointer, Ordering::Release);
+    pub(super) fn set(&self, key: Key, kind: Kind, pointer: u64) -> Result<(), Refusal> {
+        self.prepare(key, kind)?.pointer.store(pointer, Ordering::Release);
         Ok(())
+    }
+
+    /// The same if `was` is what is there, 0 for nothing; else what is, with all that was written
+    /// before it.
+    pub(super) fn replace(
+        &self,
+        key: Key,
+        kind: Kind,
+        was: u64,
+        pointer: u64,
+    ) -> Result<Result<u64, u64>, Refusal> {
+        let root = self.prepare(key, kind)?;
+        Ok(root.pointer.compare_exchange(was, pointer, Ordering::AcqRel, Ordering::Acquire))
+    }
+
+    /// Makes the root of `key` name nothing; what it named, 0 for nothing.
+    pub(super) fn remove(&self, key: Key, kind: Kind) -> Result<u64, Refusal> {
+        self.get(key, kind)?;
+        let key = key.hash;
+        Ok(self.find(key).map_or(0, |root| root.pointer.swap(0, Ordering::AcqRel)))
     }
 
     /// What was published last under `key`, and all that was written before it; 0 if there
     /// is nothing.
-    pub(super) fn get(&self, key: u64, kind: Kind) -> Result<u64, Refusal> {
-        let Some(root) = self.find(key) else {
+    pub(super) fn get(&self, key: Key, kind: Kind) -> Result<u64, Refusal> {
+        let Some(root) = self.find(key.hash) else {
             return Ok(0);
         };
         let pointer = root.pointer.load(Ordering::Acquire);
         if pointer == 0 {
             return Ok(0);
         }
-        match Kind(root.kind.load(Ordering::Relaxed)) {
+        match root.kind() {
             found if found == kind => Ok(pointer),
             found => Err(Refusal::Kind(found)),
         }
+    }
+
+    /// All that name something now. Names are cut after 32 bytes.
+    pub(super) fn list(&self) -> Vec<Listed> {
+        let listed = |root: &Root| {
+            let pointer = root.pointer.load(Ordering::Acquire);
+            let name = root.name.each_ref().map(|word| word.load(Ordering::Relaxed).to_le_bytes());
+            let name = name.concat();
+            let len = name.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
+            let name = String::from_utf8_lossy(&name[..len]).into_owned();
+            (pointer != 0).then(|| Listed { name, kind: root.kind(), pointer })
+        };
+        self.0.iter().filter_map(listed).collect()
+    }
+
+    /// The root of `key`, for values of this kind.
+    fn prepare(&self, key: Key, kind: Kind) -> Result<&Root, Refusal> {
+        let root = self.claim(key.hash).ok_or(Refusal::Full)?;
+        let relaxed = Ordering::Relaxed;
+        for (word, value) in [(&root.kind, kind.0), (&root.tag, kind.1)] {
+            if let Err(other) = word.compare_exchange(0, value, relaxed, relaxed)
+                && other != value
+            {
+                return Err(Refusal::Kind(root.kind()));
+            }
+        }
+        for (word, bytes) in root.name.iter().zip(key.name) {
+            word.store(bytes, relaxed);
+        }
+        Ok(root)
     }
 
     /// The root of `key`, or the first free one, made its own.
@@ -119,7 +208,7 @@ impl Roots<'_> {
         })
     }
 
-    /// The root of `key`.
+    /// The root of `key`, if there is one.
     fn find(&self, key: u64) -> Option<&Root> {
         self.0
             .iter()
@@ -133,12 +222,19 @@ impl Roots<'_> {
 mod tests {
     use super::*;
 
+    impl From<u64> for Key {
+        fn from(hash: u64) -> Self {
+            Self { hash, name: [hash; NAME] }
+        }
+    }
+
     fn roots() -> [Root; ROOTS] {
         core::array::from_fn(|_| Root {
             key: AtomicU64::new(0),
             kind: AtomicU64::new(0),
             pointer: AtomicU64::new(0),
-            unused: AtomicU64::new(0),
+            tag: AtomicU64::new(0),
+            name: [const { AtomicU64::new(0) }; NAME],
         })
     }
 
@@ -147,15 +243,15 @@ mod tests {
         let words = roots();
         let roots = Roots(&words);
         let kind = Kind::of::<u64>();
-        assert_eq!(roots.get(key("a"), kind), Ok(0));
+        assert_eq!(roots.get(Key::of("a"), kind), Ok(0));
         for n in 1..=ROOTS as u64 {
-            roots.set(n, kind, n * 8).unwrap();
+            roots.set(n.into(), kind, n * 8).unwrap();
         }
-        assert_eq!(roots.set(99, kind, 8), Err(Refusal::Full));
-        roots.set(3, kind, 800).unwrap();
-        assert_eq!(roots.get(3, kind), Ok(800));
-        assert_eq!(roots.get(16, kind), Ok(128));
-        assert_eq!(roots.get(99, kind), Ok(0));
+        assert_eq!(roots.set(99.into(), kind, 8), Err(Refusal::Full));
+        roots.set(3.into(), kind, 800).unwrap();
+        assert_eq!(roots.get(3.into(), kind), Ok(800));
+        assert_eq!(roots.get(16.into(), kind), Ok(128));
+        assert_eq!(roots.get(99.into(), kind), Ok(0));
     }
 
     #[test]
@@ -163,10 +259,10 @@ mod tests {
         let words = roots();
         let roots = Roots(&words);
         let (here, there) = (Kind::of::<[u64; 3]>(), Kind::of::<[u32; 6]>());
-        roots.set(5, here, 64).unwrap();
-        assert_eq!(roots.set(5, there, 128), Err(Refusal::Kind(here)));
-        assert_eq!(roots.get(5, there), Err(Refusal::Kind(here)));
-        assert_eq!(roots.get(5, here), Ok(64));
+        roots.set(5.into(), here, 64).unwrap();
+        assert_eq!(roots.set(5.into(), there, 128), Err(Refusal::Kind(here)));
+        assert_eq!(roots.get(5.into(), there), Err(Refusal::Kind(here)));
+        assert_eq!(roots.get(5.into(), here), Ok(64));
         assert_eq!((here.size(), here.align_log2()), (24, 3));
     }
 
@@ -175,10 +271,45 @@ mod tests {
         let words = roots();
         words[0].key.store(7, Ordering::Relaxed);
         let (roots, kind) = (Roots(&words), Kind::of::<u8>());
-        assert_eq!(roots.get(7, kind), Ok(0));
-        roots.set(7, kind, 1).unwrap();
-        assert_eq!(roots.get(7, kind), Ok(1));
+        assert_eq!(roots.get(7.into(), kind), Ok(0));
+        roots.set(7.into(), kind, 1).unwrap();
+        assert_eq!(roots.get(7.into(), kind), Ok(1));
         assert_eq!(words[1].key.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn one_creates_one_removes_and_all_are_listed() {
+        let words = roots();
+        let roots = Roots(&words);
+        let kind = Kind::of::<u64>();
+        let (long, short) = (Key::of(&"x".repeat(40)), Key::of("short"));
+        assert_eq!(roots.replace(short, kind, 0, 8), Ok(Ok(0)));
+        assert_eq!(roots.replace(short, kind, 0, 16), Ok(Err(8)));
+        assert_eq!(roots.replace(short, kind, 8, 24), Ok(Ok(8)));
+        roots.set(long, kind, 32).unwrap();
+        let names: Vec<_> =
+            roots.list().into_iter().map(|root| (root.name, root.pointer)).collect();
+        assert_eq!(names, [("short".to_owned(), 24), ("x".repeat(32), 32)]);
+        assert_eq!(roots.remove(short, Kind::of::<u8>()), Err(Refusal::Kind(kind)));
+        assert_eq!((roots.remove(short, kind), roots.remove(short, kind)), (Ok(24), Ok(0)));
+        assert_eq!(roots.list().len(), 1);
+        assert_eq!(roots.replace(short, kind, 0, 40), Ok(Ok(0)));
+    }
+
+    #[test]
+    fn a_tag_is_part_of_the_kind() {
+        struct Tagged;
+        // SAFETY: nothing in it.
+        unsafe impl Resident for Tagged {
+            const TAG: u64 = 77;
+        }
+        let words = roots();
+        let roots = Roots(&words);
+        roots.set(1.into(), Kind::of::<Tagged>(), 8).unwrap();
+        assert_eq!(Kind::of::<Tagged>().tag(), 77);
+        let refused = Err(Refusal::Kind(Kind::of::<Tagged>()));
+        assert_eq!(roots.set(1.into(), Kind::of::<()>(), 16), refused);
+        assert_eq!(roots.get(1.into(), Kind::of::<Tagged>()), Ok(8));
     }
 
     #[test]
@@ -196,6 +327,12 @@ mod models {
     use loom::sync::Arc;
     use loom::thread;
 
+    impl From<u64> for Key {
+        fn from(hash: u64) -> Self {
+            Self { hash, name: [hash; NAME] }
+        }
+    }
+
     struct Shared {
         roots: [Root; 2],
         /// What the pointer stands for, written without atomics.
@@ -208,7 +345,8 @@ mod models {
                 key: AtomicU64::new(0).ready(),
                 kind: AtomicU64::new(0).ready(),
                 pointer: AtomicU64::new(0).ready(),
-                unused: AtomicU64::new(0).ready(),
+                tag: AtomicU64::new(0).ready(),
+                name: core::array::from_fn(|_| AtomicU64::new(0).ready()),
             }),
             value: UnsafeCell::new(0),
         })
@@ -225,10 +363,10 @@ mod models {
                 let shared = shared.clone();
                 thread::spawn(move || {
                     shared.value.with_mut(|value| unsafe { *value = 42 });
-                    Roots(&shared.roots).set(1, kind, 8).unwrap();
+                    Roots(&shared.roots).set(1.into(), kind, 8).unwrap();
                 })
             };
-            if Roots(&shared.roots).get(1, kind).unwrap() != 0 {
+            if Roots(&shared.roots).get(1.into(), kind).unwrap() != 0 {
                 assert_eq!(shared.value.with(|value| unsafe { *value }), 42);
             }
             writer.join().unwrap();
@@ -242,18 +380,18 @@ mod models {
         model(|| {
             let shared = shared();
             let kind = Kind::of::<u64>();
-            let set = |key, pointer| {
+            let set = |key: u64, pointer| {
                 let shared = shared.clone();
-                thread::spawn(move || Roots(&shared.roots).set(key, kind, pointer).unwrap())
+                thread::spawn(move || Roots(&shared.roots).set(key.into(), kind, pointer).unwrap())
             };
             let others = [set(1, 8), set(2, 24)];
-            Roots(&shared.roots).set(1, kind, 16).unwrap();
+            Roots(&shared.roots).set(1.into(), kind, 16).unwrap();
             for other in others {
                 other.join().unwrap();
             }
             let roots = Roots(&shared.roots);
-            assert_eq!(roots.get(2, kind), Ok(24));
-            assert!(matches!(roots.get(1, kind), Ok(8 | 16)));
+            assert_eq!(roots.get(2.into(), kind), Ok(24));
+            assert!(matches!(roots.get(1.into(), kind), Ok(8 | 16)));
         });
     }
 
@@ -266,10 +404,51 @@ mod models {
             let (here, there) = (Kind::of::<u64>(), Kind::of::<u32>());
             let other = {
                 let shared = shared.clone();
-                thread::spawn(move || Roots(&shared.roots).set(1, there, 8))
+                thread::spawn(move || Roots(&shared.roots).set(1.into(), there, 8))
             };
-            let mine = Roots(&shared.roots).set(1, here, 16);
+            let mine = Roots(&shared.roots).set(1.into(), here, 16);
             assert_ne!(mine.is_ok(), other.join().unwrap().is_ok());
+        });
+    }
+
+    /// Two create one root: one wins, and the other sees the winner's value. Fails when the
+    /// exchange is a load and a store, or one of its orders is relaxed.
+    #[test]
+    fn one_of_two_creators() {
+        model(|| {
+            let shared = shared();
+            let kind = Kind::of::<u64>();
+            let create = move |shared: &Shared, pointer| {
+                Roots(&shared.roots).replace(1.into(), kind, 0, pointer).unwrap()
+            };
+            let other = thread::spawn({
+                let shared = shared.clone();
+                move || {
+                    shared.value.with_mut(|value| unsafe { *value = 42 });
+                    create(&shared, 8).is_ok()
+                }
+            });
+            let mine = create(&shared, 16);
+            if mine == Err(8) {
+                assert_eq!(shared.value.with(|value| unsafe { *value }), 42);
+            }
+            assert_ne!(mine.is_ok(), other.join().unwrap());
+        });
+    }
+
+    /// Two remove one root: one gets it. Fails when the exchange is a load and a store.
+    #[test]
+    fn one_remover() {
+        model(|| {
+            let shared = shared();
+            let kind = Kind::of::<u64>();
+            Roots(&shared.roots).set(1.into(), kind, 8).unwrap();
+            let other = thread::spawn({
+                let shared = shared.clone();
+                move || Roots(&shared.roots).remove(1.into(), kind).unwrap()
+            });
+            let mine = Roots(&shared.roots).remove(1.into(), kind).unwrap();
+            assert_eq!(mine + other.join().unwrap(), 8);
         });
     }
 }

@@ -1,21 +1,17 @@
 //! An area: stripes of the caller's own, private or shared with other processes.
 
+use super::STRIDE;
+use super::area_builder::AreaBuilder;
 use super::block;
 use super::cell::Cell;
 use super::counter::Counter;
 use super::geometry::{Geometry, Index};
 use super::site::Site;
 use super::stripes::stripes;
-use super::{Implementation, STRIDE};
-use crate::error::{Context, Error, Result};
+use crate::error::{Error, Result};
 use crate::sync::{AtomicU64, Ordering};
-use crate::sys::cpus::MAX_IDS;
-use crate::sys::map::{Access, Mapping, Place};
-use crate::sys::{memfd, numa, rseq};
 use core::marker::PhantomData;
 use core::ptr::NonNull;
-use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::SealFlags;
 use rustix::io::Errno;
 
 /// Stripes in one piece of memory, from which cells are taken: a header, then one stripe per
@@ -26,10 +22,10 @@ use rustix::io::Errno;
 /// threads do, and no count is lost. A process that uses another implementation than its
 /// peers (no rseq, `UNMERGED_PERCPU`) uses the overflow stripes, which are the area's too.
 ///
-/// An [`AreaBuilder`] makes areas of any stride, in private memory or in a memory file. In memory that
-/// the caller maps (a file in tmpfs, an mshare region) [`create`](Self::create) makes one of the
-/// default stride; in a region that memory is
-/// `region.alloc(Layout::from_size_align(Area::size(), 4096)?)`, and a root tells the others where.
+/// An [`AreaBuilder`] makes areas of any stride: in private memory, in a memory file, or in memory
+/// that the caller maps (a file in tmpfs, an mshare region). In a region that memory is
+/// `region.alloc(Layout::from_size_align(builder.size()?, 4096)?)`, and a root tells the others
+/// where. [`create`](Self::create) is short for one of the default stride.
 ///
 /// Stripes cost memory where they are touched. Pages of a memory file are committed by reads too:
 /// a [`sum`](Counter::sum) commits the stripes of all CPUs, at the node of whoever reads first.
@@ -51,7 +47,7 @@ use rustix::io::Errno;
 #[derive(Debug, Clone, Copy)]
 pub struct Area<'a> {
     header: NonNull<u8>,
-    geometry: Geometry,
+    pub(super) geometry: Geometry,
     /// Other processes may have the memory.
     shared: bool,
     memory: PhantomData<&'a [AtomicU64]>,
@@ -82,7 +78,7 @@ impl<'a> Area<'a> {
     /// that opens it, and be written by nothing but areas.
     pub unsafe fn create(memory: NonNull<u8>, len: usize) -> Result<Self> {
         // SAFETY: forwarded.
-        unsafe { Self::make("percpu::Area::create", memory, len, stripes().geometry(), true) }
+        unsafe { AreaBuilder::new().create_in(memory, len) }
     }
 
     /// Opens an area that this or another process has made, of any stride.
@@ -115,7 +111,7 @@ impl<'a> Area<'a> {
     /// # Safety
     ///
     /// As for [`create`](Self::create).
-    unsafe fn make(
+    pub(super) unsafe fn make(
         operation: &'static str,
         memory: NonNull<u8>,
         len: usize,
@@ -136,7 +132,7 @@ impl<'a> Area<'a> {
         }
     }
 
-    fn at(memory: NonNull<u8>, geometry: Geometry, shared: bool) -> Self {
+    pub(super) fn at(memory: NonNull<u8>, geometry: Geometry, shared: bool) -> Self {
         // Windows reach the stripes by address.
         let _ = memory.as_ptr().expose_provenance();
         Self { header: memory, geometry, shared, memory: PhantomData }
@@ -252,212 +248,4 @@ fn check(operation: &'static str, memory: NonNull<u8>, len: usize, size: usize) 
         Errno::INVAL,
         format_args!("{len} bytes at {address:#x}; needed: {size}, aligned to {STRIDE}"),
     ))
-}
-
-/// What an area is to be like.
-///
-/// ```
-/// use unmerged::percpu::{AreaBuilder, Index};
-///
-/// let mapped = AreaBuilder::new().stride(65536).private()?;
-/// let histogram = mapped.area().alloc(32 * 1024)?;
-/// assert_eq!(mapped.area().index(), Index::CpuId);
-/// # drop(histogram);
-/// # Ok::<(), unmerged::Error>(())
-/// ```
-#[derive(Debug, Clone, Copy)]
-pub struct AreaBuilder {
-    stride: usize,
-    index: Index,
-    numa: bool,
-    cpu_ids: u32,
-}
-
-impl Default for AreaBuilder {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-impl AreaBuilder {
-    /// The default: stride 4096, indexed by CPU, pages where they are first touched.
-    pub const fn new() -> Self {
-        Self { stride: STRIDE, index: Index::CpuId, numa: false, cpu_ids: 0 }
-    }
-
-    /// Bytes from one stripe to the next: a power of two from 4096 to 2^34. The default is the
-    /// fastest: `%gs` reaches it.
-    #[must_use]
-    pub const fn stride(mut self, bytes: usize) -> Self {
-        self.stride = bytes;
-        self
-    }
-
-    /// What chooses the stripe.
-    #[must_use]
-    pub const fn index(mut self, index: Index) -> Self {
-        self.index = index;
-        self
-    }
-
-    /// Has each stripe placed on the NUMA node of its CPU by the kernel (`mbind(2)`), whoever
-    /// touches it first. Without it a stripe is placed where its first user is, which for
-    /// windows is that CPU. A machine without NUMA has nothing to place.
-    #[must_use]
-    pub const fn numa(mut self, numa: bool) -> Self {
-        self.numa = numa;
-        self
-    }
-
-    /// Stripes for at least so many CPU ids, up to 8192: for an area that a process on a larger
-    /// machine will share after a migration, and to try how code fares there. Stripes of ids that
-    /// this machine has not are address space and nothing else.
-    #[must_use]
-    pub const fn cpu_ids(mut self, least: u32) -> Self {
-        self.cpu_ids = least;
-        self
-    }
-
-    fn geometry(&self, operation: &'static str) -> Result<Geometry> {
-        let stripes = stripes();
-        let windows = stripes.implementation != Implementation::Portable;
-        if self.index == Index::MmCid && windows && rseq::size() < 28 {
-            let numbers = format_args!("rseq has {} bytes; mm_cid ends at 28", rseq::size());
-            return Err(Error::with(operation, Errno::OPNOTSUPP, numbers));
-        }
-        if self.cpu_ids > MAX_IDS {
-            let numbers = format_args!("{} CPU ids; Linux has {MAX_IDS} at most", self.cpu_ids);
-            return Err(Error::with(operation, Errno::INVAL, numbers));
-        }
-        Geometry::new(operation, self.stride, stripes.cpus.max(self.cpu_ids), self.index)
-    }
-
-    /// An area in memory of this process, which is unmapped when it is dropped.
-    ///
-    /// # Errors
-    ///
-    /// EINVAL for a stride that is no power of two from 4096 to 2^34 and for over 8192 CPU ids;
-    /// EOVERFLOW if all stripes together exceed user space; EOPNOTSUPP for [`Index::MmCid`] where
-    /// rseq has no `mm_cid` (before Linux 6.3, or refused); ENOMEM.
-    pub fn private(&self) -> Result<MappedArea> {
-        const OPERATION: &str = "percpu::AreaBuilder::private";
-        let geometry = self.geometry(OPERATION)?;
-        let mapping = block::map(&geometry).op(OPERATION)?;
-        self.finish(OPERATION, mapping, None, geometry)
-    }
-
-    /// An area in a new memory file, for other processes to [open](MappedArea::open): the file is
-    /// sealed against changes of its size, closed on exec and of mode 0600. `name` shows in
-    /// `/proc/*/maps`.
-    ///
-    /// # Errors
-    ///
-    /// As [`private`](Self::private); EINVAL for [`Index::MmCid`], which belongs to one process, and
-    /// for a name over 249 bytes; EMFILE.
-    pub fn memory_file(&self, name: &str) -> Result<MappedArea> {
-        const OPERATION: &str = "percpu::AreaBuilder::memory_file";
-        let geometry = self.geometry(OPERATION)?;
-        if geometry.index != Index::CpuId {
-            let why = "an area that is indexed by mm_cid cannot be shared";
-            return Err(Error::because(OPERATION, Errno::INVAL, why));
-        }
-        let file = memfd::create(name, geometry.size() as u64).op(OPERATION)?;
-        memfd::seal(&file, SEALS).op(OPERATION)?;
-        let len = geometry.size();
-        let mapping = Mapping::shared(&file, len, Access::Write, Place::Anywhere).op(OPERATION)?;
-        self.finish(OPERATION, mapping, Some(file), geometry)
-    }
-
-    fn finish(
-        &self,
-        operation: &'static str,
-        mapping: Mapping,
-        file: Option<OwnedFd>,
-        geometry: Geometry,
-    ) -> Result<MappedArea> {
-        if self.numa {
-            place(&mapping, &geometry);
-        }
-        let (start, len) = (mapping.start(), mapping.len());
-        // SAFETY: the mapping lives in the value that hands areas out, and is new.
-        let area = unsafe { Area::make(operation, start, len, geometry, file.is_some()) }?;
-        let geometry = area.geometry;
-        Ok(MappedArea { mapping, file, geometry })
-    }
-}
-
-/// What every file of an area is sealed with: no reader of it can meet a SIGBUS.
-const SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW);
-
-/// Asks for the stripes of each node's CPUs on that node. Placement is a wish: a kernel that
-/// refuses it leaves the pages where they are first touched.
-fn place(mapping: &Mapping, geometry: &Geometry) {
-    let cpus = geometry.cpus;
-    for (node, ids) in numa::nodes() {
-        for cpu in ids.iter().filter(|&cpu| cpu < cpus) {
-            for stripe in [cpu, cpus + cpu] {
-                let offset = geometry.header() + stripe as usize * geometry.stride;
-                // SAFETY: a stripe of a mapping that nobody has seen yet.
-                let _ = unsafe { numa::prefer(mapping.address() + offset, geometry.stride, node) };
-            }
-        }
-    }
-}
-
-/// An area and the memory that it is in.
-#[derive(Debug)]
-pub struct MappedArea {
-    mapping: Mapping,
-    file: Option<OwnedFd>,
-    geometry: Geometry,
-}
-
-impl MappedArea {
-    /// Maps the area in a memory file that another process has made.
-    ///
-    /// # Errors
-    ///
-    /// EPERM for a file that is not sealed against changes of its size, or not in ordinary pages;
-    /// EINVAL for one that cannot be sealed or has less bytes than the area; EPROTO if there is no
-    /// area of this version in it, or one of fewer CPU ids than this machine has; EACCES for a
-    /// read-only descriptor; ENOMEM.
-    pub fn open(file: impl AsFd) -> Result<Self> {
-        const OPERATION: &str = "percpu::MappedArea::open";
-        let file = file.as_fd().try_clone_to_owned().map_err(|error| {
-            let errno = error.raw_os_error().map_or(Errno::BADF, Errno::from_raw_os_error);
-            Error::new(OPERATION, errno)
-        })?;
-        let size = memfd::sealed_size(&file, SEALS).op(OPERATION)?;
-        let len = usize::try_from(size).map_err(|_| Error::new(OPERATION, Errno::FBIG))?;
-        let mapping = Mapping::shared(&file, len, Access::Write, Place::Anywhere).op(OPERATION)?;
-        // SAFETY: mapped for as long as the value lives; the file is an area's, or refused.
-        let area = unsafe { Area::open(mapping.start(), len) }?;
-        let geometry = area.geometry;
-        Ok(Self { mapping, file: Some(file), geometry })
-    }
-
-    /// The area.
-    pub fn area(&self) -> Area<'_> {
-        Area::at(self.mapping.start(), self.geometry, self.file.is_some())
-    }
-
-    /// The memory file, to be sent to another process; `None` for private memory.
-    pub fn file(&self) -> Option<BorrowedFd<'_>> {
-        self.file.as_ref().map(AsFd::as_fd)
-    }
-
-    /// Bytes of address space: the header and twice the stride for each possible CPU id.
-    pub fn reserved(&self) -> usize {
-        self.mapping.len()
-    }
-
-    /// Bytes that are in memory now. A page that was read and never written counts in private
-    /// memory too.
-    ///
-    /// # Errors
-    ///
-    /// EAGAIN if the kernel is short of memory.
-    pub fn resident(&self) -> Result<usize> {
-        self.mapping.resident().op("percpu::MappedArea::resident")
-    }
 }

@@ -5,8 +5,8 @@
 //! 4.14) is a fence in every running thread of the process at once: whoever calls it spares the
 //! others theirs, who then only keep the compiler from reordering.
 //!
-//! The way is decided once, before the first [`light`] that counts: both sides must agree. Where
-//! the kernel or a filter has no membarrier, both sides are an ordinary fence.
+//! The way is decided once: [`decide`] comes before the first [`light`] on a word. Where the
+//! kernel or a filter has no membarrier, both sides are an ordinary fence.
 
 use crate::sync::{AtomicU32, Ordering, compiler_fence, fence};
 use crate::sys::membarrier::{self, Fence};
@@ -19,15 +19,21 @@ const ORDINARY: u32 = 2;
 /// Decides the way, if nobody has. `UNMERGED_PERCPU_FENCE=affinity` is for kernels without
 /// membarrier, and so forbids it here too.
 pub(super) fn decide() {
-    if KIND.load(Ordering::Relaxed) != 0 {
-        return;
+    if KIND.load(Ordering::Relaxed) == 0 {
+        choose();
     }
+    // A rare one that found nothing decided has relied on a fence of ours: this is one for all
+    // that the caller does from here on.
+    fence(Ordering::SeqCst);
+}
+
+fn choose() {
     let forbidden = std::env::var("UNMERGED_PERCPU_FENCE").is_ok_and(|way| way == "affinity");
     let works = !forbidden
         && membarrier::register(Fence::Private).is_ok()
         && membarrier::fence(Fence::Private).is_ok();
     let kind = if works { MEMBARRIER } else { ORDINARY };
-    // Whoever comes first decides; nobody has relied on a way yet.
+    // Whoever comes first decides.
     let _ = KIND.compare_exchange(0, kind, Ordering::Relaxed, Ordering::Relaxed);
 }
 

@@ -98,11 +98,11 @@ impl CounterArray<'static> {
             return Err(Error::with(OPERATION, Errno::INVAL, numbers));
         };
         if n <= SMALL {
-            let start = block::take(stripes, n * 8).op(OPERATION)?;
+            let start = block::take(stripes, n * 8).op_on(OPERATION, n * 8)?;
             let site = Site { start, offset: start % STRIDE, geometry, shared: false };
             return Ok(Self::at(n, 0, site, Memory::Cell));
         }
-        let mapping = Mapping::anonymous(bytes, Access::Write).op(OPERATION)?;
+        let mapping = Mapping::anonymous(bytes, Access::Write).op_on(OPERATION, bytes)?;
         // As in a block: a huge page would commit the stripes of all CPUs at once, on one node.
         // SAFETY: the advice takes no contents away.
         let _ = unsafe { mapping.advise(Advice::LinuxNoHugepage) };

@@ -5,7 +5,7 @@
 //! | word | meaning |
 //! |---|---|
 //! | 0 | free |
-//! | a process's [tag](super::process) | a thread of that process holds it |
+//! | a process's [tag](crate::sys::tag) | a thread of that process holds it |
 //!
 //! Taken from 0, by a window of the stripe's CPU, by an exchange on an overflow stripe, or by an
 //! exchange on a window stripe whose CPU is [stopped](super::stop) (acquire each). Given back by

@@ -6,8 +6,8 @@
 //!
 //! // A stripe of 128 bytes for each CPU id, laid out by the caller.
 //! let cpus = 8192;
-//! let stripes = vec![0_u64; cpus * 16];
-//! match gs::set(stripes.as_ptr().addr(), 128) {
+//! let mut stripes = vec![0_u64; cpus * 16];
+//! match gs::set(stripes.as_mut_ptr().expose_provenance(), 128) {
 //!     Ok(()) => {
 //!         // SAFETY: every stripe has a word at 8, which nothing but these operations writes.
 //!         let (cpu, old) = unsafe { gs::fetch_add::<u64>(8, 1) }?;
@@ -23,7 +23,8 @@
 //!
 //! [`set`] is for the calling thread. As proposed, children have what their creator had: a forked
 //! process, and a thread that is created afterwards, which takes it over from the GS base that
-//! Linux hands down. An `exec` ends it. Other than proposed, a plain instruction on `%gs:offset` is not
+//! Linux hands down. Where that base fits several stripings that this process has ever set, as with
+//! another stride from the same base, such a thread has none until it sets one. An `exec` ends it. Other than proposed, a plain instruction on `%gs:offset` is not
 //! safe here, because Linux does not move the GS base along when the thread changes its CPU: use the
 //! operations of this module, which are rseq windows that do.
 //!
@@ -110,7 +111,8 @@ fn available(operation: &'static str) -> Result<()> {
     Err(Error::because(operation, Errno::INVAL, lacks))
 }
 
-/// The calling thread's striping: its own, or the one that it was created with.
+/// The calling thread's striping: its own, or the one that it was created with. All that tells of
+/// that one is the GS base: where it fits several, also of times past, there is none.
 fn current() -> Option<Striping> {
     let own = arch::callers_striping();
     // SAFETY: a word of this thread, which this thread alone writes.
@@ -120,10 +122,19 @@ fn current() -> Option<Striping> {
     }
     // SAFETY: asked only where FSGSBASE works.
     let base = unsafe { arch::gs_base() };
-    let inherited = known().find(|striping| has(striping, base))?;
+    let mut fitting = known().filter(|striping| has(striping, base));
+    let inherited = fitting.next()?;
+    if fitting.next().is_some() {
+        return None;
+    }
     // SAFETY: as above.
     unsafe { own.write_volatile(inherited) };
     Some(inherited)
+}
+
+/// Is this GS base that of a striping, of this thread or of its creator?
+fn is_of_a_striping(base: usize) -> bool {
+    known().any(|striping| has(&striping, base))
 }
 
 /// Lays `%gs` of this thread over the caller's stripes: the one of CPU `n` begins at
@@ -153,7 +164,7 @@ pub fn set(base: usize, stride: usize) -> Result<()> {
         return Err(Error::with(OPERATION, Errno::OVERFLOW, numbers));
     }
     if stride == 0 || !stride.is_multiple_of(8) {
-        let numbers = format_args!("stride {stride}: not a multiple of 8");
+        let numbers = format_args!("stride {stride}: not a multiple of 8, or 0");
         return Err(Error::with(OPERATION, Errno::INVAL, numbers));
     }
     if base == 0 {
@@ -163,7 +174,7 @@ pub fn set(base: usize, stride: usize) -> Result<()> {
     // SAFETY: FSGSBASE works.
     let now = unsafe { arch::gs_base() };
     let ours = stripes.implementation == Implementation::Gs && stripes.has_base(now);
-    if now != 0 && !ours && !known().any(|striping| has(&striping, now)) {
+    if now != 0 && !ours && !is_of_a_striping(now) {
         let numbers = format_args!("the GS base of this thread is {now:#x}: somebody else's");
         return Err(Error::with(OPERATION, Errno::BUSY, numbers));
     }
@@ -206,13 +217,22 @@ pub fn get() -> Result<(usize, usize)> {
 pub fn clear() -> Result<()> {
     const OPERATION: &str = "percpu::gs::clear";
     available(OPERATION)?;
-    current().ok_or_else(|| not_configured(OPERATION))?;
+    // SAFETY: FSGSBASE works.
+    if current().is_none() && !is_of_a_striping(unsafe { arch::gs_base() }) {
+        return Err(not_configured(OPERATION));
+    }
     lay(Striping::default(), 0);
     Ok(())
 }
 
 #[cold]
 fn not_configured(operation: &'static str) -> Error {
+    // SAFETY: asked only where FSGSBASE works.
+    let base = unsafe { arch::gs_base() };
+    if is_of_a_striping(base) {
+        let numbers = format_args!("the GS base {base:#x} fits several stripings: set one");
+        return Error::with(operation, Errno::NOENT, numbers);
+    }
     Error::because(operation, Errno::NOENT, "this thread has no stripes of the caller's")
 }
 
@@ -224,6 +244,11 @@ fn run<T: Integer>(
     window: impl Fn(At) -> Answer<(u32, T)>,
 ) -> Result<core::result::Result<(u32, T), (u32, T)>> {
     let at = At { area: rseq::area(), field: 0, cpu: 0, stop: 0, word: offset };
+    // Nobody has asked for rseq yet, or there is none: a window stores the address of its descriptor
+    // before it looks at anything, here over what libc keeps in the thread's control block.
+    if at.area == 0 {
+        return retry(operation, at, &window);
+    }
     check_base();
     match window(at) {
         Answer::Done(done) => Ok(Ok(done)),

@@ -2,26 +2,19 @@
 
 use super::asymmetric;
 use super::door::Door;
-use super::process::tag;
+use super::locked::{Guard, Held, Stripe, this_thread};
 use super::site::{Lazy, Site, on, window};
-use crate::arch::{self, Answer, Words};
+use crate::arch::{Answer, Words};
 use crate::error::Result;
-use crate::futex2::{Deadline, Futex};
-use crate::sync::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
-use core::cell::UnsafeCell;
+use crate::sync::Ordering;
+use crate::sys::tag::tag;
 use core::fmt;
 use core::marker::PhantomData;
-use core::mem::MaybeUninit;
-use core::ops::{Deref, DerefMut};
 use core::ptr::{self, NonNull};
-use core::time::Duration;
 
 /// How often a thread lets others run before it sleeps: the holder is likely one that was
 /// preempted on this very CPU.
 const YIELDS: u32 = 2;
-
-/// How long a sleep lasts where a leaving holder cannot be fenced, and may miss the sleeper.
-const GLANCE: Duration = Duration::from_millis(2);
 
 /// A lock with a `T` on every CPU: [`lock`](Self::lock) takes that of the CPU that the thread is
 /// on. Threads on different CPUs do not meet, so neither a locked instruction nor a fence is
@@ -81,84 +74,6 @@ unsafe impl<T: Send> Send for Lock<T> {}
 // SAFETY: as above.
 unsafe impl<T: Send> Sync for Lock<T> {}
 
-/// What is on one stripe. Zeros are a free lock without a `T`.
-#[repr(C)]
-struct Stripe<T> {
-    door: Door,
-    /// Where the `T` is: null if it is not made; else in here, or in a box. Written by holders.
-    value: AtomicPtr<T>,
-    /// In debug builds [who](this_thread) holds it, from which a second lock is known.
-    holder: AtomicUsize,
-    /// Not 0 once the place below was left to a holder of another process.
-    left: AtomicU32,
-    place: UnsafeCell<MaybeUninit<T>>,
-}
-
-impl<T> Stripe<T> {
-    const fn new() -> Self {
-        Self {
-            door: Door::new(),
-            value: AtomicPtr::new(ptr::null_mut()),
-            holder: AtomicUsize::new(0),
-            left: AtomicU32::new(0),
-            place: UnsafeCell::new(MaybeUninit::uninit()),
-        }
-    }
-
-    /// The word, to sleep on.
-    fn futex(&self) -> &Futex<u32> {
-        let word = ptr::from_ref(&self.door.word).cast();
-        // SAFETY: a futex is its word, which is reached as an atomic only; windows, which store
-        // to it too, are one instruction.
-        unsafe { &*word }
-    }
-
-    /// Sleeps while the word is `seen`, more or less.
-    fn wait(&self, seen: u32) {
-        if cfg!(debug_assertions) {
-            let holder = self.holder.load(Ordering::Relaxed);
-            assert!(holder != this_thread(seen), "this thread holds the lock already");
-        }
-        let waiting = self.door.announce(asymmetric::heavy);
-        let deadline = (!waiting.is_seen).then(|| Deadline::after(GLANCE));
-        // Whatever it says, the word is looked at again.
-        let _ = self.futex().wait(seen, deadline);
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn wake(&self) {
-        self.futex().wake(1);
-    }
-
-    /// Wakes the next one: this thread was woken, and does not take the lock.
-    fn pass_on(&self) {
-        if self.door.has_waiters() {
-            self.wake();
-        }
-    }
-
-    /// Drops the `T`, unless it belongs to a holder of another process.
-    ///
-    /// # Safety
-    ///
-    /// Nobody else has the lock, or will.
-    unsafe fn clear(&self) {
-        let word = self.door.word.load(Ordering::Relaxed);
-        let value = self.value.swap(ptr::null_mut(), Ordering::Acquire);
-        if value.is_null() || word != 0 && word != tag() {
-            return;
-        }
-        if ptr::eq(value, self.place.get().cast()) {
-            // SAFETY: made, and nobody else's; it is forgotten above.
-            unsafe { value.drop_in_place() };
-        } else {
-            // SAFETY: as above, in a box.
-            drop(unsafe { Box::from_raw(value) });
-        }
-    }
-}
-
 /// A stripe, and whose it is.
 struct Here<'a, T> {
     stripe: &'a Stripe<T>,
@@ -187,7 +102,7 @@ impl<T> Lock<T> {
     /// ```
     pub const fn new(init: fn() -> T) -> Self {
         const { Self::FITS };
-        Self { cell: Lazy::new(), init, spare: Stripe::new() }
+        Self { cell: Lazy::new(), init, spare: Stripe::spare() }
     }
 
     /// Takes the `T` of this CPU; waits while another thread holds it.
@@ -304,18 +219,23 @@ impl<T> Lock<T> {
             held.stripe.holder.store(this_thread(tag), Ordering::Relaxed);
         }
         let value = NonNull::new(held.stripe.value.load(Ordering::Relaxed));
-        let value = value.unwrap_or_else(|| self.make(held.stripe));
+        let value = value.unwrap_or_else(|| self.make(held.stripe, tag));
         Guard { value, _held: held, cpu: here.cpu, value_of: PhantomData }
     }
 
     /// Makes the `T` of a stripe whose lock is held.
     #[cold]
     #[inline(never)]
-    fn make(&self, stripe: &Stripe<T>) -> NonNull<T> {
+    fn make(&self, stripe: &Stripe<T>, by: u32) -> NonNull<T> {
         // Before anybody leaves this stripe, in this process or its ancestors.
         asymmetric::decide();
         let value = (self.init)();
-        let value = if stripe.left.load(Ordering::Relaxed) == 0 {
+        if tag() != by {
+            // Forked in there: another `T` may have been made here in the child.
+            // SAFETY: the address of a box.
+            return unsafe { NonNull::new_unchecked(Box::into_raw(Box::new(value))) };
+        }
+        let value = if stripe.boxed.load(Ordering::Relaxed) == 0 {
             let place = stripe.place.get().cast::<T>();
             // SAFETY: aligned, of this size, and the holder's.
             unsafe { place.write(value) };
@@ -341,7 +261,7 @@ impl<T> Lock<T> {
             return Err(refused);
         }
         // The old value may be half changed, and its holder may be the thread that forked.
-        stripe.left.store(1, Ordering::Relaxed);
+        stripe.boxed.store(1, Ordering::Relaxed);
         stripe.value.store(ptr::null_mut(), Ordering::Relaxed);
         Ok(self.enter(refused.here, tag))
     }
@@ -389,8 +309,9 @@ impl<T> Lock<T> {
     /// # Errors
     ///
     /// EPERM where a CPU cannot be fenced: the kernel has no membarrier (before Linux 5.10, or a
-    /// filter) and this thread may not run on it. EDEADLK in a signal handler that interrupted
-    /// another one of this thread. `each` has had what came before.
+    /// filter) and this thread may not run on it. EDEADLK where this thread has stopped a
+    /// CPU already: in a signal handler that interrupted another one of these, or in the closure of
+    /// a [`with_exclusive`](super::Word::with_exclusive). `each` has had what came before.
     pub fn for_each(&self, mut each: impl FnMut(u32, &mut T)) -> Result<()> {
         const OPERATION: &str = "percpu::Lock::for_each";
         let tag = tag();
@@ -474,75 +395,27 @@ impl<T> Drop for Lock<T> {
     }
 }
 
-/// The calling thread, as one of the process with this tag: a thread of a child may have the
-/// thread pointer that another one had in the parent.
-fn this_thread(tag: u32) -> usize {
-    arch::thread_pointer() ^ (tag as usize) << 48
-}
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
 
-/// The lock of a stripe, until this is dropped.
-struct Held<'a, T> {
-    stripe: &'a Stripe<T>,
-    /// The process that took it.
-    tag: u32,
-}
-
-impl<T> Drop for Held<'_, T> {
-    #[inline]
-    fn drop(&mut self) {
-        if tag() != self.tag {
-            // Taken by this thread before it forked.
-            return self.stripe.door.leave_inherited(self.tag);
-        }
-        if cfg!(debug_assertions) {
-            self.stripe.holder.store(0, Ordering::Relaxed);
-        }
-        if self.stripe.door.leave(asymmetric::light) {
-            self.stripe.wake();
-        }
-    }
-}
-
-/// The `T` of one CPU, locked until this is dropped.
-///
-/// It stays with its thread.
-pub struct Guard<'a, T> {
-    value: NonNull<T>,
-    _held: Held<'a, T>,
-    cpu: u32,
-    /// A debug build knows holders by their thread.
-    value_of: PhantomData<*mut T>,
-}
-
-// SAFETY: through a shared guard there is a shared `T` and no more.
-unsafe impl<T: Sync> Sync for Guard<'_, T> {}
-
-impl<T> Guard<'_, T> {
-    /// The CPU whose `T` it is, on which the thread need not be any more.
-    pub fn cpu(guard: &Self) -> u32 {
-        guard.cpu
-    }
-}
-
-impl<T> Deref for Guard<'_, T> {
-    type Target = T;
-    #[inline]
-    fn deref(&self) -> &T {
-        // SAFETY: made, and locked by this thread.
-        unsafe { self.value.as_ref() }
-    }
-}
-
-impl<T> DerefMut for Guard<'_, T> {
-    #[inline]
-    fn deref_mut(&mut self) -> &mut T {
-        // SAFETY: made, and locked by this thread.
-        unsafe { self.value.as_mut() }
-    }
-}
-
-impl<T: fmt::Debug> fmt::Debug for Guard<'_, T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Guard").field("cpu", &self.cpu).field("value", &**self).finish()
+    /// Without memory for a cell the value belongs to a lock that may be moved.
+    #[test]
+    fn a_lock_without_memory_can_be_moved() {
+        let lock = Lock::new(|| String::from("made"));
+        let take = |lock: &Lock<String>| {
+            let tag = tag();
+            let here = lock.attempt_without(tag).ok().unwrap();
+            lock.enter(here, tag).push('!');
+        };
+        take(&lock);
+        // It does not lie in what is about to move.
+        assert_ne!(lock.spare.value.load(Ordering::Relaxed), lock.spare.place.get().cast());
+        let moved = Box::new(lock);
+        take(&moved);
+        assert!(moved.cell.known().is_none());
+        let mut seen = Vec::new();
+        moved.for_each(|_, value| seen.push(value.clone())).unwrap();
+        assert_eq!(seen, ["made!!"]);
     }
 }

@@ -87,6 +87,7 @@
 //! | SIGKILL of a process that shares an area or ring | what it had done is there, what it was doing is not | `percpu::processes_share_an_area`, `ring::killed_writers_leave_whole_records` |
 
 mod area;
+mod area_builder;
 mod asymmetric;
 mod block;
 mod cell;
@@ -101,10 +102,11 @@ mod implementation;
 mod limits;
 mod list;
 mod lock;
+mod locked;
+mod mapped_area;
 mod node;
 mod pool;
 mod pooled;
-mod process;
 pub mod raw;
 mod ring;
 mod runs;
@@ -118,7 +120,8 @@ mod taken;
 mod turn;
 mod word;
 
-pub use area::{Area, AreaBuilder, MappedArea};
+pub use area::Area;
+pub use area_builder::AreaBuilder;
 pub use cell::Cell;
 pub use counter::Counter;
 pub use counter_array::{CounterArray, Element};
@@ -126,7 +129,9 @@ pub use geometry::Index;
 pub use histogram::Histogram;
 pub use implementation::{Implementation, implementation};
 pub use limits::PoolLimits;
-pub use lock::{Guard, Lock};
+pub use lock::Lock;
+pub use locked::Guard;
+pub use mapped_area::MappedArea;
 pub use node::Node;
 pub use pool::Pool;
 pub use pooled::Pooled;

@@ -15,12 +15,13 @@
 //! this process only, so the words of a stripe that another process shares are not ours then.
 //!
 //! A thread that finds its CPU stopped never waits: it does its operation on an overflow stripe.
-//! Those who want to stop the same CPU wait for each other.
+//! Those who want to stop the same CPU wait for each other: in private memory however long that
+//! takes, in shared memory for a second.
 
 use super::geometry::Index;
 use super::site::Site;
 use super::stats::FENCES;
-use super::turn::Turn;
+use super::turn::{Owner, Turn};
 use crate::error::{Error, Result};
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::sys::{cpus, membarrier};
@@ -87,8 +88,9 @@ impl Site {
     ///
     /// # Errors
     ///
-    /// EINVAL for a CPU id out of range, EDEADLK if this thread has stopped it already, EPERM where
-    /// there is no fence: the kernel has no membarrier and this thread may not run on that CPU.
+    /// EINVAL for a CPU id out of range, EDEADLK if this thread has stopped it already, EBUSY if
+    /// another process keeps it stopped, EPERM where there is no fence: the kernel has no membarrier
+    /// and this thread may not run on that CPU.
     pub(super) fn exclusive<R>(
         &self,
         operation: &'static str,
@@ -101,11 +103,22 @@ impl Site {
             return Err(Error::with(operation, Errno::INVAL, numbers));
         }
         let word = self.stop_of(cpu);
-        let turn = if self.shared { Turn::wait_shared(word) } else { Turn::wait_private(word) };
-        let _turn = turn.ok_or_else(|| {
+        let by_this_thread = || {
             let numbers = format_args!("CPU {cpu} is stopped by this thread already");
             Error::with(operation, Errno::DEADLK, numbers)
-        })?;
+        };
+        let turn = if self.shared {
+            Turn::wait_shared(word).map_err(|owner| {
+                if owner == Owner::this_thread() {
+                    return by_this_thread();
+                }
+                let numbers = format_args!("CPU {cpu} is stopped by {owner} since a second");
+                Error::with(operation, Errno::BUSY, numbers)
+            })
+        } else {
+            Turn::wait_private(word).ok_or_else(by_this_thread)
+        };
+        let _turn = turn?;
         // A concurrency id can be anybody's on any CPU.
         fence(operation, (self.geometry.index == Index::CpuId).then_some(cpu))?;
         Ok(own(self.on_stripe(cpu)))
@@ -164,6 +177,11 @@ mod tests {
         let (stops, on_overflow) = stopped_by(INIT, mapped.area());
         assert!(on_overflow);
         assert!(stops.iter().all(|stop| stop.load(Ordering::Relaxed) == INIT));
+        // Nor is it waited for without end.
+        let word = mapped.area().alloc(8).unwrap().word::<u64>(0).unwrap();
+        let error = word.with_exclusive(0, |_| unreachable!()).unwrap_err();
+        assert_eq!(error.raw_os_error(), libc::EBUSY, "{error}");
+        assert!(error.to_string().contains("thread 1 of process 1"), "{error}");
     }
 
     /// A process that was forked while another thread had stopped every concurrency id.
@@ -180,7 +198,6 @@ mod tests {
 
 #[cfg(all(test, loom))]
 mod models {
-    use super::super::turn::Owner;
     use super::*;
     use crate::sync::model;
     use loom::cell::UnsafeCell;

@@ -25,6 +25,7 @@
 
 use crate::sync::{AtomicU64, Ordering, spin_loop};
 use crate::sys::thread;
+use core::fmt;
 
 /// Who takes turns: process and thread id in one word, never 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,11 +41,6 @@ impl Owner {
     /// The calling thread, for words of private memory.
     fn this_thread_here() -> Self {
         Self(thread::id().into())
-    }
-
-    /// Whether `word` is this one's already.
-    fn has(self, word: &AtomicU64) -> bool {
-        word.load(Ordering::Relaxed) == self.0
     }
 
     const fn process(self) -> u32 {
@@ -64,6 +60,12 @@ impl Owner {
     }
 }
 
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "thread {} of process {}", self.0 as u32, self.process())
+    }
+}
+
 /// The word is this thread's until this is dropped.
 #[derive(Debug)]
 pub(super) struct Turn<'a> {
@@ -80,7 +82,7 @@ impl<'a> Turn<'a> {
     /// The same, however long another thread has it. `None` if this very thread has it, and would
     /// wait for itself.
     pub(super) fn wait_private(word: &'a AtomicU64) -> Option<Self> {
-        Self::wait(word, Owner::this_thread_here(), Owner::is_not_here)
+        Self::wait(word, Owner::this_thread_here(), Owner::is_not_here, || false).ok()
     }
 
     /// Takes one on a word that other processes may see, for the calling thread. All of them must
@@ -90,21 +92,36 @@ impl<'a> Turn<'a> {
         Self::take(word, me, |owner| me.is_gone(owner, false))
     }
 
-    /// The same as [`wait_private`](Self::wait_private) is to [`take_private`](Self::take_private).
-    pub(super) fn wait_shared(word: &'a AtomicU64) -> Option<Self> {
-        let me = Owner::this_thread();
-        Self::wait(word, me, |owner| me.is_gone(owner, false))
+    /// The same on a word that other processes may see, but for no longer than a second: what is
+    /// in the word may be any process's doing.
+    ///
+    /// # Errors
+    ///
+    /// The owner that has it: perhaps this very thread.
+    pub(super) fn wait_shared(word: &'a AtomicU64) -> Result<Self, Owner> {
+        const PATIENCE: u64 = 1_000_000_000;
+        let (me, begun) = (Owner::this_thread(), thread::monotonic());
+        let is_long = || thread::monotonic().saturating_sub(begun) > PATIENCE;
+        Self::wait(word, me, |owner| me.is_gone(owner, false), is_long)
     }
 
-    fn wait(word: &'a AtomicU64, me: Owner, is_gone: impl Fn(Owner) -> bool) -> Option<Self> {
+    fn wait(
+        word: &'a AtomicU64,
+        me: Owner,
+        is_gone: impl Fn(Owner) -> bool,
+        is_long: impl Fn() -> bool,
+    ) -> Result<Self, Owner> {
         let mut looks = 0_u32;
         loop {
-            let turn = Self::take(word, me, &is_gone);
-            if turn.is_some() || me.has(word) {
-                return turn;
+            if let Some(turn) = Self::take(word, me, &is_gone) {
+                return Ok(turn);
             }
+            let owner = Owner(word.load(Ordering::Relaxed));
             // Whoever has it is about to let go, unless it was preempted.
             looks += 1;
+            if owner == me || looks >= 100 && is_long() {
+                return Err(owner);
+            }
             if looks < 100 { spin_loop() } else { thread::sleep_us(50) }
         }
     }
@@ -159,7 +176,13 @@ mod tests {
         assert_eq!(word.load(Ordering::Relaxed), 0);
         // Left behind by a thread that has ended.
         word.store(other.0, Ordering::Relaxed);
-        let turn = Turn::take(&word, me, |of| me.is_gone(of, false)).unwrap();
+        // Who is joined may still be on its way out.
+        let turn = loop {
+            if let Some(turn) = Turn::take(&word, me, |of| me.is_gone(of, false)) {
+                break turn;
+            }
+            std::thread::yield_now();
+        };
         assert_eq!(turn.word.load(Ordering::Relaxed), me.0);
         drop(turn);
         // Garbage, and the parent of a fork.
@@ -187,10 +210,11 @@ mod tests {
         drop(turn);
         // A thread that has ended, one of the parent's (every process has another 1), garbage.
         for left in [left.0, 1, u64::MAX, 1 << 32 | 1] {
-            word.store(left, Ordering::Relaxed);
-            drop(Turn::take_private(&word).unwrap());
+            // Who is joined may still be on its way out.
             word.store(left, Ordering::Relaxed);
             drop(Turn::wait_private(&word).unwrap());
+            word.store(left, Ordering::Relaxed);
+            drop(Turn::take_private(&word).unwrap());
             assert_eq!(word.load(Ordering::Relaxed), 0);
         }
     }

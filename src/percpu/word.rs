@@ -306,10 +306,20 @@ impl<T: Integer> Word<'_, T> {
     /// processes share, the others' windows are not stopped: then nobody else may use the word. These
     /// processes must see each other's process ids, or one of them may end what another has begun.
     ///
+    /// Additions of a [`Counter`](super::Counter) or array on the same cell are not kept out: one of
+    /// them may be lost. `f` must not stop another CPU: two threads that do so
+    /// in another order wait for each other for ever.
+    ///
+    /// In the memory that this process has to itself a CPU is stopped for all its words, stacks,
+    /// pools and locks: `f` should be short, because whoever else stops this CPU waits for it, to
+    /// drain a stack for instance. A process that `f` forks has the CPU running again, and what it
+    /// does there before `f` returns in it is overwritten then.
+    ///
     /// # Errors
     ///
-    /// EINVAL for a CPU id out of range; EDEADLK if this thread has stopped it already; EPERM where
-    /// it cannot be fenced; ENOMEM as in [`load`](Self::load).
+    /// EINVAL for a CPU id out of range; EDEADLK if this thread has stopped it already; EBUSY if
+    /// another process keeps it stopped for a second; EPERM where it cannot be fenced; ENOMEM as in
+    /// [`load`](Self::load).
     pub fn with_exclusive(&self, cpu: u32, f: impl FnOnce(T) -> T) -> Result<T> {
         const OPERATION: &str = "percpu::Word::with_exclusive";
         let site = match &self.home {

@@ -90,15 +90,20 @@ impl<'a> Bitmap<'a> {
 
     /// Gives `place` back; whether it was taken.
     pub(crate) fn release(&self, place: usize) -> bool {
-        let (index, bit) = (place / BITS, 1 << (place % BITS));
-        let before = self.words[index].fetch_and(!bit, Ordering::Release);
+        let bit = 1 << (place % BITS);
+        self.release_word(place / BITS, bit) & bit != 0
+    }
+
+    /// Gives the places of one word back whose bits are set; which of the word were taken.
+    pub(crate) fn release_word(&self, index: usize, bits: u64) -> u64 {
+        let before = self.words[index].fetch_and(!bits, Ordering::Release);
         // Pairs with the fence of `mark_full`.
         fence(Ordering::SeqCst);
         let (hint, full) = (&self.summary[index / BITS], 1 << (index % BITS));
         if hint.load(Ordering::Relaxed) & full != 0 {
             hint.fetch_and(!full, Ordering::Relaxed);
         }
-        before & bit != 0
+        before
     }
 
     /// Is `place` taken? A moment's answer.

@@ -4,8 +4,12 @@
 use crate::sync::{
     AtomicBool, AtomicIsize, AtomicPtr, AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize,
 };
+use core::marker::PhantomData;
 use core::mem::MaybeUninit;
-use core::num::Wrapping;
+use core::num::{
+    NonZeroI8, NonZeroI16, NonZeroI32, NonZeroI64, NonZeroIsize, NonZeroU8, NonZeroU16, NonZeroU32,
+    NonZeroU64, NonZeroUsize, Saturating, Wrapping,
+};
 use core::ptr::NonNull;
 
 /// A type whose values mean the same in every process that maps them at one address.
@@ -37,7 +41,12 @@ use core::ptr::NonNull;
 ///   another program.
 /// - What is changed after others can see it is changed by atomics only. Types with a
 ///   process-private notion of waiting (`std::sync::Mutex`) are none of these.
-pub unsafe trait Resident: Sized + 'static {}
+pub unsafe trait Resident: Sized + 'static {
+    /// Tells types of one size and alignment apart where they are found by name: a number of
+    /// one's own choice, the same in every program, such as a version of the layout. 0, if
+    /// nothing else is said, is not told from another 0.
+    const TAG: u64 = 0;
+}
 
 macro_rules! residents {
     ($why:literal: $($name:ty),+ $(,)?) => {
@@ -69,6 +78,17 @@ unsafe impl<T: Resident> Resident for *mut T {}
 unsafe impl<T: Resident> Resident for NonNull<T> {}
 // SAFETY: as above; `None` is the null pointer in every program.
 unsafe impl<T: Resident> Resident for Option<NonNull<T>> {}
+residents!("A number that is not 0 is the same everywhere.":
+    NonZeroU8, NonZeroU16, NonZeroU32, NonZeroU64, NonZeroUsize,
+    NonZeroI8, NonZeroI16, NonZeroI32, NonZeroI64, NonZeroIsize,
+    Option<NonZeroU8>, Option<NonZeroU16>, Option<NonZeroU32>, Option<NonZeroU64>,
+    Option<NonZeroUsize>, Option<NonZeroI8>, Option<NonZeroI16>, Option<NonZeroI32>,
+    Option<NonZeroI64>, Option<NonZeroIsize>);
+
+// SAFETY: no bytes.
+unsafe impl<T: 'static> Resident for PhantomData<T> {}
+// SAFETY: transparent around a `T`.
+unsafe impl<T: Resident> Resident for Saturating<T> {}
 // SAFETY: an array has the bytes of its elements and no others.
 unsafe impl<T: Resident, const N: usize> Resident for [T; N] {}
 // SAFETY: the layout of a `T`, and promises less.

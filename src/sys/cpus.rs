@@ -77,33 +77,57 @@ pub fn current() -> u32 {
     u32::try_from(unsafe { libc::sched_getcpu() }).unwrap_or(0)
 }
 
-/// `sched_setaffinity(0, …)`, `sched_yield` for each of `cpus`, then back — runs on each of them
-/// for a moment. One that is offline is passed over: nothing runs there.
+/// How often another thread may move this one while it is on its way to a CPU.
+const MOVES: u32 = 64;
+
+/// `sched_setaffinity(0, …)` for each of `cpus`, then back — runs on each of them for a moment.
+/// One that is offline is passed over: nothing runs there. Where somebody else has set the
+/// affinity of this thread meanwhile, theirs stays.
 ///
 /// # Errors
 ///
-/// EPERM if this thread may not run on one that is online.
+/// EPERM if this thread may not run on one that is online; EAGAIN if somebody keeps moving it.
 pub fn visit(cpus: impl IntoIterator<Item = u32>) -> Result<()> {
-    struct Home(CpuSet);
+    struct Home {
+        was: CpuSet,
+        now: CpuSet,
+    }
     impl Drop for Home {
         fn drop(&mut self) {
-            let _ = sched_setaffinity(None, &self.0);
+            if sched_getaffinity(None).is_ok_and(|set| set == self.now) {
+                let _ = sched_setaffinity(None, &self.was);
+            }
         }
     }
-    let home = Home(sched_getaffinity(None)?);
+    let was = sched_getaffinity(None)?;
+    let mut home = Home { was, now: was };
     for cpu in cpus {
-        let mut only = CpuSet::new();
         if cpu as usize >= CpuSet::MAX_CPU {
             return Err(Errno::PERM);
         }
+        let mut only = CpuSet::new();
         only.set(cpu as usize);
-        match sched_setaffinity(None, &only) {
-            Ok(()) if current() == cpu => {}
-            Err(Errno::INVAL) if !is_online(cpu) => {}
-            _ => return Err(Errno::PERM),
+        let mut moves = 0;
+        loop {
+            // What somebody else has set is where to go back to.
+            let set = sched_getaffinity(None)?;
+            if set != home.now {
+                home.was = set;
+            }
+            match sched_setaffinity(None, &only) {
+                Ok(()) => home.now = only,
+                Err(Errno::INVAL) if !is_online(cpu) => break,
+                Err(_) => return Err(Errno::PERM),
+            }
+            if current() == cpu {
+                break;
+            }
+            moves += 1;
+            if moves == MOVES {
+                return Err(Errno::AGAIN);
+            }
         }
     }
-    drop(home);
     Ok(())
 }
 

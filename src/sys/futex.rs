@@ -3,9 +3,9 @@
 
 use super::errno;
 use crate::abi::futex2::{
-    FutexWaitv, MATCH_ANY, MPOL, NUMA, OP_CLOCK_REALTIME, OP_PRIVATE, OP_WAIT_BITSET,
-    OP_WAKE_BITSET, PRIVATE, SIZE_U8, SIZE_U32, SYS_FUTEX, SYS_FUTEX_REQUEUE, SYS_FUTEX_WAIT,
-    SYS_FUTEX_WAITV, SYS_FUTEX_WAKE,
+    FutexWaitv, MATCH_ANY, MPOL, NUMA, OP_CLOCK_REALTIME, OP_CMP_REQUEUE, OP_PRIVATE, OP_REQUEUE,
+    OP_WAIT_BITSET, OP_WAKE_BITSET, PRIVATE, SIZE_U8, SIZE_U32, SYS_FUTEX, SYS_FUTEX_REQUEUE,
+    SYS_FUTEX_WAIT, SYS_FUTEX_WAITV, SYS_FUTEX_WAKE,
 };
 use core::ffi::c_long;
 use core::ptr;
@@ -162,6 +162,86 @@ pub fn requeue(pair: &[FutexWaitv; 2], wake: u32, requeue: u32) -> Result<usize>
     errno::count(unsafe { libc::syscall(SYS_FUTEX_REQUEUE, pair.as_ptr(), 0_u32, wake, requeue) })
 }
 
+/// [`wait`] with `FUTEX2_NUMA` among the flags (since Linux 6.16): behind the word there is one for
+/// the node, which the kernel writes if it holds -1.
+///
+/// # Errors
+///
+/// As [`wait`]; EINVAL for a pair that is not aligned to 8 or a node that is none.
+///
+/// # Safety
+///
+/// Both words are valid, and reached as atomics.
+pub unsafe fn wait_numa(
+    pair: *mut u32,
+    expected: u64,
+    mask: u64,
+    flags: u32,
+    clock: Clock,
+    deadline: Option<&Timespec>,
+) -> Result<()> {
+    let (deadline, clock) = (timespec(deadline), clock.id());
+    // SAFETY: the caller vouches for the pair; the timespec outlives the call.
+    errno::count(unsafe {
+        libc::syscall(SYS_FUTEX_WAIT, pair, expected, mask, flags, deadline, clock)
+    })?;
+    Ok(())
+}
+
+/// [`wake`] with `FUTEX2_NUMA` among the flags (since Linux 6.16).
+///
+/// # Errors
+///
+/// As [`wake`]; EINVAL for a pair that is not aligned to 8 or a node that is none.
+///
+/// # Safety
+///
+/// As [`wait_numa`].
+pub unsafe fn wake_numa(pair: *mut u32, mask: u64, n: u32, flags: u32) -> Result<usize> {
+    let n = n.min(i32::MAX as u32);
+    // SAFETY: the caller vouches for the pair.
+    errno::count(unsafe { libc::syscall(SYS_FUTEX_WAKE, pair, mask, n, flags) })
+}
+
+/// `futex(word, FUTEX_CMP_REQUEUE, wake, requeue, target, expected)` — if the word holds
+/// `expected`, wakes `wake` of its waiters and moves up to `requeue` others to `target`; answers
+/// how many of both. `FUTEX_REQUEUE`, without the comparison, if nothing is expected.
+///
+/// # Errors
+///
+/// EAGAIN if the word differs, EFAULT for an address that is not mapped (shared words; with an
+/// expectation, private ones too), EINVAL for bad alignment.
+#[inline]
+pub fn cmp_requeue(
+    word: *const u32,
+    private: bool,
+    wake: u32,
+    requeue: u32,
+    target: *const u32,
+    expected: Option<u32>,
+) -> Result<usize> {
+    let op = if expected.is_some() { OP_CMP_REQUEUE } else { OP_REQUEUE };
+    let op = op | if private { OP_PRIVATE } else { 0 };
+    let [wake, requeue] = [wake, requeue].map(|n| n.min(i32::MAX as u32) as usize);
+    let (word, target) = (word.expose_provenance(), target.expose_provenance());
+    let expected = expected.unwrap_or(0);
+    // SAFETY: the kernel checks both addresses, and writes to neither.
+    errno::count(unsafe { libc::syscall(SYS_FUTEX, word, op, wake, requeue, target, expected) })
+}
+
+/// Is there a word to wait on? A comparison that moves and wakes nobody: unlike a wait whose
+/// deadline has passed it is in no queue for a moment, where it could take a wake from a waiter.
+///
+/// # Errors
+///
+/// EFAULT for an address that is not mapped or cannot be waited on, EINVAL for bad alignment.
+pub fn look(word: *const u32, private: bool) -> Result<()> {
+    match cmp_requeue(word, private, 0, 0, word, Some(0)) {
+        Ok(_) | Err(Errno::AGAIN) => Ok(()),
+        Err(errno) => Err(errno),
+    }
+}
+
 /// Does this kernel have futex_waitv(2), and does nothing refuse it to us?
 ///
 /// An empty vector is EINVAL where the call is there. A filter may answer anything else.
@@ -203,6 +283,32 @@ mod tests {
         assert_eq!(wait(7, Some(&Timespec { tv_sec: -1, tv_nsec: 0 })), Err(Errno::INVAL));
         let nanos = Timespec { tv_sec: 0, tv_nsec: 1_000_000_000 };
         assert_eq!(wait(7, Some(&nanos)), Err(Errno::INVAL));
+    }
+
+    #[test]
+    fn a_look_wakes_nobody() {
+        let word = 0_u32;
+        std::thread::scope(|scope| {
+            let address = (&raw const word).expose_provenance();
+            let end = Timespec { tv_sec: i64::MAX, tv_nsec: 0 };
+            let waiter = scope.spawn(move || {
+                let word = ptr::with_exposed_provenance(address);
+                wait_bitset(word, true, 0, Clock::Monotonic, Some(&end), 1)
+            });
+            loop {
+                for private in [true, false] {
+                    assert_eq!(look(&raw const word, private), Ok(()));
+                }
+                if wake_bitset(&raw const word, true, 1, 1) == Ok(1) {
+                    break;
+                }
+                std::thread::yield_now();
+            }
+            assert_eq!(waiter.join().unwrap(), Ok(()));
+        });
+        assert_eq!(look(ptr::without_provenance(8), true), Err(Errno::FAULT));
+        assert_eq!(look(ptr::without_provenance(8), false), Err(Errno::FAULT));
+        assert_eq!(look(ptr::without_provenance(9), true), Err(Errno::INVAL));
     }
 
     #[test]

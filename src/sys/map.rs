@@ -5,7 +5,6 @@
 //! A [`Mapping`] hands out raw pointers only. What may be done through them depends on
 //! who else writes the memory, and is argued where it is done.
 
-use super::errno;
 use crate::error::Error;
 use core::ffi::c_void;
 use core::ptr::NonNull;
@@ -256,7 +255,7 @@ impl Mapping {
     pub unsafe fn advise_part(&self, offset: usize, len: usize, advice: i32) -> Result<()> {
         let start = self.at(offset, len).map_err(|_| Errno::INVAL)?;
         // SAFETY: the part is ours; the caller vouches for the advice.
-        errno::zero(unsafe { libc::madvise(start.as_ptr().cast(), len, advice) }.into())
+        super::errno::zero(unsafe { libc::madvise(start.as_ptr().cast(), len, advice) }.into())
     }
 
     /// `mincore(start, len)` — bytes of it that are in memory now, for this process (anonymous
@@ -266,20 +265,7 @@ impl Mapping {
     ///
     /// EAGAIN if the kernel is short of memory.
     pub fn resident(&self) -> Result<usize> {
-        const AT_ONCE: usize = 4096;
-        let mut pages = [0_u8; AT_ONCE];
-        let mut resident = 0;
-        for offset in (0..self.len).step_by(AT_ONCE * PAGE) {
-            let len = (self.len - offset).min(AT_ONCE * PAGE);
-            // SAFETY: inside the mapping.
-            let start = unsafe { self.start.add(offset) };
-            // SAFETY: the range is mapped, and the vector has one byte for each of its pages.
-            let answer = unsafe { libc::mincore(start.as_ptr().cast(), len, pages.as_mut_ptr()) };
-            errno::zero(answer.into())?;
-            let here = pages[..len.div_ceil(PAGE)].iter();
-            resident += here.filter(|&page| page & 1 != 0).count() * PAGE;
-        }
-        Ok(resident)
+        resident(self.start.as_ptr(), self.len)
     }
 
     /// Keeps the mapping until the process ends.
@@ -313,7 +299,7 @@ impl Drop for Mapping {
 ///
 /// ENOMEM if a part of it is not mapped, EINVAL for a start that is no page.
 pub fn resident(start: *const u8, len: usize) -> Result<usize> {
-    let mut pages = [0_u8; 256];
+    let mut pages = [0_u8; 4096];
     let mut resident = 0;
     for offset in (0..len).step_by(pages.len() * PAGE) {
         let part = (len - offset).min(pages.len() * PAGE);
@@ -325,6 +311,22 @@ pub fn resident(start: *const u8, len: usize) -> Result<usize> {
         resident += pages.iter().filter(|&page| page & 1 != 0).count() * PAGE;
     }
     Ok(resident)
+}
+
+/// `madvise(start, len, MADV_REMOVE)` — gives the memory of a shared file mapping back, in every
+/// process: it is zero when next looked at.
+///
+/// # Errors
+///
+/// EINVAL for what is no shared mapping of a file or no whole pages, EPERM or EACCES where a seal
+/// or the access forbids writing, EOPNOTSUPP on a file system that cannot.
+///
+/// # Safety
+///
+/// Nobody may rely on the contents, in any process.
+pub unsafe fn remove(start: *mut u8, len: usize) -> Result<()> {
+    // SAFETY: the kernel checks the range; the caller vouches for the contents.
+    super::errno::zero(unsafe { libc::madvise(start.cast(), len, libc::MADV_REMOVE) }.into())
 }
 
 #[cfg(all(test, not(loom)))]
@@ -367,11 +369,11 @@ mod tests {
 
     #[test]
     fn pages_in_memory() {
-        let mapping = Mapping::anonymous(1000 * PAGE, Access::Write).unwrap();
+        let mapping = Mapping::anonymous(5000 * PAGE, Access::Write).unwrap();
         // SAFETY: the advice takes nothing away.
         let _ = unsafe { mapping.advise(Advice::LinuxNoHugepage) };
         assert_eq!(resident(mapping.start().as_ptr(), mapping.len()), Ok(0));
-        for page in [0, 255, 256, 999] {
+        for page in [0, 4095, 4096, 4999] {
             // SAFETY: our own pages.
             unsafe { mapping.at(page * PAGE, 1).unwrap().write(1) };
         }

@@ -2,10 +2,14 @@
 
 use rustix::fd::{AsFd, AsRawFd, OwnedFd};
 use rustix::fs::{
-    FallocateFlags, MemfdFlags, Mode, OFlags, SealFlags, fchmod, fcntl_add_seals, fcntl_get_seals,
-    fstat, fstatfs, ftruncate, memfd_create,
+    AtFlags, FallocateFlags, MemfdFlags, Mode, OFlags, SealFlags, StatxFlags, fchmod,
+    fcntl_add_seals, fcntl_get_seals, fstat, fstatfs, ftruncate, makedev, memfd_create, statx,
 };
 use rustix::io::{Errno, Result};
+use rustix::process::{Resource, getrlimit};
+
+/// Most bytes of a name.
+pub const NAME: usize = 249;
 
 /// `memfd_create(name, MFD_CLOEXEC|MFD_ALLOW_SEALING|MFD_NOEXEC_SEAL)` — a memory file of
 /// `size` bytes, all zero and none of them allocated, closed on exec, never executable
@@ -16,7 +20,7 @@ use rustix::io::{Errno, Result};
 ///
 /// # Errors
 ///
-/// EINVAL for a name over 249 bytes, EMFILE or ENFILE, ENOMEM, EFBIG.
+/// EINVAL for a name over [`NAME`] bytes, EMFILE or ENFILE, ENOMEM, EFBIG.
 pub fn create(name: &str, size: u64) -> Result<OwnedFd> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let file = match memfd_create(name, flags | MemfdFlags::NOEXEC_SEAL) {
@@ -25,7 +29,7 @@ pub fn create(name: &str, size: u64) -> Result<OwnedFd> {
         created => created?,
     };
     fchmod(&file, Mode::RUSR | Mode::WUSR)?;
-    ftruncate(&file, size)?;
+    grow(&file, size)?;
     Ok(file)
 }
 
@@ -94,6 +98,30 @@ pub fn reopen_for_reading(file: impl AsFd) -> Result<OwnedFd> {
     rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
 }
 
+/// `getrlimit(RLIMIT_FSIZE)`, `ftruncate` — makes a file as large as that.
+///
+/// # Errors
+///
+/// EFBIG beyond the limit of this process, for which the kernel would also send it SIGXFSZ; EPERM
+/// for a sealed file, EINVAL for one that is not writable.
+pub fn grow(file: impl AsFd, size: u64) -> Result<()> {
+    if getrlimit(Resource::Fsize).current.is_some_and(|most| size > most) {
+        return Err(Errno::FBIG);
+    }
+    ftruncate(file, size)
+}
+
+/// What an errno of [`sealed_size`] says about the file.
+pub fn why_not_sealed(errno: Errno) -> &'static str {
+    match errno {
+        Errno::PERM => {
+            "the file is not sealed against changes of its size, or not in ordinary pages"
+        }
+        Errno::INVAL => "the file is no memory file: it cannot be sealed",
+        _ => "its seals cannot be read",
+    }
+}
+
 /// Does this kernel know `MFD_NOEXEC_SEAL`?
 pub fn has_noexec() -> bool {
     memfd_create("unmerged.probe", MemfdFlags::CLOEXEC | MemfdFlags::NOEXEC_SEAL).is_ok()
@@ -112,6 +140,31 @@ pub fn has_future_write() -> bool {
 /// `WRITE` while a writable mapping exists.
 pub fn seal(file: impl AsFd, seals: SealFlags) -> Result<()> {
     fcntl_add_seals(file, seals)
+}
+
+/// `statx(AT_STATX_DONT_SYNC)` — the inode of a memory file behind `path`, a descriptor of
+/// `O_PATH`; nothing is opened, and no server of a file system in user space is asked.
+///
+/// Memory files lie on one device of the kernel's own, which nobody can mount.
+///
+/// # Errors
+///
+/// EINVAL for another file; those of [`create`].
+pub fn inode(path: impl AsFd) -> Result<u64> {
+    let device = fstat(create("unmerged.probe", 0)?)?.st_dev;
+    let (flags, mask) = (AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC, StatxFlags::INO);
+    let (theirs, inode) = match statx(&path, c"", flags, mask) {
+        // Under a filter that does not know it.
+        Err(Errno::NOSYS | Errno::PERM) => {
+            let stat = fstat(path)?;
+            (stat.st_dev, stat.st_ino)
+        }
+        stat => {
+            let stat = stat?;
+            (makedev(stat.stx_dev_major, stat.stx_dev_minor), stat.stx_ino)
+        }
+    };
+    if theirs == device { Ok(inode) } else { Err(Errno::INVAL) }
 }
 
 /// `f_type` of a memory file in ordinary pages (`uapi/linux/magic.h`).
@@ -154,6 +207,8 @@ fn sealed(file: impl AsFd, seals: SealFlags, expected: u64) -> Result<u64> {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use rustix::fd::AsRawFd;
+    use rustix::fs::OFlags;
 
     #[test]
     fn born_private_empty_and_sealable() {
@@ -165,6 +220,18 @@ mod tests {
         assert_eq!(sealed_size(&file, SealFlags::SHRINK), Ok(8192));
         assert_eq!(ftruncate(&file, 4096), Err(Errno::PERM));
         ftruncate(&file, 16384).unwrap();
+    }
+
+    #[test]
+    fn told_from_other_files_without_opening() {
+        let path = |file: &OwnedFd| {
+            let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+            rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap()
+        };
+        let file = create("unmerged.test", 0).unwrap();
+        assert_eq!(inode(path(&file)), Ok(fstat(&file).unwrap().st_ino));
+        let other = std::fs::File::open("/proc/self/exe").unwrap().into();
+        assert_eq!(inode(path(&other)), Err(Errno::INVAL));
     }
 
     #[test]

@@ -19,6 +19,12 @@ pub fn nodes() -> Vec<(u32, Ids)> {
     online.iter().filter_map(node).collect()
 }
 
+/// The ids that nodes of this machine can have, as the kernel lists them. Without NUMA or sysfs: 0.
+pub fn possible() -> Vec<u32> {
+    let list = std::fs::read_to_string(format!("{NODES}/possible")).ok();
+    list.and_then(|list| Ids::parse(&list)).map_or(vec![0], |ids| ids.iter().collect())
+}
+
 /// `mbind(address, len, MPOL_PREFERRED, node)` — pages of the range that are committed from now
 /// on come from `node` if it has any. For a shared mapping of a memory file this holds for the
 /// file's pages, whoever touches them.

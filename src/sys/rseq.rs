@@ -91,6 +91,12 @@ fn own_length(kernel_size: Option<u32>, kernel_align: Option<u32>) -> Option<u32
     }
 }
 
+/// The length to register an area of 64 bytes with, wherever it is; `None` if the kernel
+/// wants more alignment than 64.
+fn length() -> Option<u32> {
+    own_length(auxv(AT_RSEQ_FEATURE_SIZE), auxv(AT_RSEQ_ALIGN))
+}
+
 /// Finds the owner, once per process. Where nobody has registered, the calling thread is
 /// registered here to see whether the kernel takes it.
 pub fn owner() -> Owner {
@@ -180,7 +186,7 @@ fn is_registered() -> bool {
 /// ENOSYS or EPERM where the kernel or a filter refuses, EBUSY where the thread is
 /// registered already, EINVAL where it is registered with another area.
 fn register() -> Result<()> {
-    let length = own_length(auxv(AT_RSEQ_FEATURE_SIZE), auxv(AT_RSEQ_ALIGN)).ok_or(Errno::INVAL)?;
+    let length = length().ok_or(Errno::INVAL)?;
     let area = arch::own_area_offset();
     let masked = signals::Masked::all();
     // SAFETY: our own area exists in every thread.

@@ -22,6 +22,12 @@ pub fn cpu_and_node() -> Result<(u32, u32)> {
     Ok((cpu, node))
 }
 
+/// `sched_getcpu()` — the CPU that the calling thread runs on; no system call where the kernel
+/// maps its page into processes.
+pub fn cpu() -> u32 {
+    rustix::thread::sched_getcpu() as u32
+}
+
 /// `getpid()` and `gettid()` — the calling thread's process and own id.
 pub fn ids() -> (u32, u32) {
     (rustix::process::getpid().as_raw_nonzero().get().cast_unsigned(), id())
@@ -76,6 +82,22 @@ pub fn cpu_time() -> u64 {
     nanoseconds(ClockId::ThreadCPUTime)
 }
 
+/// `clock_gettime(clock of the thread)` — nanoseconds that a thread of this process has run,
+/// up to now. Like [`cpu_time`], it brings the scheduler's own sum up to date.
+///
+/// # Errors
+///
+/// EINVAL if this process has no such thread.
+pub fn cpu_time_of(tid: u32) -> Result<u64> {
+    // The kernel's encoding (`posix-timers.h`): the complement of the id, then
+    // CPUCLOCK_PERTHREAD_MASK and CPUCLOCK_SCHED.
+    let clock = !tid.cast_signed() << 3 | 4 | 2;
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the time is on this stack and outlives the call.
+    errno::zero(unsafe { libc::clock_gettime(clock, &raw mut time) }.into())?;
+    Ok((time.tv_sec as u64).wrapping_mul(1_000_000_000).wrapping_add(time.tv_nsec as u64))
+}
+
 /// `get_robust_list(0, &head, &len)` — the calling thread's robust list; `None` if the
 /// kernel knows of none.
 ///
@@ -120,6 +142,21 @@ mod tests {
         assert_eq!(&name, b"a name of 15 ch\0");
         let (wall, cpu) = (monotonic(), cpu_time());
         assert!(cpu_time() > cpu && monotonic() > wall);
+    }
+
+    #[test]
+    fn the_clock_of_another_thread() {
+        let (_, own) = ids();
+        let other = std::thread::spawn(move || {
+            let before = cpu_time_of(own).unwrap();
+            let (_, gone) = ids();
+            (before, gone)
+        });
+        let (before, gone) = other.join().unwrap();
+        assert!(before > 0 && before <= cpu_time());
+        // Joined is a little before gone.
+        while cpu_time_of(gone).is_ok() {}
+        assert_eq!(cpu_time_of(gone), Err(Errno::INVAL));
     }
 
     #[test]

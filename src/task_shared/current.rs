@@ -1,37 +1,43 @@
-//! The calling thread's own slot.
+//! The calling thread's own slot: taking it, and giving it back when the thread ends.
+//!
+//! Both are done with all signals blocked. So a handler finds the thread with its slot or
+//! without, and can neither end the thread half-way nor meddle with libc's list of its locks.
 
 use super::descriptor::Kept;
-use super::owner;
+use super::held::Held;
+use super::live;
+use super::owner::Label;
 use super::process;
-use super::record::{Reading, Record, SchedStats, Values};
-use super::source::{Clocks, Schedstat, open_schedstat, read_schedstat};
-use super::table::Held;
+use super::record::{Record, Values};
+use super::slot::Slot;
+use super::source::{Clocks, open_schedstat};
 use crate::error::{Context, Error, Result};
-use crate::sync::Ordering;
+use crate::sync::AtomicU64;
+use crate::sys::signals::Masked;
 use crate::sys::thread;
 use core::cell::Cell;
-use core::fmt;
-use core::marker::PhantomData;
 use rustix::io::Errno;
 
-/// What a thread knows of its slot. The first three cells are all that the fast paths read.
-struct Mine {
+/// What a thread knows of its slot. The first four cells are all that the fast paths read.
+pub(super) struct Mine {
     /// Address of the slot in the read-only mapping; 0 without one.
-    shown: Cell<usize>,
+    pub(super) shown: Cell<usize>,
     /// Epoch of the process that took it.
     epoch: Cell<u64>,
     /// The slot in the writable mapping.
-    record: Cell<Option<&'static Record>>,
-    more: Cell<Option<More>>,
+    pub(super) record: Cell<Option<&'static Record>>,
+    /// The user's words of it.
+    pub(super) user: Cell<&'static [AtomicU64]>,
+    pub(super) more: Cell<Option<More>>,
 }
 
 #[derive(Clone, Copy)]
-struct More {
-    held: Held,
+pub(super) struct More {
+    pub(super) held: Held,
     /// The clocks when the slot was taken.
-    start: Clocks,
+    pub(super) start: Clocks,
     /// The thread's schedstat, once it was needed.
-    schedstat: Option<Kept>,
+    pub(super) schedstat: Option<Kept>,
 }
 
 /// Gives the slot back when the thread ends.
@@ -39,10 +45,12 @@ struct Guard;
 
 impl Drop for Guard {
     fn drop(&mut self) {
+        let _masked = Masked::all();
         // In a child that inherited the slot there is nothing to give back.
         if MINE.with(Mine::is_of_this_process) {
             MINE.with(|mine| mine.shown.set(0));
             if let Some(more) = MINE.with(|mine| mine.more.take()) {
+                live::unregister();
                 more.held.release();
             }
         }
@@ -51,11 +59,12 @@ impl Drop for Guard {
 
 thread_local! {
     /// Without a destructor, so that it can be read to the very end of the thread.
-    static MINE: Mine = const {
+    pub(super) static MINE: Mine = const {
         Mine {
             shown: Cell::new(0),
             epoch: Cell::new(0),
             record: Cell::new(None),
+            user: Cell::new(&[]),
             more: Cell::new(None),
         }
     };
@@ -66,28 +75,6 @@ impl Mine {
     #[inline]
     fn is_of_this_process(&self) -> bool {
         self.shown.get() != 0 && self.epoch.get() == process::epoch()
-    }
-}
-
-/// The calling thread's slot, as its owner sees it.
-///
-/// It is neither `Send` nor `Sync`: only the owner publishes. Others read by a
-/// [`Monitor`](super::Monitor), also of the own process.
-///
-/// Its methods fail with ESTALE where the slot is not this thread's any more: in a child
-/// that inherited the handle over fork, and in the destructor of a thread-local that runs
-/// after the slot was given back. [`current`] knows more then.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Slot {
-    shown: usize,
-    epoch: u64,
-    /// Of this thread.
-    own: PhantomData<*const ()>,
-}
-
-impl fmt::Debug for Slot {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Slot").field("address", &format_args!("{:#x}", self.shown)).finish()
     }
 }
 
@@ -102,7 +89,8 @@ impl fmt::Debug for Slot {
 ///
 /// # Errors
 ///
-/// ENOMEM if there is no memory or all 65,536 slots are taken, EMFILE or ENFILE, ESHUTDOWN in
+/// ENOMEM, ENOSPC if all 65,536 slots are taken, EMFILE or ENFILE, EFBIG if the table would
+/// exceed the process's limit for files (RLIMIT_FSIZE; at first some 4 MiB), ESHUTDOWN in
 /// a thread-local's destructor after the slot was given back, EOPNOTSUPP where the kernel
 /// keeps no robust list for the thread.
 ///
@@ -118,8 +106,52 @@ pub fn current() -> Result<Slot> {
     let known =
         MINE.with(|mine| mine.is_of_this_process().then(|| (mine.shown.get(), mine.epoch.get())));
     match known {
-        Some((shown, epoch)) => Ok(Slot { shown, epoch, own: PhantomData }),
+        Some((shown, epoch)) => Ok(Slot::new(shown, epoch)),
         None => take(),
+    }
+}
+
+/// The option of [`getshared`] for scheduler statistics.
+pub const TASK_SCHEDSTAT: u32 = 1;
+
+/// `task_getshared(option, flags, &slot)` of the proposal: the calling thread's slot, with its
+/// statistics brought up to date.
+///
+/// The proposal knows one option, [`TASK_SCHEDSTAT`], and no flags. Unlike it, this looks at the
+/// flags. [`current`] is the same without the statistics, which cost half a microsecond.
+///
+/// # Errors
+///
+/// EINVAL for another option or any flag, EOPNOTSUPP if the kernel keeps no scheduler
+/// statistics (CONFIG_SCHED_INFO), and those of [`current`].
+///
+/// # Examples
+///
+/// ```
+/// use unmerged::task_shared::{TASK_SCHEDSTAT, getshared};
+///
+/// assert!(getshared(2, 0).unwrap_err().is_invalid());
+/// match getshared(TASK_SCHEDSTAT, 0) {
+///     Ok(slot) => assert!(slot.stats()?.pcount > 0),
+///     Err(error) => assert!(error.is_unsupported(), "{error}"),
+/// }
+/// # Ok::<(), unmerged::Error>(())
+/// ```
+pub fn getshared(option: u32, flags: u32) -> Result<Slot> {
+    const OP: &str = "task_shared::getshared";
+    if option != TASK_SCHEDSTAT {
+        let message = format_args!("option {option}, there is {TASK_SCHEDSTAT}");
+        return Err(Error::with(OP, Errno::INVAL, message));
+    }
+    if flags != 0 {
+        let message = format_args!("flags {flags:#x}, there are none");
+        return Err(Error::with(OP, Errno::INVAL, message));
+    }
+    let slot = current().map_err(|error| error.within(OP))?;
+    match slot.publish() {
+        // A signal handler, and what it interrupted publishes.
+        Err(error) if error.raw_os_error() == libc::EBUSY => Ok(slot),
+        published => published.map(|_| slot).map_err(|error| error.within(OP)),
     }
 }
 
@@ -131,152 +163,39 @@ fn take() -> Result<Slot> {
     GUARD.try_with(|_| ()).map_err(|_| {
         Error::because(OP, Errno::SHUTDOWN, "this thread is ending and has given its slot back")
     })?;
+    let _masked = Masked::all();
+    live::disown();
     let (name, (cpu, node)) = (thread::name().op(OP)?, thread::cpu_and_node().op(OP)?);
     let (table, epoch) = process::table()?;
     let held = table.take()?;
     let start = Clocks::now();
-    let record = held.record();
-    record.begin(Values { tid: owner::tid(), cpu, node, name, ..Values::default() });
+    let values = Values { tid: thread::id(), cpu, node, ..Values::default() };
+    held.begin(values, Label { name, since: start.monotonic })?;
+    let (record, user) = (held.record(), held.user()?);
     let shown = held.shown();
     MINE.with(|mine| {
         mine.more.set(Some(More { held, start, schedstat: None }));
         mine.record.set(Some(record));
+        mine.user.set(user);
         mine.epoch.set(epoch);
         mine.shown.set(shown);
     });
-    Ok(Slot { shown, epoch, own: PhantomData })
+    Ok(Slot::new(shown, epoch))
 }
 
-impl Slot {
-    /// The slot itself, if it is this thread's.
-    #[inline]
-    fn record(&self, operation: &'static str) -> Result<&'static Record> {
-        let record = MINE.with(|mine| {
-            let same = mine.shown.get() == self.shown && process::epoch() == self.epoch;
-            if same { mine.record.get() } else { None }
-        });
-        record.ok_or_else(|| stale(operation))
-    }
-
-    fn reading(&self, operation: &'static str) -> Result<Reading> {
-        self.record(operation)?.read().ok_or_else(|| stale(operation))
-    }
-
-    /// Address of the slot in memory that this process maps read-only: 128 bytes, laid out as
-    /// [the module](super) says, until the thread ends.
-    pub fn address(&self) -> usize {
-        self.shown
-    }
-
-    /// The slot's generation: odd, and another one for the next thread that gets the slot.
-    ///
-    /// # Errors
-    ///
-    /// ESTALE as [`Slot`] says.
-    pub fn generation(&self) -> Result<u32> {
-        Ok(self.reading("task_shared::Slot::generation")?.generation)
-    }
-
-    /// The id of the thread, as gettid(2) answers it.
-    ///
-    /// # Errors
-    ///
-    /// ESTALE as [`Slot`] says.
-    pub fn tid(&self) -> Result<u32> {
-        Ok(self.reading("task_shared::Slot::tid")?.values.tid)
-    }
-
-    /// Brings the slot up to date, for every reader, and answers with what it now says.
-    ///
-    /// Three system calls or so, half a microsecond: the thread's CPU clock, its schedstat
-    /// file (which the first call opens, and the slot keeps), and where it runs.
-    ///
-    /// # Errors
-    ///
-    /// EOPNOTSUPP if the kernel keeps no run delay (CONFIG_SCHED_INFO) or /proc is not there,
-    /// EMFILE or ENFILE, EBUSY in a signal handler that interrupted a publication, EBADF or
-    /// EBADMSG if somebody closed the descriptor that the slot keeps, ESTALE as [`Slot`] says.
-    pub fn publish(&self) -> Result<SchedStats> {
-        const OP: &str = "task_shared::Slot::publish";
-        let record = self.record(OP)?;
-        let more = MINE.with(|mine| mine.more.get());
-        let More { start, schedstat, .. } = more.ok_or_else(|| stale(OP))?;
-        let schedstat = match schedstat {
-            Some(file) => file,
-            None => self.open_schedstat()?,
-        };
-        let Some(sequence) = record.quiet() else {
-            return Err(Error::because(
-                OP,
-                Errno::BUSY,
-                "a publication of this thread is interrupted by this very call",
-            ));
-        };
-        let clocks = Clocks::now();
-        let Schedstat { run_delay, pcount } = read_schedstat(&schedstat)?;
-        let (cpu, node) = thread::cpu_and_node().op(OP)?;
-        let last = self.reading(OP)?.values;
-        let stats = SchedStats {
-            sum_exec_runtime: clocks.cpu,
-            run_delay,
-            pcount,
-            off_cpu: clocks.off_cpu_since(start).max(last.stats.off_cpu),
-        };
-        let values = Values { cpu, node, stats, updated: clocks.monotonic, ..last };
-        if record.publish(sequence, values) {
-            return Ok(stats);
-        }
-        // A signal handler came between and published later numbers.
-        self.stats()
-    }
-
-    #[cold]
-    fn open_schedstat(&self) -> Result<Kept> {
-        let file = open_schedstat()?;
-        MINE.with(|mine| {
-            let more = mine.more.get().map(|more| More { schedstat: Some(file), ..more });
-            mine.more.set(more);
-            if let Some(more) = more {
-                more.held.keep(file);
-            }
-        });
-        Ok(file)
-    }
-
-    /// What was published last; zeros before the first [`publish`](Self::publish).
-    ///
-    /// # Errors
-    ///
-    /// ESTALE as [`Slot`] says.
-    pub fn stats(&self) -> Result<SchedStats> {
-        Ok(self.reading("task_shared::Slot::stats")?.values.stats)
-    }
-
-    /// Sets the word that is the user's, for every reader: one store, no system call.
-    ///
-    /// The store is relaxed: it says nothing about other memory. A thread starts with 0.
-    ///
-    /// # Errors
-    ///
-    /// ESTALE as [`Slot`] says.
-    #[inline]
-    pub fn set_user(&self, value: u64) -> Result<()> {
-        let record = self.record("task_shared::Slot::set_user")?;
-        record.user().store(value, Ordering::Relaxed);
-        Ok(())
-    }
-
-    /// The word that is the user's.
-    ///
-    /// # Errors
-    ///
-    /// ESTALE as [`Slot`] says.
-    pub fn user(&self) -> Result<u64> {
-        Ok(self.record("task_shared::Slot::user")?.user().load(Ordering::Relaxed))
-    }
-}
-
+/// The schedstat of the calling thread, which has a slot: opened, and kept with it.
 #[cold]
-fn stale(operation: &'static str) -> Error {
-    Error::because(operation, Errno::STALE, "the slot is not this thread's any more")
+pub(super) fn schedstat() -> Result<Kept> {
+    // A handler may publish, too: it comes before, and we take what it has opened, or after.
+    let _masked = Masked::all();
+    let more = MINE.with(|mine| mine.more.get());
+    if let Some(More { schedstat: Some(file), .. }) = more {
+        return Ok(file);
+    }
+    let file = open_schedstat()?;
+    if let Some(more) = more {
+        MINE.with(|mine| mine.more.set(Some(More { schedstat: Some(file), ..more })));
+        more.held.keep(file);
+    }
+    Ok(file)
 }

@@ -30,6 +30,11 @@ impl Kept {
         Ok(Self { fd, device: stat.st_dev as u32, inode: stat.st_ino })
     }
 
+    /// The number, and the inode that it names.
+    pub(super) fn number_and_inode(&self) -> (u32, u64) {
+        (self.fd.cast_unsigned(), self.inode)
+    }
+
     /// The same as two words, of which the first is never 0.
     pub(super) fn to_words(self) -> [u64; 2] {
         [u64::from(self.device) << 32 | u64::from(self.fd.cast_unsigned() + 1), self.inode]
@@ -59,12 +64,14 @@ impl Kept {
         fstat(file).is_ok_and(|stat| (stat.st_dev as u32, stat.st_ino) == (self.device, self.inode))
     }
 
-    /// Closes it, if it is still what was kept.
-    pub(super) fn close(self) {
-        if self.is_same() {
+    /// Closes it, if it is still what was kept; was it?
+    pub(super) fn close(self) -> bool {
+        let is_same = self.is_same();
+        if is_same {
             // SAFETY: it was given to us to keep, and nobody uses it any more.
             unsafe { rustix::io::close(self.fd) };
         }
+        is_same
     }
 }
 

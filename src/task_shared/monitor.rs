@@ -10,17 +10,19 @@
 //! atomics, bounded in time, and no number in them is used to reach anything.
 
 use super::discover::{self, Found};
-use super::header::{self, MAX_BYTES, MAX_SLOTS, bytes_for};
-use super::life::is_held;
-use super::record::{Reading, Record, SIZE, SchedStats};
-use crate::error::{Context, Result};
+use super::header;
+use super::layout::{self, MAX_SLOTS, Shape};
+use super::owner::Owner;
+use super::record::Record;
+use super::schema::Field;
+use super::threads::{Handle, Thread, Threads};
+use crate::error::{Context, Error, Result};
 use crate::shm::View;
-use crate::sync::{AtomicU32, AtomicUsize, Ordering, fence};
+use crate::sync::{AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 use crate::sys::map::{Access, Mapping, Place};
 use rustix::fd::OwnedFd;
 use rustix::fs::fstat;
 use rustix::io::{Errno, pread};
-use std::borrow::Cow;
 
 const OP: &str = "task_shared::Monitor::open";
 
@@ -30,7 +32,8 @@ const OP: &str = "task_shared::Monitor::open";
 /// [`current`](super::current()): it finds the table under the process's descriptors, checks
 /// it, and maps it read-only. From then on [`threads`](Self::threads) reads with no system
 /// call, but one each time that the table has grown. The process may end, or execute another
-/// program: its threads are then not alive, and their last numbers stay.
+/// program: its threads are then not alive, and their last numbers stay. A later process with
+/// the same id is never taken for it.
 ///
 /// # Examples
 ///
@@ -45,13 +48,20 @@ const OP: &str = "task_shared::Monitor::open";
 #[derive(Debug)]
 pub struct Monitor {
     pid: u32,
-    /// Index of the word that the kernel marks among the 32-bit words of a slot.
+    shape: Shape,
+    fields: Vec<Field>,
+    /// Index of the word that the kernel marks among the 32-bit words of an owner's entry.
     word: usize,
     file: OwnedFd,
-    maps: OwnedFd,
+    /// `None` if nobody said which process it is, or its main thread had ended.
+    maps: Option<OwnedFd>,
     mapping: Mapping,
+    /// The page in which readers say that they wait, if this one may write it.
+    flag: Option<Mapping>,
     /// Slots that the file is known to have room for.
     room: AtomicUsize,
+    /// What the last [`wait`](Self::wait) found.
+    pub(super) last: AtomicU64,
 }
 
 impl Monitor {
@@ -64,7 +74,7 @@ impl Monitor {
     ///
     /// | errno | |
     /// |---|---|
-    /// | ESRCH | there is no such process |
+    /// | ESRCH | there is no such process, or it has ended |
     /// | EACCES, EPERM | it may not be read |
     /// | ENOENT | none of its threads has taken a slot |
     /// | EPERM | a file with the name of a table that lacks a table's seals |
@@ -72,21 +82,65 @@ impl Monitor {
     /// | EBADMSG | a file with the name of a table that is none |
     /// | EMFILE, ENFILE, ENOMEM | this process is out of descriptors or memory |
     pub fn open(pid: u32) -> Result<Self> {
-        let Found { file, header, size, maps } = discover::find(pid)?;
-        let mapping = Mapping::shared(&file, MAX_BYTES, Access::Read, Place::Anywhere).op(OP)?;
-        let room = AtomicUsize::new(room(size));
-        Ok(Self { pid, word: header.owner, file, maps, mapping, room })
+        Self::new(discover::find(pid)?, pid)
     }
 
-    /// The process, as it was given to [`open`](Self::open).
+    /// Opens the table whose file is `file`, handed over by a process that one may not look
+    /// into: over a socket, or by inheritance. The file is the one that
+    /// `/proc/PID/fd` shows as `/memfd:unmerged.task_shared`; a read-only descriptor will do.
+    ///
+    /// Which process it is, the table itself says. So [`is_running`](Self::is_running)
+    /// goes by the threads, which misses an execve(2) by another one than the main thread (see
+    /// [`Thread::is_alive`]), and [`wait`](Self::wait) looks more often.
+    ///
+    /// # Errors
+    ///
+    /// EPERM, EPROTO, EBADMSG, EMFILE, ENFILE, ENOMEM as [`open`](Self::open); ENOENT for a table
+    /// that is not finished; EACCES for a descriptor that cannot be read.
+    pub fn from_fd(file: OwnedFd) -> Result<Self> {
+        let within = |error: Error| error.within("task_shared::Monitor::from_fd");
+        let found = discover::check(file).map_err(within)?;
+        let pid = found.header.pid;
+        Self::new(found, pid).map_err(within)
+    }
+
+    fn new(found: Found, pid: u32) -> Result<Self> {
+        let Found { file, header, size, maps, flag } = found;
+        let shape = header.shape;
+        let bytes = shape.max_bytes();
+        let mapping = Mapping::shared(&file, bytes, Access::Read, Place::Anywhere).op(OP)?;
+        let room = AtomicUsize::new(shape.room(size));
+        let (fields, word, last) = (header.fields, header.owner, AtomicU64::new(0));
+        let monitor = Self { pid, shape, fields, word, file, maps, mapping, flag, room, last };
+        monitor.last.store(monitor.fingerprint(), Ordering::Relaxed);
+        Ok(monitor)
+    }
+
+    /// The process, as it was given to [`open`](Self::open), or as it knows itself.
     pub fn pid(&self) -> u32 {
         self.pid
     }
 
+    /// The user's words that the process has declared, in the order of their declaration.
+    pub fn fields(&self) -> &[Field] {
+        &self.fields
+    }
+
     /// Does the process still run the program whose slots these are? One system call: it
     /// stops at exit and at execve(2), whichever thread called it.
+    ///
+    /// Of a process whose main thread had ended by pthread_exit(3) when this was opened, it goes by
+    /// the threads, as for [`from_fd`](Self::from_fd).
     pub fn is_running(&self) -> bool {
-        matches!(pread(&self.maps, &mut [0], 0), Ok(1) | Err(Errno::INTR))
+        match &self.maps {
+            Some(maps) => matches!(pread(maps, &mut [0], 0), Ok(1) | Err(Errno::INTR)),
+            None => self.threads().any(|thread| thread.is_alive()),
+        }
+    }
+
+    /// Does it run the program still, as far as its list of mappings tells?
+    pub(super) fn is_mapped(&self) -> bool {
+        self.maps.is_none() || self.is_running()
     }
 
     /// The threads that hold a slot, one after the other, without an allocation. Those that
@@ -94,15 +148,46 @@ impl Monitor {
     ///
     /// A thread that takes or gives back its slot meanwhile may be in it or not.
     pub fn threads(&self) -> Threads<'_> {
-        Threads { monitor: self, slots: 0..self.slots() }
+        Threads::new(self, self.slots())
+    }
+
+    /// Looks again at a thread that was seen before.
+    ///
+    /// # Errors
+    ///
+    /// ESTALE if the thread has ended or given its slot back, and so also if the slot has
+    /// another thread.
+    pub fn thread(&self, handle: Handle) -> Result<Thread<'_>> {
+        let place = handle.place();
+        let seen = if place < self.slots() { Thread::at(self, place) } else { None };
+        seen.filter(|thread| thread.handle() == handle && thread.is_alive()).ok_or_else(|| {
+            Error::with(
+                "task_shared::Monitor::thread",
+                Errno::STALE,
+                format_args!(
+                    "slot {place} has no more the thread of generation {}",
+                    handle.generation()
+                ),
+            )
+        })
+    }
+
+    /// How many slots were taken so far, as the process counts them.
+    pub fn births(&self) -> u64 {
+        header::births(self.view()).map_or(0, |count| count.load(Ordering::Relaxed))
+    }
+
+    /// How many slots were given back or reclaimed so far, as the process counts them.
+    pub fn deaths(&self) -> u64 {
+        header::deaths(self.view()).map_or(0, |count| count.load(Ordering::Relaxed))
     }
 
     /// Slots that exist and may be touched.
-    fn slots(&self) -> usize {
-        // The header page is there: `open` has read a header.
-        let committed = header::committed(View::of(&self.mapping));
+    pub(super) fn slots(&self) -> usize {
+        // The header page is there: it was read before it was mapped.
+        let committed = header::committed(self.view());
         let committed = committed.map_or(0, |count| count.load(Ordering::Relaxed));
-        // Pairs with the store of the count: the slots of the page are made.
+        // Pairs with the store of the count: the slots are made.
         fence(Ordering::Acquire);
         let committed = (committed as usize).min(MAX_SLOTS);
         let known = self.room.load(Ordering::Relaxed);
@@ -110,151 +195,62 @@ impl Monitor {
             return committed;
         }
         let size = fstat(&self.file).map_or(0, |stat| stat.st_size.cast_unsigned());
-        let known = room(size).max(known);
+        let known = self.shape.room(size).max(known);
         self.room.store(known, Ordering::Relaxed);
         committed.min(known)
     }
 
+    pub(super) fn view(&self) -> View<'_> {
+        View::of(&self.mapping)
+    }
+
+    pub(super) fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// The word in which readers say that they wait.
+    pub(super) fn flag(&self) -> Option<&AtomicU32> {
+        View::of(self.flag.as_ref()?).u32(0).ok()
+    }
+
     /// The slot at `place`, which [`slots`](Self::slots) has allowed.
-    fn record(&self, place: usize) -> Option<&Record> {
-        let at = self.mapping.at(bytes_for(place), SIZE).ok()?;
+    #[inline]
+    pub(super) fn record(&self, place: usize) -> &Record {
+        debug_assert!(place < MAX_SLOTS, "place {place}");
+        // SAFETY: the mapping is over the largest table, which has room for MAX_SLOTS.
+        let at = unsafe { self.mapping.start().add(self.shape.slot(place)) };
         // SAFETY: inside the mapping and inside the file, whose size does not shrink; aligned,
         // because the page and the slots are; of atomics, which others may write.
-        Some(unsafe { at.cast::<Record>().as_ref() })
-    }
-}
-
-/// Slots that a file of this size has room for.
-fn room(size: u64) -> usize {
-    let slots = size.saturating_sub(bytes_for(0) as u64) / SIZE as u64;
-    usize::try_from(slots).unwrap_or(MAX_SLOTS).min(MAX_SLOTS)
-}
-
-/// Iterator over the threads of a process that hold a slot.
-#[derive(Debug)]
-pub struct Threads<'a> {
-    monitor: &'a Monitor,
-    slots: core::ops::Range<usize>,
-}
-
-impl<'a> Iterator for Threads<'a> {
-    type Item = Thread<'a>;
-
-    fn next(&mut self) -> Option<Thread<'a>> {
-        self.slots.find_map(|place| {
-            let record = self.monitor.record(place)?;
-            let reading = record.read()?;
-            Some(Thread { record, owner: &record.owner[self.monitor.word], reading })
-        })
-    }
-}
-
-/// One thread, as it was at the last look; [`is_alive`](Self::is_alive) looks again.
-///
-/// It is bound to the thread, not to the slot: it never shows the numbers of another thread
-/// that got the slot later.
-#[derive(Clone)]
-pub struct Thread<'a> {
-    record: &'a Record,
-    owner: &'a AtomicU32,
-    reading: Reading,
-}
-
-impl Thread<'_> {
-    /// The thread's id, in the process's own pid namespace.
-    pub fn tid(&self) -> u32 {
-        self.reading.values.tid
+        unsafe { at.cast::<Record>().as_ref() }
     }
 
-    /// Does the thread still live, and hold its slot? Looks now, with one load or two and no
-    /// system call: the kernel marks the slot at the end of the thread, whatever ended it.
-    /// Once `false`, it stays so.
-    ///
-    /// One end is not marked: a thread other than the main one that calls execve(2). The
-    /// kernel gives it the main thread's id first, and then finds another owner in the word.
-    /// All other threads of the process are marked, and [`Monitor::is_running`] knows.
-    pub fn is_alive(&self) -> bool {
-        is_held(self.owner, &self.record.generation, self.tid(), self.reading.generation)
+    /// The rseq area in it, if slots have one.
+    pub(super) fn rseq(&self, place: usize) -> Option<&[AtomicU32; 16]> {
+        let at = self.shape.slot(place) + self.shape.rseq_at();
+        let at = self.shape.rseq.then(|| self.mapping.at(at, layout::RSEQ).ok())??;
+        // SAFETY: as in `record`; the area is a part of the slot.
+        Some(unsafe { at.cast().as_ref() })
     }
 
-    /// What the thread published last; zeros before its first publication.
-    pub fn stats(&self) -> SchedStats {
-        self.reading.values.stats
+    /// The entry of its owner.
+    #[inline]
+    pub(super) fn owner(&self, place: usize) -> &Owner {
+        debug_assert!(place < MAX_SLOTS, "place {place}");
+        // SAFETY: as in `record`.
+        let at = unsafe { self.mapping.start().add(layout::owner(place)) };
+        // SAFETY: as in `record`; entries lie in front of the slots.
+        unsafe { at.cast::<Owner>().as_ref() }
     }
 
-    /// The word that the thread set last.
-    pub fn user(&self) -> u64 {
-        self.reading.values.user
+    /// The word of it that the kernel marks.
+    #[inline]
+    pub(super) fn mark(&self, place: usize) -> &AtomicU32 {
+        &self.owner(place).mutex[self.word]
     }
 
-    /// The thread's name when it took its slot; at most 15 bytes, and what is not UTF-8 is
-    /// replaced.
-    pub fn name(&self) -> Cow<'_, str> {
-        let name = &self.reading.values.name;
-        let end = name.iter().position(|&byte| byte == 0).unwrap_or(name.len());
-        String::from_utf8_lossy(&name[..end])
-    }
-
-    /// The CPU that the thread ran on when it published last.
-    pub fn cpu(&self) -> u32 {
-        self.reading.values.cpu
-    }
-
-    /// The NUMA node of that CPU.
-    pub fn node(&self) -> u32 {
-        self.reading.values.node
-    }
-
-    /// When the thread published last, in nanoseconds of CLOCK_MONOTONIC; 0 before the first
-    /// time.
-    pub fn updated(&self) -> u64 {
-        self.reading.values.updated
-    }
-
-    /// Generation of the slot: odd, and another one for each thread that gets the slot.
-    pub fn generation(&self) -> u32 {
-        self.reading.generation
-    }
-
-    /// Are the numbers of one moment? They are not if the thread died, or was stopped, or was
-    /// writing again and again, while it published; they are this thread's all the same.
-    pub fn is_consistent(&self) -> bool {
-        self.reading.quiet
-    }
-
-    /// Looks again. `false`, and nothing changes, if the slot is not this thread's any more.
-    pub fn refresh(&mut self) -> bool {
-        match self.record.read() {
-            Some(now) if now.generation == self.reading.generation => {
-                self.reading = now;
-                true
-            }
-            _ => false,
-        }
-    }
-}
-
-impl core::fmt::Debug for Thread<'_> {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.debug_struct("Thread")
-            .field("tid", &self.tid())
-            .field("name", &self.name())
-            .field("is_alive", &self.is_alive())
-            .field("stats", &self.stats())
-            .field("user", &self.user())
-            .finish_non_exhaustive()
-    }
-}
-
-#[cfg(all(test, not(loom)))]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn room_of_a_size() {
-        assert_eq!(room(0), 0);
-        assert_eq!(room(4096 + 127), 0);
-        assert_eq!(room(8192), 32);
-        assert_eq!(room(u64::MAX), MAX_SLOTS);
+    /// All of the user's words of the slot at `place`.
+    pub(super) fn user(&self, place: usize) -> &[AtomicU64] {
+        let first = self.shape.slot(place) + layout::USER;
+        self.view().u64s(first, self.shape.words()).unwrap_or_default()
     }
 }

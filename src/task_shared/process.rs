@@ -13,9 +13,10 @@
 //! A handle keeps its epoch. It differs from that of every later process in the line, so a
 //! handle that was inherited is never taken for one of this process.
 
+use super::config::Config;
 use super::table::Table;
 use crate::error::{Context, Error, Result};
-use crate::sync::{AtomicPtr, AtomicU64, Ordering};
+use crate::sync::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use crate::sys::map::{self, Access, Mapping};
 use core::cell::UnsafeCell;
 use core::ptr;
@@ -29,12 +30,16 @@ struct Page {
     /// A page of zeros is an unlocked mutex: `PTHREAD_MUTEX_INITIALIZER` is nothing but
     /// zeros in glibc and in musl, which a test checks.
     lock: UnsafeCell<libc::pthread_mutex_t>,
+    /// Was [`CONFIG`] said by this process?
+    configured: AtomicU32,
 }
 
 /// Null until somebody needs it; never unmapped, and inherited at the same address.
 static PAGE: AtomicPtr<Page> = AtomicPtr::new(ptr::null_mut());
 /// The table of the process whose epoch is in the page, or one that was inherited.
 static TABLE: AtomicPtr<Table> = AtomicPtr::new(ptr::null_mut());
+/// What slots are to be like; null for the default. Inherited, and never freed.
+static CONFIG: AtomicPtr<Config> = AtomicPtr::new(ptr::null_mut());
 /// The last epoch in the line of ancestors.
 static EPOCHS: AtomicU64 = AtomicU64::new(0);
 
@@ -64,6 +69,12 @@ pub(super) fn table() -> Result<(&'static Table, u64)> {
     Ok((unsafe { &*TABLE.load(Ordering::Acquire) }, epoch()))
 }
 
+/// The table of this process, if there is one.
+pub(super) fn existing() -> Option<&'static Table> {
+    // SAFETY: this process has an epoch, so this is its own table, which is never dropped.
+    (epoch() != 0).then(|| unsafe { &*TABLE.load(Ordering::Acquire) })
+}
+
 #[cold]
 fn make() -> Result<()> {
     let _guard = lock()?;
@@ -75,7 +86,10 @@ fn make() -> Result<()> {
         // SAFETY: made for good by an ancestor; its ordinary memory was inherited.
         unsafe { &*inherited }.abandon();
     }
-    let table = Box::leak(Box::new(Table::create()?));
+    // SAFETY: null, or made for good.
+    let config = unsafe { CONFIG.load(Ordering::Acquire).as_ref() };
+    let config = config.unwrap_or(const { &Config::new() });
+    let table = Box::leak(Box::new(Table::create(config.shape, &config.entries)?));
     TABLE.store(table, Ordering::Release);
     let next = EPOCHS.load(Ordering::Relaxed) + 1;
     EPOCHS.store(next, Ordering::Relaxed);
@@ -83,6 +97,26 @@ fn make() -> Result<()> {
     let page = unsafe { &*PAGE.load(Ordering::Acquire) };
     // Whoever sees the epoch sees the table.
     page.epoch.store(next, Ordering::Release);
+    Ok(())
+}
+
+/// Sets what slots are to be like, once, before there are any.
+///
+/// # Errors
+///
+/// EBUSY where there are, or it was set before; ENOMEM.
+pub(super) fn configure(config: &Config) -> Result<()> {
+    const OP: &str = "task_shared::configure";
+    let _guard = lock().map_err(|error| error.within(OP))?;
+    if epoch() != 0 {
+        return Err(Error::because(OP, Errno::BUSY, "this process has slots already"));
+    }
+    // SAFETY: `lock` has mapped it for good.
+    let page = unsafe { &*PAGE.load(Ordering::Acquire) };
+    if page.configured.swap(1, Ordering::Relaxed) != 0 {
+        return Err(Error::because(OP, Errno::BUSY, "this process was configured before"));
+    }
+    CONFIG.store(Box::leak(Box::new(config.clone())), Ordering::Release);
     Ok(())
 }
 

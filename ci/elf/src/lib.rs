@@ -1,6 +1,7 @@
 //! A user of per-CPU memory: what becomes of its windows in a file that somebody ships.
 
 use unmerged::percpu::{Counter, Node, Stack, Word};
+use unmerged::task_shared;
 
 static CALLS: Counter = Counter::new();
 static BYTES: Counter = Counter::new();
@@ -15,6 +16,12 @@ pub extern "C" fn count(bytes: u64) {
     let node = SPARE.pop().unwrap_or_else(|| Node::new(0));
     SPARE.push(node);
     let _ = NUMBERS.fetch_add(1);
+}
+
+/// Takes a slot, whose destructor runs at the end of the thread; 0, or an errno.
+#[unsafe(no_mangle)]
+pub extern "C" fn take_slot() -> i32 {
+    task_shared::current().map_or_else(|error| error.raw_os_error(), |_| 0)
 }
 
 /// The same code again: a linker that folds functions may take them for one.

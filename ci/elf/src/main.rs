@@ -1,5 +1,5 @@
 //! Counts in several threads, and checks the sums; then the same through the shared library that is
-//! named, which is closed while the threads go on.
+//! named, which is closed while the threads go on, and still have slots of its.
 
 use std::ffi::CString;
 use std::time::{Duration, Instant};
@@ -34,11 +34,19 @@ fn close_it_under_them(library: &str) {
         assert!(!count.is_null());
         // SAFETY: `count` has this type.
         let count = unsafe { std::mem::transmute::<*mut libc::c_void, extern "C" fn(u64)>(count) };
+        // SAFETY: the handle is open.
+        let take = unsafe { libc::dlsym(handle, c"take_slot".as_ptr()) };
+        assert!(!take.is_null());
+        // SAFETY: `take_slot` has this type.
+        let take =
+            unsafe { std::mem::transmute::<*mut libc::c_void, extern "C" fn() -> i32>(take) };
         let closed = std::sync::Barrier::new(5);
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
                     (0..1000).for_each(|_| count(1));
+                    // Given back by code of the library, after it was closed.
+                    assert_eq!(take(), 0);
                     closed.wait();
                     closed.wait();
                     // Preempted again and again, with the old descriptor in the area.

@@ -23,6 +23,6 @@ pub use ring::{ring_pad, ring_publish_parts, ring_publish_vectors, ring_publish_
 pub use rseq::{gs_load_add_store_u64, gs_restripe, gs_restripe_callers, load_add_store_u64};
 pub use sequences::{ByCaller, Indexed, Striped};
 pub use thread::{
-    Striping, callers_cpu, callers_striping, containing_u32, cpu_id, own_area_offset,
-    set_striped_cpu, striped_cpu, thread_pointer,
+    Striping, callers_cpu, callers_striping, containing_u32, cpu_id, fetch_add_alone,
+    own_area_offset, set_striped_cpu, striped_cpu, thread_pointer,
 };

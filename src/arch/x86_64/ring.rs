@@ -5,8 +5,8 @@ use crate::arch::{Publication, RING_DATA, RING_LIMIT, RING_PAD};
 use core::arch::asm;
 use std::io::IoSlice;
 
-/// One window of a ring: the rules are those of the `window!` of the other sequences. What
-/// differs is the second way out: a sequence may jump to `5f`, full.
+/// One window of a ring: made of the same parts, by the same rules, as the other sequences
+/// (`window.rs`). What differs is the second way out: a sequence may jump to `5f`, full.
 macro_rules! window {
     (
         area: $area:expr,
@@ -15,23 +15,13 @@ macro_rules! window {
         $($operand:tt)*
     ) => {{
         asm!(
-            ".pushsection __rseq_cs, \"aw\", @progbits",
-            ".balign 32",
-            "9:",
-            ".long 0, 0",                // version, flags
-            ".quad 2f, 3f - 2f, 4f",     // start_ip, post_commit_offset, abort_ip
-            ".popsection",
-            "lea {s}, [rip + 9b]",       // s = &descriptor
-            "mov qword ptr fs:[{area} + {rseq_cs}], {s}", // area.rseq_cs = &descriptor
-            "2:",
+            $crate::__window!(descriptor),
+            $crate::__window!(begin),
             "cmp dword ptr fs:[{area} + {cpu_id}], {cpu:e}", // area.cpu_id == cpu?
             "jne 4f",                    // no: abort
             $($inside,)+
             "3:",
-            ".pushsection __rseq_failure, \"ax\", @progbits",
-            ".byte 0x0f, 0xb9, 0x3d",    // ud1 edi, [rip + signature]
-            ".long {signature}",
-            "4:",
+            $crate::__window!(abort),
             "jmp {aborted}",
             "5:",
             "jmp {full}",

@@ -102,7 +102,9 @@ macro_rules! restripe {
                         load_block!(), // block = offset of our thread-local block
                     ],
                     inside: [
-                        "mov dword ptr fs:[{block} + {word}], {not_striped}", // striped_cpu = none
+                        // striped_cpu = none, callers_cpu = none
+                        "mov dword ptr fs:[{block} + {striped_cpu}], {not_striped}",
+                        "mov dword ptr fs:[{block} + {callers_cpu}], {not_striped}",
                         "mov {s:e}, dword ptr fs:[{area} + {cpu_id}]", // c = area.cpu_id
                         "cmp {s:e}, {cpus:e}",                         // c >= cpus?
                         "jae 4f",                                      // yes: abort
@@ -110,10 +112,12 @@ macro_rules! restripe {
                         "imul {t}, {stride}",                          // t = c * stride
                         "add {t}, {base}",                             // t = base + c * stride
                         "wrgsbase {t}",                                // gsbase = t
-                        "mov dword ptr fs:[{block} + {word}], {s:e}",  // striped_cpu = c
+                        "mov dword ptr fs:[{block} + {word}], {s:e}",  // the one or the other = c
                     ],
                     block = out(reg) _,
                     word = const $word,
+                    striped_cpu = const STRIPED_CPU,
+                    callers_cpu = const CALLERS_CPU,
                     cpu_id = const CPU_ID,
                     not_striped = const NOT_STRIPED.cast_signed(),
                     base = in(reg) base,

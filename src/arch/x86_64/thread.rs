@@ -208,3 +208,24 @@ pub unsafe fn containing_u32(byte: *const u8) -> u32 {
     }
     word
 }
+
+/// `*word += n` in one instruction without `lock`; the value before. Whole for the signal
+/// handlers of this thread, not for other threads that write the word.
+///
+/// # Safety
+///
+/// `word` is readable, writable and aligned, and no other thread writes it meanwhile.
+#[inline]
+pub unsafe fn fetch_add_alone(word: *mut u32, n: u32) -> u32 {
+    let before: u32;
+    // SAFETY: the caller vouches for the word.
+    unsafe {
+        asm!(
+            "xadd dword ptr [{word}], {n:e}", // before = *word; *word = before + n
+            word = in(reg) word,
+            n = inout(reg) n => before,
+            options(nostack)
+        );
+    }
+    before
+}

@@ -13,6 +13,42 @@
 //! - labels are numeric, because a block may be inlined many times. Each copy has its
 //!   own descriptor.
 
+/// What the asm of every window is made of. It is exported because the windows of users are made
+/// of it too; nobody else may rely on it.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __window {
+    // The descriptor `9`, its address in `{s}`.
+    (descriptor) => {
+        concat!(
+            ".pushsection __rseq_cs, \"aw\", @progbits\n",
+            ".balign 32\n",
+            "9:\n",
+            ".long 0, 0\n",            // version, flags
+            ".quad 2f, 3f - 2f, 4f\n", // start_ip, post_commit_offset, abort_ip
+            ".popsection\n",
+            "lea {s}, [rip + 9b]", // s = &descriptor
+        )
+    };
+    // From the next instruction on, up to the label `3`, the window is under way.
+    (begin) => {
+        concat!(
+            "mov qword ptr fs:[{area} + {rseq_cs}], {s}\n", // area.rseq_cs = &descriptor
+            "2:",
+        )
+    };
+    // Behind the window: another section, up to `.popsection`, which begins with the signature and
+    // where an aborted window goes on.
+    (abort) => {
+        concat!(
+            ".pushsection __rseq_failure, \"ax\", @progbits\n",
+            ".byte 0x0f, 0xb9, 0x3d\n", // ud1 edi, [rip + signature]
+            ".long {signature}\n",
+            "4:",
+        )
+    };
+}
+
 /// A window without a result.
 ///
 /// `before` runs outside, when `{s}` already holds the descriptor's address, which it must
@@ -29,22 +65,12 @@ macro_rules! window {
         $($operand:tt)*
     ) => {{
         asm!(
-            ".pushsection __rseq_cs, \"aw\", @progbits",
-            ".balign 32",
-            "9:",
-            ".long 0, 0",                // version, flags
-            ".quad 2f, 3f - 2f, 4f",     // start_ip, post_commit_offset, abort_ip
-            ".popsection",
-            "lea {s}, [rip + 9b]",       // s = &descriptor
+            $crate::__window!(descriptor),
             $($before,)*
-            "mov qword ptr fs:[{area} + {rseq_cs}], {s}", // area.rseq_cs = &descriptor
-            "2:",
+            $crate::__window!(begin),
             $($inside,)+
             "3:",
-            ".pushsection __rseq_failure, \"ax\", @progbits",
-            ".byte 0x0f, 0xb9, 0x3d",    // ud1 edi, [rip + signature]
-            ".long {signature}",
-            "4:",
+            $crate::__window!(abort),
             "jmp {aborted}",
             ".popsection",
             s = out(reg) _,
@@ -69,23 +95,13 @@ macro_rules! window {
 macro_rules! answer {
     (@asm [$($before:expr),* $(,)?], [$($inside:expr),+ $(,)?], $($operand:tt)*) => {
         asm!(
-            ".pushsection __rseq_cs, \"aw\", @progbits",
-            ".balign 32",
-            "9:",
-            ".long 0, 0",                // version, flags
-            ".quad 2f, 3f - 2f, 4f",     // start_ip, post_commit_offset, abort_ip
-            ".popsection",
-            "lea {s}, [rip + 9b]",       // s = &descriptor
+            $crate::__window!(descriptor),
             $($before,)*
-            "mov qword ptr fs:[{area} + {rseq_cs}], {s}", // area.rseq_cs = &descriptor
-            "2:",
+            $crate::__window!(begin),
             $($inside,)+
             "3:",
             "xor {s:e}, {s:e}",          // status: done
-            ".pushsection __rseq_failure, \"ax\", @progbits",
-            ".byte 0x0f, 0xb9, 0x3d",    // ud1 edi, [rip + signature]
-            ".long {signature}",
-            "4:",
+            $crate::__window!(abort),
             "jmp 7f",                    // status: the descriptor, aborted
             "5:",
             "mov {s:e}, 1",              // status: refused
@@ -173,33 +189,33 @@ pub(super) use {answer, window};
 /// ```
 /// use unmerged::percpu::raw::{self, Answer};
 ///
-/// /// Moves one unit from `from` to `to`, two words of this CPU, if there is one.
-/// fn take_one(id: raw::Id, from: *mut u64, count: *mut u64) -> Answer<(), ()> {
-///     // SAFETY: both words are this CPU's; one of them is stored to, last.
+/// /// Takes one of what is `left` on this CPU, if there is one and the CPU's `gate` is not 0.
+/// fn take_one(id: raw::Id, left: *mut u64, gate: *const u64) -> Answer<(), ()> {
+///     // SAFETY: both are words of the CPU of `id`; `left`, the one that is stored to, is written
+///     // by windows of that CPU alone.
 ///     unsafe {
 ///         raw::window!(
 ///             id,
 ///             [
-///                 "mov {t}, qword ptr [{from}]",  // t = *from
+///                 "cmp qword ptr [{gate}], 0",    // *gate == 0?
+///                 "je 5f",                        // yes: refuse
+///                 "mov {t}, qword ptr [{left}]",  // t = *left
 ///                 "sub {t}, 1",                   // t = t - 1
-///                 "jc 5f",                        // it was 0: refuse
-///                 "mov {x}, qword ptr [{count}]", // a look at another word of this CPU
-///                 "test {x}, {x}",
-///                 "jz 5f",                        // it is 0: refuse
-///                 "mov qword ptr [{from}], {t}",  // *from = t, the commit
+///                 "jc 5f",                        // there was none: refuse
+///                 "mov qword ptr [{left}], {t}",  // *left = t, the commit
 ///             ],
-///             from = in(reg) from,
-///             count = in(reg) count,
+///             gate = in(reg) gate,
+///             left = in(reg) left,
 ///             t = out(reg) _,
-///             x = out(reg) _,
 ///         )
 ///     }
 /// }
 ///
-/// let (mut from, mut count) = (2_u64, 1_u64);
+/// // Only this thread knows these two words: they are the CPU's that it is on.
+/// let (mut left, gate) = (2_u64, 1_u64);
 /// while let Some(id) = raw::this_cpu() {
-///     if take_one(id, &raw mut from, &raw mut count) != Answer::Aborted {
-///         assert_eq!(from, 1);
+///     if take_one(id, &raw mut left, &raw const gate) != Answer::Aborted {
+///         assert_eq!(left, 1);
 ///         break;
 ///     }
 /// }
@@ -222,24 +238,14 @@ macro_rules! unmerged_window {
         let id: $crate::arch::Id = $id;
         let status: usize;
         ::core::arch::asm!(
-            ".pushsection __rseq_cs, \"aw\", @progbits",
-            ".balign 32",
-            "9:",
-            ".long 0, 0",                // version, flags
-            ".quad 2f, 3f - 2f, 4f",     // start_ip, post_commit_offset, abort_ip
-            ".popsection",
-            "lea {s}, [rip + 9b]",       // s = &descriptor
-            "mov qword ptr fs:[{area} + {rseq_cs}], {s}", // area.rseq_cs = &descriptor
-            "2:",
+            $crate::__window!(descriptor),
+            $crate::__window!(begin),
             "cmp dword ptr fs:[{field}], {cpu:e}", // area.id == cpu?
             "jne 4f",                    // no: abort
             $($inside,)+
             "3:",
             "xor {s:e}, {s:e}",          // status: done
-            ".pushsection __rseq_failure, \"ax\", @progbits",
-            ".byte 0x0f, 0xb9, 0x3d",    // ud1 edi, [rip + signature]
-            ".long {signature}",
-            "4:",
+            $crate::__window!(abort),
             "jmp 7f",                    // status: the descriptor, aborted
             "5:",
             "mov {s:e}, 1",              // status: refused

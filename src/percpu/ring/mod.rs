@@ -120,7 +120,8 @@ impl Ring<'static> {
     pub fn private(capacity: usize, when_full: WhenFull) -> Result<Self> {
         const OPERATION: &str = "percpu::Ring::private";
         let shape = Shape::new(OPERATION, capacity, when_full)?;
-        let mapping = Mapping::anonymous(shape.size(), Access::Write).op(OPERATION)?;
+        let mapping = Mapping::anonymous(shape.size(), Access::Write);
+        let mapping = mapping.op_on(OPERATION, shape.size())?;
         // A huge page would commit stripes of CPUs that never write, on one node. A kernel
         // without huge pages refuses the advice, which is as good.
         // SAFETY: the advice takes no contents away.
@@ -141,10 +142,12 @@ impl Ring<'static> {
     pub fn shared(capacity: usize, when_full: WhenFull) -> Result<Self> {
         const OPERATION: &str = "percpu::Ring::shared";
         let shape = Shape::new(OPERATION, capacity, when_full)?;
-        let file = memfd::create("unmerged.ring", shape.size() as u64).op(OPERATION)?;
+        let file =
+            memfd::create("unmerged.ring", shape.size() as u64).op_on(OPERATION, shape.size())?;
         memfd::seal(&file, SEALS).op(OPERATION)?;
         let access = Access::Write;
-        let mapping = Mapping::shared(&file, shape.size(), access, At::Anywhere).op(OPERATION)?;
+        let mapping = Mapping::shared(&file, shape.size(), access, At::Anywhere);
+        let mapping = mapping.op_on(OPERATION, shape.size())?;
         // SAFETY: zeroed, page-aligned, kept for as long as the ring, reached by rings alone.
         let place = unsafe { Place::create(OPERATION, mapping.start(), mapping.len(), shape) }?;
         Ok(Self { _mapping: Some(mapping), file: Some(file), ..Self::at(place) })
@@ -161,13 +164,15 @@ impl Ring<'static> {
     pub fn from_file(file: impl AsFd) -> Result<Self> {
         const OPERATION: &str = "percpu::Ring::from_file";
         let file = file.as_fd();
-        let size = memfd::sealed_size(file, SealFlags::SHRINK).op(OPERATION)?;
+        let size = memfd::sealed_size(file, SealFlags::SHRINK)
+            .op_where(OPERATION, memfd::why_not_sealed)?;
         let size = usize::try_from(size).map_err(|_| Error::new(OPERATION, Errno::NOMEM))?;
         let file = file.try_clone_to_owned().map_err(|error| {
             let errno = error.raw_os_error().map_or(Errno::MFILE, Errno::from_raw_os_error);
             Error::new(OPERATION, errno)
         })?;
-        let mapping = Mapping::shared(&file, size, Access::Write, At::Anywhere).op(OPERATION)?;
+        let mapping = Mapping::shared(&file, size, Access::Write, At::Anywhere);
+        let mapping = mapping.op_on(OPERATION, size)?;
         // SAFETY: page-aligned, kept for as long as the ring; it cannot be truncated.
         let place = unsafe { Place::open(OPERATION, mapping.start(), mapping.len()) }?;
         Ok(Self { _mapping: Some(mapping), file: Some(file), ..Self::at(place) })

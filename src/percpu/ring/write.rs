@@ -5,6 +5,7 @@ use super::stripe::{RECORD, Room, units};
 use super::{Ring, WhenFull};
 use crate::arch::{self, Publication, RING_DATA};
 use crate::error::{Error, Result};
+use crate::percpu::site::ATTEMPTS;
 use crate::percpu::stats::{ABORTS, FALLBACKS};
 use crate::percpu::turn::{Owner, Turn};
 use crate::sync::Ordering;
@@ -14,9 +15,6 @@ use rustix::thread::sched_yield;
 use std::io::IoSlice;
 
 const OPERATION: &str = "percpu::Ring::publish";
-
-/// Windows that are tried before a record goes to an overflow stripe.
-const ATTEMPTS: u32 = 16;
 
 /// How often room is made for one record. More is needed only if others fill it at once, each
 /// time, or if another process scribbles.

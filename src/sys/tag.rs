@@ -8,8 +8,8 @@
 //! clone(2) without `CLONE_VM`, finds 0 there and makes the next tag in the line of its ancestors.
 //! A child of vfork(2) shares the page, as it shares everything.
 
+use super::map::{Access, Mapping, PAGE};
 use crate::sync::{AtomicPtr, AtomicU32, Ordering};
-use crate::sys::map::{Access, Mapping, PAGE};
 use core::ptr;
 use rustix::mm::Advice;
 
@@ -24,7 +24,7 @@ static LAST: AtomicU32 = AtomicU32::new(0);
 
 /// The tag of this process; never 0.
 #[inline]
-pub(super) fn tag() -> u32 {
+pub fn tag() -> u32 {
     let word = WORD.load(Ordering::Acquire);
     // SAFETY: null, a static, or in a page that is mapped for good.
     let tag = unsafe { word.as_ref() }.map_or(0, |word| word.load(Ordering::Relaxed));

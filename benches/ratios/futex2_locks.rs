@@ -1,0 +1,319 @@
+//! The rows of the locks and of the channel.
+
+use crate::harness::{Options, Row, Target, by_all, each, pinned};
+use crate::peer::Peer;
+use crossbeam_utils::CachePadded;
+use ipc_channel::ipc::{self, IpcOneShotServer, IpcReceiver, IpcSender};
+use std::cell::UnsafeCell;
+use std::hint::black_box;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, RwLock};
+use std::time::{Duration, Instant};
+use unmerged::futex2::lock::{self as ours, Channel};
+use unmerged::futex2::{Private, Shared};
+
+pub(crate) fn rows(options: &Options) {
+    pinned(0, || {
+        uncontended(options);
+        idle_condvar(options);
+        channel(options);
+    });
+    for (name, threads) in [
+        ("futex2/mutex-2t", 2),
+        ("futex2/mutex-4t", 4),
+        ("futex2/mutex-8t", 8),
+        ("futex2/mutex-16t", 16),
+    ] {
+        contended(options, name, threads);
+    }
+    channel_2t(options);
+    channel_processes(options);
+}
+
+fn add_one(value: &mut u64) {
+    *value = black_box(*value + 1);
+}
+
+/// libc's mutex and what it protects.
+struct Pthread(UnsafeCell<(libc::pthread_mutex_t, u64)>);
+
+// SAFETY: the value is reached by the mutex's owner.
+unsafe impl Sync for Pthread {}
+// SAFETY: as above; it is sent unlocked.
+unsafe impl Send for Pthread {}
+
+impl Pthread {
+    fn new() -> CachePadded<Self> {
+        CachePadded::new(Self(UnsafeCell::new((libc::PTHREAD_MUTEX_INITIALIZER, 0))))
+    }
+
+    fn add_one(&self) {
+        let both = self.0.get();
+        // SAFETY: an initialised mutex that stays where it is; the value is its owner's.
+        unsafe {
+            libc::pthread_mutex_lock(&raw mut (*both).0);
+            add_one(&mut (*both).1);
+            libc::pthread_mutex_unlock(&raw mut (*both).0);
+        }
+    }
+}
+
+fn uncontended(options: &Options) {
+    let (ours, shared, robust) = (
+        CachePadded::new(ours::Mutex::<u64>::new(0)),
+        CachePadded::new(ours::Mutex::<u64, Shared>::new(0)),
+        CachePadded::new(ours::RobustMutex::<u64>::new(0)),
+    );
+    let (std, parking_lot) =
+        (CachePadded::new(Mutex::new(0)), CachePadded::new(parking_lot::Mutex::new(0)));
+    let pthread = Pthread::new();
+    let robustly = || add_one(&mut robust.lock().expect("it is free").or_repair(|_| {}));
+    Row::new("futex2/mutex", each(|| add_one(&mut ours.lock())))
+        .peer("std", Target::Within(1.05), each(|| add_one(&mut std.lock().unwrap())))
+        .peer("parking_lot", Target::Within(1.05), each(|| add_one(&mut parking_lot.lock())))
+        .peer("pthread", Target::Within(1.05), each(|| pthread.add_one()))
+        .peer("ours-shared", Target::None, each(|| add_one(&mut shared.lock())))
+        .peer("ours-robust", Target::None, each(robustly))
+        .run(options);
+    let (ours, std, parking_lot) = (
+        CachePadded::new(ours::RwLock::<u64>::new(0)),
+        CachePadded::new(RwLock::new(0_u64)),
+        CachePadded::new(parking_lot::RwLock::new(0_u64)),
+    );
+    let read = each(|| {
+        black_box(*ours.read());
+    });
+    Row::new("futex2/rwlock-read", read)
+        .peer(
+            "std",
+            Target::Within(1.05),
+            each(|| {
+                black_box(*std.read().unwrap());
+            }),
+        )
+        .peer(
+            "parking_lot",
+            Target::Within(1.05),
+            each(|| {
+                black_box(*parking_lot.read());
+            }),
+        )
+        .run(options);
+    Row::new("futex2/rwlock-write", each(|| add_one(&mut ours.write())))
+        .peer("std", Target::Within(1.05), each(|| add_one(&mut std.write().unwrap())))
+        .peer("parking_lot", Target::Within(1.05), each(|| add_one(&mut parking_lot.write())))
+        .run(options);
+}
+
+fn idle_condvar(options: &Options) {
+    let (ours, std, parking_lot) =
+        (ours::Condvar::<Private>::new(), Condvar::new(), parking_lot::Condvar::new());
+    Row::new("futex2/notify-idle", each(|| black_box(&ours).notify_one()))
+        .peer("std", Target::None, each(|| black_box(&std).notify_one()))
+        .peer(
+            "parking_lot",
+            Target::None,
+            each(|| {
+                black_box(&parking_lot).notify_one();
+            }),
+        )
+        .run(options);
+}
+
+/// Several threads, one lock, as little as possible inside and outside.
+fn contended(options: &Options, name: &'static str, threads: usize) {
+    let (ours, std, parking_lot, pthread) = (
+        CachePadded::new(ours::Mutex::<u64>::new(0)),
+        CachePadded::new(Mutex::new(0)),
+        CachePadded::new(parking_lot::Mutex::new(0)),
+        Pthread::new(),
+    );
+    let ours = || add_one(&mut ours.lock());
+    let std = || add_one(&mut std.lock().unwrap());
+    let parking_lot = || add_one(&mut parking_lot.lock());
+    let pthread = || pthread.add_one();
+    Row::new(name, by_all(threads, ours))
+        .peer("std", Target::Within(1.0), by_all(threads, std))
+        .peer("parking_lot", Target::Within(1.0), by_all(threads, parking_lot))
+        .peer("pthread", Target::Within(1.0), by_all(threads, pthread))
+        .run(options);
+    if !options.wants(name) || !options.is_measured() || options.is_json() {
+        return;
+    }
+    for (who, op) in [
+        ("ours", &ours as &(dyn Fn() + Sync)),
+        ("std", &std),
+        ("parking_lot", &parking_lot),
+        ("pthread", &pthread),
+    ] {
+        let (jain, ratio, longest) = shares(threads, op);
+        println!(
+            "    {who:<24} fairness {jain:.3} (Jain), max/min {ratio:.1}, longest wait {longest:.1} ms"
+        );
+    }
+}
+
+/// How evenly `threads` threads are served in a while: Jain's index (1 is even), the largest share
+/// by the smallest, and the longest that one of them waited, in milliseconds.
+fn shares(threads: usize, op: &(dyn Fn() + Sync)) -> (f64, f64, f64) {
+    let stop = AtomicBool::new(false);
+    let served: Vec<(f64, f64)> = std::thread::scope(|scope| {
+        let all: Vec<_> = (0..threads)
+            .map(|me| {
+                let stop = &stop;
+                scope.spawn(move || {
+                    crate::harness::pin(me);
+                    let (mut n, mut longest) = (0_u64, Duration::ZERO);
+                    let mut last = Instant::now();
+                    while !stop.load(Ordering::Relaxed) {
+                        op();
+                        n += 1;
+                        if n.is_multiple_of(16) {
+                            let now = Instant::now();
+                            longest = longest.max(now - last);
+                            last = now;
+                        }
+                    }
+                    (n as f64, longest.as_secs_f64() * 1e3)
+                })
+            })
+            .collect();
+        std::thread::sleep(Duration::from_millis(300));
+        stop.store(true, Ordering::Relaxed);
+        all.into_iter().map(|thread| thread.join().expect("no arm panics")).collect()
+    });
+    let n = served.len() as f64;
+    let sum: f64 = served.iter().map(|one| one.0).sum();
+    let squares: f64 = served.iter().map(|one| one.0 * one.0).sum();
+    let most = served.iter().map(|one| one.0).fold(0.0, f64::max);
+    let least = served.iter().map(|one| one.0).fold(f64::MAX, f64::min).max(1.0);
+    (sum * sum / (n * squares), most / least, served.iter().map(|one| one.1).fold(0.0, f64::max))
+}
+
+const CAPACITY: u32 = 1024;
+
+/// An item in and out again.
+fn channel(options: &Options) {
+    let ours = Channel::<u64>::bounded(CAPACITY).expect("a power of two");
+    let (send, receive) = crossbeam_channel::bounded::<u64>(CAPACITY as usize);
+    let pair = each(|| {
+        let _ = ours.send(black_box(1));
+        black_box(ours.recv().is_ok());
+    });
+    let theirs = each(|| {
+        let _ = send.send(black_box(1));
+        black_box(receive.recv().is_ok());
+    });
+    Row::new("futex2/channel", pair).peer("crossbeam", Target::None, theirs).run(options);
+}
+
+/// From one thread to another, on two CPUs.
+fn channel_2t(options: &Options) {
+    let ours = Channel::<u64>::bounded(CAPACITY).expect("a power of two");
+    let (send, receive) = crossbeam_channel::bounded::<u64>(CAPACITY as usize);
+    let arm = |n, send: &(dyn Fn(u64) + Sync), receive: &(dyn Fn() + Sync)| {
+        let took = AtomicU64::new(0);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                crate::harness::pin(0);
+                (0..n).for_each(send);
+            });
+            scope.spawn(|| {
+                crate::harness::pin(1);
+                let begin = Instant::now();
+                (0..n).for_each(|_| receive());
+                took.store(begin.elapsed().as_nanos() as u64, Ordering::Relaxed);
+            });
+        });
+        took.into_inner() as f64
+    };
+    let mine = |n| {
+        arm(n, &|item| drop(ours.send(item)), &|| {
+            black_box(ours.recv().is_ok());
+        })
+    };
+    let theirs = |n| {
+        arm(n, &|item| assert!(send.send(item).is_ok()), &|| {
+            black_box(receive.recv().is_ok());
+        })
+    };
+    Row::new("futex2/channel-2t", Box::new(mine))
+        .peer("crossbeam", Target::None, Box::new(theirs))
+        .run(options);
+}
+
+pub(crate) const ECHO: &str = "futex2-echo";
+const SERVER: &str = "UNMERGED_BENCH_IPC";
+const FILE: &str = "UNMERGED_BENCH_FD";
+const PAGES: usize = 16 * 4096;
+
+fn at(fd: i32) -> [Channel<u64, Shared>; 2] {
+    // SAFETY: a new mapping of our own file, for good.
+    let base = unsafe {
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        libc::mmap(std::ptr::null_mut(), PAGES, access, libc::MAP_SHARED, fd, 0)
+    };
+    assert_ne!(base, libc::MAP_FAILED);
+    let base = std::ptr::NonNull::new(base.cast::<u8>()).expect("it is mapped");
+    // SAFETY: two halves of the mapping, which holds nothing else.
+    [0, PAGES / 2].map(|half| unsafe {
+        Channel::attach(base.add(half), PAGES / 2, CAPACITY).expect("there is room")
+    })
+}
+
+/// The other process: sends back what it gets, on both kinds of channel.
+pub(crate) fn echo(ready: &dyn Fn()) {
+    let number = std::env::var(FILE).expect("the bench gives it").parse().expect("a number");
+    let name = std::env::var(SERVER).expect("the bench gives it");
+    std::thread::spawn(move || {
+        let [there, back] = at(number);
+        while let Ok(item) = there.recv() {
+            let _ = back.send(item);
+        }
+    });
+    let (to_us, from_bench) = ipc::channel::<u64>().expect("a channel");
+    let (to_bench, from_us) = ipc::channel::<u64>().expect("a channel");
+    let hello = IpcSender::connect(name).expect("the bench serves");
+    hello.send((to_us, from_us)).expect("the bench listens");
+    std::thread::spawn(move || {
+        while let Ok(item) = from_bench.recv() {
+            let _ = to_bench.send(item);
+        }
+    });
+    ready();
+}
+
+/// There and back, to another process.
+fn channel_processes(options: &Options) {
+    if !options.wants("futex2/channel-processes") {
+        return;
+    }
+    type Ends = (IpcSender<u64>, IpcReceiver<u64>);
+    let (server, name) = IpcOneShotServer::<Ends>::new().expect("a server");
+    // SAFETY: a fresh descriptor, which the peer inherits; no other thread is there.
+    let number = unsafe {
+        let number = libc::memfd_create(c"bench".as_ptr(), 0);
+        assert_eq!(libc::ftruncate(number, PAGES as i64), 0);
+        std::env::set_var(FILE, number.to_string());
+        std::env::set_var(SERVER, name);
+        number
+    };
+    let [there, back] = at(number);
+    let peer = std::thread::spawn(|| Peer::start(ECHO));
+    let (_, (send, receive)) = server.accept().expect("the peer connects");
+    let peer = peer.join().expect("the peer starts");
+    // It cannot be shared; the lock is a small part of a round trip.
+    let receive = Mutex::new(receive);
+    let mine = each(|| {
+        let _ = there.send(black_box(1));
+        black_box(back.recv().is_ok());
+    });
+    let theirs = each(|| {
+        let _ = send.send(black_box(1));
+        black_box(receive.lock().unwrap().recv().is_ok());
+    });
+    Row::new("futex2/channel-processes", mine)
+        .peer("ipc-channel", Target::Faster(1.0), theirs)
+        .run(options);
+    drop(peer);
+}

@@ -1,0 +1,276 @@
+//! A hash map in a region that outlives whoever changes it.
+//!
+//! Buckets are chains of nodes that are never changed once they are linked: a change links a new
+//! node by one store and frees the old one. So a process that is killed in the middle leaves the old
+//! chain or the new one, and at most one node that nobody links. A stripe of buckets has a lock, whose
+//! word is the process that holds it: one that finds its holder dead takes it over.
+
+use core::alloc::Layout;
+use core::hash::BuildHasher;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU64, Ordering};
+use core::time::Duration;
+use std::time::Instant;
+use unmerged::futex2::{Futex, Shared};
+use unmerged::mshare::{Heap, Region, Resident};
+use unmerged::{Error, Result};
+
+const BUCKETS: usize = 1 << 16;
+const STRIPES: usize = 1 << 10;
+/// Longest wait for a holder that lives and does not go on, because it is stopped.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+#[repr(C)]
+struct Table {
+    locks: [Futex<u32, Shared>; STRIPES],
+    /// Addresses of the first nodes.
+    buckets: [AtomicU64; BUCKETS],
+    len: AtomicU64,
+}
+
+// SAFETY: words that are changed by atomics; zeros are an empty table.
+unsafe impl Resident for Table {}
+
+/// What is in front of a key and its value.
+#[repr(C)]
+struct Node {
+    /// Address of the next one, 0 for none. The one field that changes, by an atomic store.
+    next: AtomicU64,
+    key: u64,
+    value: u64,
+}
+
+/// A value, or that there is none of the kind that is wanted.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// Of the region, such as that it is full.
+    Region(Error),
+    /// A participant keeps a lock.
+    Stopped,
+    /// The value is no number, or would be none.
+    NoNumber,
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Region(error)
+    }
+}
+
+pub(crate) struct Store {
+    region: Region,
+    heap: Heap,
+    table: NonNull<Table>,
+    pid: u32,
+}
+
+// SAFETY: the table is all atomics, and stays mapped as long as the region.
+unsafe impl Send for Store {}
+// SAFETY: as above.
+unsafe impl Sync for Store {}
+
+/// The links of a bucket, locked.
+struct Bucket<'s> {
+    store: &'s Store,
+    lock: &'s Futex<u32, Shared>,
+    first: &'s AtomicU64,
+}
+
+impl Store {
+    /// The store of a region, made by whoever comes first.
+    pub(crate) fn open(region: Region) -> Result<Self> {
+        let heap = region.heap()?;
+        let table = match region.root::<Table>("table")? {
+            Some(table) => table,
+            None => {
+                let layout = Layout::new::<Table>();
+                let ours = heap.alloc_zeroed(layout)?;
+                match region.create_root::<Table>("table", ours.cast())? {
+                    None => ours.cast(),
+                    Some(theirs) => {
+                        // SAFETY: ours, and nobody has seen it.
+                        unsafe { heap.free(ours, layout) }?;
+                        theirs
+                    }
+                }
+            }
+        };
+        Ok(Self { region, heap, table, pid: std::process::id() })
+    }
+
+    pub(crate) fn heap(&self) -> Heap {
+        self.heap
+    }
+
+    fn table(&self) -> &Table {
+        // SAFETY: a root of the region, which is mapped as long as we are.
+        unsafe { self.table.as_ref() }
+    }
+
+    fn bucket(&self, key: &[u8]) -> core::result::Result<Bucket<'_>, Failure> {
+        let hash = foldhash::fast::FixedState::default().hash_one(key) as usize;
+        let lock = &self.table().locks[hash % STRIPES];
+        let first = &self.table().buckets[hash % BUCKETS];
+        let begin = Instant::now();
+        loop {
+            let holder =
+                match lock.compare_exchange(0, self.pid, Ordering::Acquire, Ordering::Relaxed) {
+                    Ok(_) => return Ok(Bucket { store: self, lock, first }),
+                    Err(holder) => holder,
+                };
+            if begin.elapsed() > Duration::from_millis(10) && is_gone(holder) {
+                let (acquire, relaxed) = (Ordering::Acquire, Ordering::Relaxed);
+                if lock.compare_exchange(holder, self.pid, acquire, relaxed).is_ok() {
+                    return Ok(Bucket { store: self, lock, first });
+                }
+            }
+            if begin.elapsed() > PATIENCE {
+                return Err(Failure::Stopped);
+            }
+            // A stripe is held for less than a microsecond.
+            std::thread::yield_now();
+        }
+    }
+
+    /// Does something with the value of a key, where it is.
+    pub(crate) fn get<R>(
+        &self,
+        key: &[u8],
+        read: impl FnOnce(Option<&[u8]>) -> R,
+    ) -> core::result::Result<R, Failure> {
+        let bucket = self.bucket(key)?;
+        Ok(read(bucket.find(key).map(|(_, node)| bucket.value(node))))
+    }
+
+    pub(crate) fn set(&self, key: &[u8], value: &[u8]) -> core::result::Result<(), Failure> {
+        self.bucket(key)?.put(key, value)
+    }
+
+    /// Whether there was one.
+    pub(crate) fn remove(&self, key: &[u8]) -> core::result::Result<bool, Failure> {
+        let bucket = self.bucket(key)?;
+        let Some((link, node)) = bucket.find(key) else { return Ok(false) };
+        // SAFETY: a node of this bucket, which is locked.
+        let next = unsafe { node.as_ref() }.next.load(Ordering::Relaxed);
+        link.store(next, Ordering::Release);
+        self.table().len.fetch_sub(1, Ordering::Relaxed);
+        bucket.free(node)?;
+        Ok(true)
+    }
+
+    /// Adds to a number, which is 0 if there is none.
+    pub(crate) fn add(&self, key: &[u8], more: i64) -> core::result::Result<i64, Failure> {
+        let bucket = self.bucket(key)?;
+        let was = match bucket.find(key) {
+            None => Some(0),
+            Some((_, node)) => {
+                core::str::from_utf8(bucket.value(node)).ok().and_then(|text| text.parse().ok())
+            }
+        };
+        let sum: i64 = was.and_then(|was: i64| was.checked_add(more)).ok_or(Failure::NoNumber)?;
+        bucket.put(key, sum.to_string().as_bytes())?;
+        Ok(sum)
+    }
+
+    pub(crate) fn len(&self) -> u64 {
+        self.table().len.load(Ordering::Relaxed)
+    }
+}
+
+/// Has this process ended? One that nobody has waited for has.
+fn is_gone(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
+    stat.map_or(true, |stat| stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('Z')))
+}
+
+impl<'s> Bucket<'s> {
+    /// A node, if that is what the address says: it lies in the region with its key and value.
+    fn node(&self, address: u64) -> Option<NonNull<Node>> {
+        let node: *const Node = core::ptr::with_exposed_provenance(address as usize);
+        let region = &self.store.region;
+        if !address.is_multiple_of(8) || !region.contains(node, size_of::<Node>()) {
+            return None;
+        }
+        // SAFETY: in the region, aligned.
+        let (key, value) = unsafe { ((*node).key as usize, (*node).value as usize) };
+        let len = size_of::<Node>().checked_add(key)?.checked_add(value)?;
+        region.contains(node, len).then(|| NonNull::new(node.cast_mut()))?
+    }
+
+    /// The link to the node of a key, and the node.
+    fn find(&self, key: &[u8]) -> Option<(&'s AtomicU64, NonNull<Node>)> {
+        let mut link = self.first;
+        while let Some(node) = self.node(link.load(Ordering::Acquire)) {
+            if self.bytes(node).0 == key {
+                return Some((link, node));
+            }
+            // SAFETY: a node of this bucket, which is locked as long as we are.
+            link = unsafe { &(*node.as_ptr()).next };
+        }
+        None
+    }
+
+    /// Key and value of a node, which do not change.
+    fn bytes(&self, node: NonNull<Node>) -> (&[u8], &[u8]) {
+        // SAFETY: checked by `node`; the bytes follow it, and nobody frees it while we have the lock.
+        unsafe {
+            let (key, value) = (node.as_ref().key as usize, node.as_ref().value as usize);
+            let first = node.add(1).cast::<u8>();
+            let key_bytes = core::slice::from_raw_parts(first.as_ptr(), key);
+            (key_bytes, core::slice::from_raw_parts(first.add(key).as_ptr(), value))
+        }
+    }
+
+    fn value(&self, node: NonNull<Node>) -> &[u8] {
+        self.bytes(node).1
+    }
+
+    fn layout(key: usize, value: usize) -> Layout {
+        Layout::from_size_align(size_of::<Node>() + key + value, 8)
+            .expect("the bytes are in memory")
+    }
+
+    /// Links a node of this key and value, instead of the one that there is.
+    fn put(&self, key: &[u8], value: &[u8]) -> core::result::Result<(), Failure> {
+        let block = self.store.heap.alloc(Self::layout(key.len(), value.len()))?;
+        let was = self.find(key);
+        let (link, next) = match was {
+            // SAFETY: a node of this bucket, which is locked.
+            Some((link, old)) => (link, unsafe { old.as_ref() }.next.load(Ordering::Relaxed)),
+            None => (self.first, self.first.load(Ordering::Relaxed)),
+        };
+        let node = block.cast::<Node>();
+        // SAFETY: just allocated for all of it.
+        unsafe {
+            let (key_len, value_len) = (key.len() as u64, value.len() as u64);
+            node.write(Node { next: AtomicU64::new(next), key: key_len, value: value_len });
+            let bytes = node.add(1).cast::<u8>();
+            bytes.copy_from_nonoverlapping(NonNull::from(key).cast(), key.len());
+            let bytes = bytes.add(key.len());
+            bytes.copy_from_nonoverlapping(NonNull::from(value).cast(), value.len());
+        }
+        // The moment at which it is there.
+        link.store(block.as_ptr().expose_provenance() as u64, Ordering::Release);
+        match was {
+            Some((_, old)) => self.free(old),
+            None => {
+                self.store.table().len.fetch_add(1, Ordering::Relaxed);
+                Ok(())
+            }
+        }
+    }
+
+    /// Frees a node that is not linked any more.
+    fn free(&self, node: NonNull<Node>) -> core::result::Result<(), Failure> {
+        let (key, value) = self.bytes(node);
+        let layout = Self::layout(key.len(), value.len());
+        // SAFETY: allocated with this layout, and only who has the lock knows it.
+        Ok(unsafe { self.store.heap.free(node.cast(), layout) }?)
+    }
+}
+
+impl Drop for Bucket<'_> {
+    fn drop(&mut self) {
+        self.lock.store(0, Ordering::Release);
+    }
+}

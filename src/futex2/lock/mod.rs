@@ -1,0 +1,104 @@
+//! Locks, a condition variable, semaphores, events, a robust mutex and a channel: what one builds on
+//! a [`Futex`](super::Futex).
+//!
+//! Each is private to the process, or [`Shared`](super::Shared) by a type parameter. The shared
+//! ones work in memory that several processes map, wherever each maps it: they are `repr(C)`, zeros
+//! are a valid state, and there are no addresses in them.
+//!
+//! ```
+//! use unmerged::futex2::lock::{Condvar, Mutex};
+//! use unmerged::futex2::{Deadline, Shared};
+//! use core::time::Duration;
+//!
+//! #[repr(C)]
+//! struct Counter {
+//!     value: Mutex<u64, Shared>, // one byte of lock, then the value
+//!     changed: Condvar<Shared>,
+//! }
+//! # let counter = Counter { value: Mutex::new(0), changed: Condvar::new() };
+//! *counter.value.lock() += 1;
+//! counter.changed.notify_all(); // no system call if nobody waits
+//! let soon = Deadline::after(Duration::from_millis(1));
+//! let mut value = counter.value.try_lock_until(soon)?;
+//! assert!(counter.changed.wait_until(&mut value, soon).unwrap_err().is_timed_out());
+//! # Ok::<(), unmerged::Error>(())
+//! ```
+//!
+//! | type | bytes | |
+//! |---|---|---|
+//! | [`Mutex`] | 1 | a waiter that was passed over for a millisecond is handed the lock |
+//! | [`RwLock`] | 8 | a waiting writer keeps new readers out; writers can turn readers |
+//! | [`Condvar`] | 24 | `notify_all` moves waiters to the mutex: they wake one by one |
+//! | [`Semaphore`] | 4 | up to 2³¹ − 1 permits |
+//! | [`Event`], [`AutoEvent`] | 4 | stays set until it is reset; lets one through and resets itself |
+//! | [`Once`] | 1 | |
+//! | [`RobustMutex`] | 8 | its holder's death is told, its data can be made good |
+//! | [`Channel`] | | bounded, any number of senders and receivers; survives deaths |
+//!
+//! [`select()`] waits for the first of several semaphores, events and ends of channels. A mutex is none
+//! of them: waiting for a mutex among others means to hold it at a time that nobody planned; use an
+//! [`AutoEvent`] or a semaphore with one permit.
+//!
+//! There is no poison: a guard that is dropped by a panic gives its lock back, as lock_api and
+//! parking_lot have it. Data that must survive half of a change needs a [`RobustMutex`], or a
+//! change that is one store.
+//!
+//! With the feature `lock_api`, [`RawMutex`] and [`RawRwLock`] have the traits of that crate, timed
+//! and, where that means something, fair; so `lock_api::Mutex<RawMutex<Private>, T>` is one of ours.
+//!
+//! # What goes wrong
+//!
+//! | | what happens |
+//! |---|---|
+//! | a signal is handled while a thread waits | it goes on waiting |
+//! | a deadline | every wait has a form with one. It is not missed, also when others change the word without pause; what was taken at that instant is taken, and no wake is lost with a waiter that leaves |
+//! | in a signal handler | the `try_` forms, [`Event::is_set`], [`Event::set`], [`Semaphore::release`] and [`AutoEvent::set`]: none waits. Others may wait for the thread that was interrupted |
+//! | fork, private | the child has a copy. What other threads held is held in it for ever, as with every lock; what the forking thread holds is held by both. Waiters are not copied; at worst a wake finds nobody |
+//! | fork, shared | one lock still. A guard that the forking thread holds must be forgotten in one of the two; that of a robust mutex belongs to the parent |
+//! | a thread ends, or a process dies, *holding* a mutex, a readers-writer lock or a permit, or running a [`Once`] | it is held for ever. Deadlines and [`RobustMutex`] are the ways out |
+//! | the same with a [`RobustMutex`] | the next one is told; one that sleeps, within 50 ms |
+//! | the same inside a [`Channel`] in shared memory | nothing is lost or doubled that was sent; the others go on, within 50 ms |
+//! | a process dies *waiting*, or woken, or while it wakes | the others go on: whoever waits in shared memory looks again every 50 ms |
+//! | others write anything into shared memory | errors, wrong data, a lock that seems held or free; nothing out of bounds, and no wait longer than its deadline |
+//! | a lock is moved or unmapped while somebody waits | the borrow checker, and for shared memory the caller, prevent it |
+
+mod cell;
+mod channel;
+mod condvar;
+mod event;
+mod identity;
+#[cfg(feature = "lock_api")]
+mod lock_api;
+mod mutex;
+mod once;
+mod raw_mutex;
+mod raw_robust;
+mod raw_rwlock;
+mod ring;
+mod robust;
+mod rwlock;
+mod select;
+mod semaphore;
+
+pub use channel::{Channel, Plain, Receiving, SendError, Sending};
+pub use condvar::Condvar;
+pub use event::Event;
+pub use mutex::{Mutex, MutexGuard};
+pub use once::Once;
+pub use raw_mutex::RawMutex;
+pub use raw_rwlock::RawRwLock;
+pub use robust::{Locked, Orphan, RobustGuard, RobustMutex};
+pub use rwlock::{ReadGuard, RwLock, WriteGuard};
+pub use select::{Announced, Ready, Source, select};
+pub use semaphore::{AutoEvent, Semaphore};
+
+crate::sync::assert_layout!(
+    size_of::<Mutex<u8, super::Shared>>() == 2,
+    size_of::<RawMutex>() == 1,
+    size_of::<RawRwLock>() == 8,
+    size_of::<Condvar>() == 24,
+    size_of::<Semaphore>() == 4,
+    size_of::<Event>() == 4,
+    size_of::<Once>() == 1,
+    size_of::<RobustMutex<()>>() == 8,
+);

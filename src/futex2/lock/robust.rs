@@ -1,0 +1,243 @@
+//! A mutex whose holder's death is told.
+
+use super::identity::{is_dead, me};
+use super::raw_robust::{Patience, Taken, give_back, make_consistent, take, try_quick};
+use crate::error::Result;
+use crate::futex2::{Deadline, Futex, Scope, Shared};
+use core::cell::UnsafeCell;
+use core::fmt;
+use core::marker::PhantomData;
+use core::mem::ManuallyDrop;
+use core::ops::{Deref, DerefMut};
+
+/// A lock without data that tells of its holder's death. Zeros are an unlocked one.
+#[repr(C)]
+pub(super) struct RawRobust<S: Scope> {
+    word: Futex<u64, S>,
+}
+
+impl<S: Scope> RawRobust<S> {
+    pub(super) const fn new() -> Self {
+        Self { word: Futex::new(0) }
+    }
+
+    #[inline]
+    pub(super) fn lock(&self, patience: Patience) -> Result<Taken> {
+        let me = me();
+        if try_quick(&self.word, me) {
+            return Ok(Taken::Clean);
+        }
+        take(&self.word, me, patience, is_dead)
+    }
+
+    pub(super) fn make_consistent(&self) {
+        make_consistent(&self.word);
+    }
+
+    #[inline]
+    pub(super) fn unlock(&self) {
+        give_back(&self.word, me());
+    }
+}
+
+/// A mutex around a `T` that survives the death of its holder, be it a thread or a process: the next
+/// one is told (what POSIX calls EOWNERDEAD), finds the data as it was left, and
+/// makes it good or gives it up.
+///
+/// It lies in memory that processes of one namespace of process ids, and of time, map; zeros are an
+/// unlocked one. It has 8 bytes, no limit on how many are held, and needs no registration.
+///
+/// A death is noticed by the next one that locks. One that sleeps already looks every 50
+/// milliseconds. A process that was killed and that its parent has not waited for is dead.
+///
+/// ```
+/// use unmerged::futex2::lock::{Locked, RobustMutex};
+///
+/// static ACCOUNTS: RobustMutex<[i64; 2]> = RobustMutex::new([100, 0]);
+///
+/// let mut accounts = match ACCOUNTS.lock()? {
+///     Locked::Clean(guard) => guard,
+///     Locked::Orphaned(mut orphan) => {
+///         orphan[1] = 100 - orphan[0]; // whatever makes it good
+///         orphan.make_consistent()
+///     }
+/// };
+/// accounts[0] -= 30;
+/// accounts[1] += 30;
+/// # Ok::<(), unmerged::Error>(())
+/// ```
+#[repr(C)]
+pub struct RobustMutex<T, S: Scope = Shared> {
+    raw: RawRobust<S>,
+    value: UnsafeCell<T>,
+}
+
+// SAFETY: the value is reached by the holder alone.
+unsafe impl<T: Send, S: Scope> Send for RobustMutex<T, S> {}
+// SAFETY: as above.
+unsafe impl<T: Send, S: Scope> Sync for RobustMutex<T, S> {}
+
+/// A robust mutex that was taken.
+#[derive(Debug)]
+#[must_use = "the lock is given back at once"]
+pub enum Locked<'a, T, S: Scope = Shared> {
+    /// Its last holder gave it back.
+    Clean(RobustGuard<'a, T, S>),
+    /// Its last holder died: EOWNERDEAD.
+    Orphaned(Orphan<'a, T, S>),
+}
+
+impl<'a, T, S: Scope> Locked<'a, T, S> {
+    /// The lock; if its last holder died, `repair` makes the data good first.
+    ///
+    /// # Panics
+    ///
+    /// If `repair` does; the mutex cannot be taken any more then.
+    pub fn or_repair(self, repair: impl FnOnce(&mut T)) -> RobustGuard<'a, T, S> {
+        match self {
+            Self::Clean(guard) => guard,
+            Self::Orphaned(mut orphan) => {
+                repair(&mut orphan);
+                orphan.make_consistent()
+            }
+        }
+    }
+
+    /// Whether its last holder died.
+    pub fn is_orphaned(&self) -> bool {
+        matches!(self, Self::Orphaned(_))
+    }
+}
+
+impl<T, S: Scope> RobustMutex<T, S> {
+    /// An unlocked mutex around `value`.
+    pub const fn new(value: T) -> Self {
+        Self { raw: RawRobust::new(), value: UnsafeCell::new(value) }
+    }
+
+    /// Takes the lock, sleeping while a living thread holds it.
+    ///
+    /// # Errors
+    ///
+    /// ENOTRECOVERABLE if the data of a dead holder was given up; EDEADLK if this thread holds
+    /// it; ENOMEM if the kernel has none.
+    #[inline]
+    pub fn lock(&self) -> Result<Locked<'_, T, S>> {
+        self.locked(Patience::Endless)
+    }
+
+    /// Takes the lock if no living thread holds it. It may be used in signal handlers once this
+    /// thread has used a robust mutex outside of one.
+    ///
+    /// # Errors
+    ///
+    /// EAGAIN ([`is_would_block`](crate::Error::is_would_block)) if it is held; otherwise as
+    /// [`lock`](Self::lock).
+    #[inline]
+    pub fn try_lock(&self) -> Result<Locked<'_, T, S>> {
+        self.locked(Patience::None)
+    }
+
+    /// Takes the lock, sleeping until the deadline at the most.
+    ///
+    /// # Errors
+    ///
+    /// ETIMEDOUT at the deadline; otherwise as [`lock`](Self::lock).
+    #[inline]
+    pub fn try_lock_until(&self, deadline: Deadline) -> Result<Locked<'_, T, S>> {
+        self.locked(Patience::Until(deadline))
+    }
+
+    #[inline]
+    fn locked(&self, patience: Patience) -> Result<Locked<'_, T, S>> {
+        let taken = self.raw.lock(patience)?;
+        let guard = RobustGuard { mutex: self, thread: PhantomData };
+        Ok(match taken {
+            Taken::Clean => Locked::Clean(guard),
+            Taken::Orphaned => Locked::Orphaned(Orphan { guard }),
+        })
+    }
+}
+
+impl<T, S: Scope> fmt::Debug for RobustMutex<T, S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RobustMutex").field("word", &self.raw.word).finish_non_exhaustive()
+    }
+}
+
+/// The lock of a robust mutex, held until this is dropped.
+#[must_use = "the lock is given back at once"]
+pub struct RobustGuard<'a, T, S: Scope = Shared> {
+    mutex: &'a RobustMutex<T, S>,
+    thread: PhantomData<*const ()>,
+}
+
+// SAFETY: a shared guard gives shared access to the value.
+unsafe impl<T: Sync, S: Scope> Sync for RobustGuard<'_, T, S> {}
+
+impl<T, S: Scope> Deref for RobustGuard<'_, T, S> {
+    type Target = T;
+
+    #[inline]
+    fn deref(&self) -> &T {
+        // SAFETY: the lock is held.
+        unsafe { &*self.mutex.value.get() }
+    }
+}
+
+impl<T, S: Scope> DerefMut for RobustGuard<'_, T, S> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut T {
+        // SAFETY: the lock is held, and the guard borrowed for as long.
+        unsafe { &mut *self.mutex.value.get() }
+    }
+}
+
+impl<T, S: Scope> Drop for RobustGuard<'_, T, S> {
+    #[inline]
+    fn drop(&mut self) {
+        self.mutex.raw.unlock();
+    }
+}
+
+impl<T: fmt::Debug, S: Scope> fmt::Debug for RobustGuard<'_, T, S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
+    }
+}
+
+/// The lock of a robust mutex whose last holder died. Dropped as it is, it gives the data up: the
+/// mutex is ENOTRECOVERABLE from then on, for everybody.
+#[must_use = "the data is given up at once"]
+pub struct Orphan<'a, T, S: Scope = Shared> {
+    guard: RobustGuard<'a, T, S>,
+}
+
+impl<'a, T, S: Scope> Orphan<'a, T, S> {
+    /// The data is good again.
+    pub fn make_consistent(self) -> RobustGuard<'a, T, S> {
+        let this = ManuallyDrop::new(self);
+        this.guard.mutex.raw.make_consistent();
+        RobustGuard { mutex: this.guard.mutex, thread: PhantomData }
+    }
+}
+
+impl<T, S: Scope> Deref for Orphan<'_, T, S> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.guard
+    }
+}
+
+impl<T, S: Scope> DerefMut for Orphan<'_, T, S> {
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.guard
+    }
+}
+
+impl<T: fmt::Debug, S: Scope> fmt::Debug for Orphan<'_, T, S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Orphan").field(&**self).finish()
+    }
+}

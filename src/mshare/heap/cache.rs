@@ -1,0 +1,210 @@
+//! Which heaps this process uses, and what each of its threads has in hand.
+//!
+//! A handle is the region's address, which means the same in every process; what it leads to is
+//! kept in the process's own memory. A thread finds its slot by one compare; a forked child's
+//! thread finds its parent's, sees by the [tag] that it is not its own, and takes another.
+
+use super::class::CLASSES;
+use super::member::{Local, Member};
+use super::space::Space;
+use crate::error::{Error, Result};
+use crate::mshare::attachment::{Attachment, Keep};
+use crate::sync::{AtomicPtr, AtomicU32, Ordering};
+use crate::sys::tag::tag;
+use core::cell::{Cell, UnsafeCell};
+use core::ptr::{self, NonNull};
+use rustix::io::Errno;
+
+/// Heaps that a process can use at a time.
+const HEAPS: usize = 64;
+
+/// A heap in this process; the region stays mapped.
+#[derive(Debug)]
+struct Known {
+    space: Space,
+    _keep: Keep,
+}
+
+static KNOWN: [AtomicPtr<Known>; HEAPS] = [const { AtomicPtr::new(ptr::null_mut()) }; HEAPS];
+
+/// How often one was closed: what threads remember from before is not used.
+static CLOSED: AtomicU32 = AtomicU32::new(0);
+
+/// The heap of the region at this address.
+fn known(region: usize) -> Option<Space> {
+    KNOWN.iter().find_map(|known| {
+        // SAFETY: what is published is a leaked box, which is never changed, and is freed only when
+        // nobody uses the heap any more.
+        let known = unsafe { known.load(Ordering::Acquire).as_ref() }?;
+        (known.space.region() == region).then_some(known.space)
+    })
+}
+
+/// Remembers a heap. Two threads may both do, to no harm.
+pub(super) fn learn(operation: &'static str, space: Space, attachment: &Attachment) -> Result<()> {
+    if known(space.region()).is_some() {
+        return Ok(());
+    }
+    let ours = Box::into_raw(Box::new(Known { space, _keep: attachment.keep() }));
+    let (success, failure) = (Ordering::Release, Ordering::Relaxed);
+    if KNOWN
+        .iter()
+        .any(|known| known.compare_exchange(ptr::null_mut(), ours, success, failure).is_ok())
+    {
+        return Ok(());
+    }
+    // SAFETY: ours, and nobody has seen it.
+    drop(unsafe { Box::from_raw(ours) });
+    Err(Error::with(operation, Errno::NFILE, format_args!("this process uses {HEAPS} heaps")))
+}
+
+/// Forgets the heap of a region, and lets go of what this process's threads had in hand.
+pub(super) fn forget(region: usize) {
+    let Some(space) = known(region) else { return };
+    if let Some(member) = Member::join(space) {
+        member.leave_for_all();
+    }
+    CLOSED.fetch_add(1, Ordering::Relaxed);
+    for known in &KNOWN {
+        let found = known.load(Ordering::Acquire);
+        // SAFETY: as in `known`.
+        if unsafe { found.as_ref() }.is_some_and(|known| known.space.region() == region) {
+            known.store(ptr::null_mut(), Ordering::Release);
+            // SAFETY: leaked in `learn`; nobody uses the heap any more, as the caller was promised.
+            drop(unsafe { Box::from_raw(found) });
+        }
+    }
+}
+
+/// One thread's part of one heap.
+#[derive(Debug)]
+pub(super) struct Cache {
+    pub(super) member: Member,
+    pub(super) locals: [Local; CLASSES],
+    tag: u32,
+    closed: u32,
+}
+
+impl Cache {
+    fn join(space: Space) -> Option<Self> {
+        let closed = CLOSED.load(Ordering::Relaxed);
+        Some(Self {
+            member: Member::join(space)?,
+            locals: [Local::default(); CLASSES],
+            tag: tag(),
+            closed,
+        })
+    }
+
+    #[inline]
+    fn is_current(&self) -> bool {
+        self.tag == tag() && self.closed == CLOSED.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Cache {
+    fn drop(&mut self) {
+        // Not in a forked child, nor when the heap was closed.
+        if self.is_current() {
+            self.member.leave();
+        }
+    }
+}
+
+/// A thread's caches; the one used last is found without a search.
+#[expect(clippy::vec_box, reason = "`last` points at one")]
+struct Caches {
+    region: Cell<usize>,
+    last: Cell<*mut Cache>,
+    all: UnsafeCell<Vec<Box<Cache>>>,
+}
+
+thread_local! {
+    static CACHES: Caches = const {
+        Caches {
+            region: Cell::new(0),
+            last: Cell::new(ptr::null_mut()),
+            all: UnsafeCell::new(Vec::new()),
+        }
+    };
+}
+
+impl Caches {
+    #[inline]
+    fn get(&self, region: usize) -> Option<NonNull<Cache>> {
+        if self.region.get() == region {
+            let last = NonNull::new(self.last.get())?;
+            // SAFETY: in a box of `all`, which are dropped in `search` and with the thread only.
+            if unsafe { last.as_ref() }.is_current() {
+                return Some(last);
+            }
+        }
+        self.search(region)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn search(&self, region: usize) -> Option<NonNull<Cache>> {
+        self.region.set(0);
+        // SAFETY: this thread's, and nothing that is called here comes back here.
+        let all = unsafe { &mut *self.all.get() };
+        all.retain(|cache| cache.is_current());
+        let at = match all.iter().position(|cache| cache.member.space.region() == region) {
+            Some(at) => at,
+            None => {
+                all.push(Box::new(Cache::join(known(region)?)?));
+                all.len() - 1
+            }
+        };
+        let cache = NonNull::from(&mut *all[at]);
+        self.last.set(cache.as_ptr());
+        self.region.set(region);
+        Some(cache)
+    }
+}
+
+/// Does something with the calling thread's part of the heap at `region`.
+///
+/// # Errors
+///
+/// ENXIO if this process does not use that heap, EAGAIN if every slot of it is taken.
+#[inline]
+pub(super) fn with<R>(
+    operation: &'static str,
+    region: usize,
+    body: impl FnOnce(&mut Cache) -> R,
+) -> Result<R> {
+    match CACHES.try_with(|caches| caches.get(region)) {
+        Ok(Some(mut cache)) => {
+            // SAFETY: this thread's, and no body comes back here.
+            Ok(body(unsafe { cache.as_mut() }))
+        }
+        Ok(None) => Err(refused(operation, region)),
+        // The thread is ending: a slot for this once.
+        Err(_) => match known(region).and_then(Cache::join) {
+            Some(mut cache) => {
+                let result = body(&mut cache);
+                // What is in hand is given back with the slot.
+                drop(cache);
+                Ok(result)
+            }
+            None => Err(refused(operation, region)),
+        },
+    }
+}
+
+#[cold]
+fn refused(operation: &'static str, region: usize) -> Error {
+    match known(region) {
+        None => Error::with(
+            operation,
+            Errno::NXIO,
+            format_args!("no heap of a region at {region:#x} in this process"),
+        ),
+        Some(space) => Error::with(
+            operation,
+            Errno::AGAIN,
+            format_args!("all {} participants of the heap are alive", space.slots()),
+        ),
+    }
+}

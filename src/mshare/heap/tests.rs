@@ -1,0 +1,503 @@
+//! The heap in one process and its forked children: against a model, killed at every step, over
+//! arbitrary bytes.
+
+use super::steps::die_at;
+use super::*;
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+
+/// The byte at this place of a block.
+fn byte(block: NonNull<u8>, at: usize) -> u8 {
+    let byte = block.as_ptr().wrapping_add(at);
+    // SAFETY: in a block of the test's, which nobody else writes.
+    unsafe { byte.read() }
+}
+
+/// Frees a block of the test's.
+fn free(heap: &Heap, block: NonNull<u8>, layout: Layout) -> Result<()> {
+    // SAFETY: the test uses it no more; that some are freed twice is what is tested.
+    unsafe { heap.free(block, layout) }
+}
+
+/// Changes the size of a block of the test's.
+fn resize(heap: &Heap, block: NonNull<u8>, layout: Layout, size: usize) -> Result<bool> {
+    // SAFETY: the test uses it no further.
+    unsafe { heap.resize(block, layout, size) }
+}
+
+struct Fixture {
+    heap: Heap,
+    region: Region,
+    _temp: tempfile::TempDir,
+}
+
+impl Drop for Fixture {
+    fn drop(&mut self) {
+        // SAFETY: each test has a region of its own, and its threads are joined.
+        unsafe { self.heap.close() };
+    }
+}
+
+fn fixture(size: usize) -> Fixture {
+    let temp = tempfile::tempdir().unwrap();
+    let region = Region::builder("heap").size(size).directory(temp.path()).create().unwrap();
+    Fixture { heap: region.heap().unwrap(), region, _temp: temp }
+}
+
+fn layout(size: usize, align: usize) -> Layout {
+    Layout::from_size_align(size, align).unwrap()
+}
+
+#[track_caller]
+fn sound(heap: &Heap) -> HeapStats {
+    let report = heap.check().unwrap();
+    assert!(report.is_sound(), "{report}");
+    report.stats
+}
+
+#[derive(Debug, Clone)]
+enum Op {
+    Alloc(usize, usize),
+    Free(usize),
+    Resize(usize, usize),
+}
+
+fn ops() -> impl Strategy<Value = Vec<Op>> {
+    let size = prop_oneof![4 => 0..300_usize, 2 => 0..9000_usize, 1 => 0..200_000_usize];
+    let resized = prop_oneof![4 => 0..300_usize, 1 => 0..200_000_usize];
+    let op = prop_oneof![
+        3 => (size, 0..15_u32).prop_map(|(size, align)| Op::Alloc(size, 1 << align)),
+        2 => any::<usize>().prop_map(Op::Free),
+        1 => (any::<usize>(), resized).prop_map(|(n, size)| Op::Resize(n, size)),
+    ];
+    prop::collection::vec(op, 1..120)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// Blocks are aligned, inside, apart from each other, keep what was written, and are counted; at
+    /// the end nothing is left.
+    #[test]
+    fn agrees_with_a_map(ops in ops()) {
+        let fixture = fixture(4 << 20);
+        let heap = fixture.heap;
+        let mut model = BTreeMap::<usize, (Layout, u8)>::new();
+        for (n, op) in ops.into_iter().enumerate() {
+            let stamp = n as u8;
+            match op {
+                Op::Alloc(size, align) => {
+                    let layout = layout(size, align);
+                    let Ok(block) = heap.alloc(layout) else { continue };
+                    let address = block.addr().get();
+                    prop_assert!(address.is_multiple_of(align));
+                    if size == 0 {
+                        continue;
+                    }
+                    prop_assert!(fixture.region.contains(block.as_ptr(), size));
+                    prop_assert!(heap.capacity(block).unwrap() >= size);
+                    let before = model.range(..=address).next_back();
+                    prop_assert!(before.is_none_or(|(&at, (l, _))| at + l.size() <= address));
+                    let behind = model.range(address..).next();
+                    prop_assert!(behind.is_none_or(|(&at, _)| address + size <= at));
+                    // SAFETY: just allocated.
+                    unsafe { block.write_bytes(stamp, size) };
+                    model.insert(address, (layout, stamp));
+                }
+                Op::Free(n) => {
+                    let Some((&address, _)) = model.iter().nth(n % model.len().max(1)) else { continue };
+                    let (layout, stamp) = model.remove(&address).unwrap();
+                    let block = heap.pointer(address);
+                    for at in [0, layout.size() / 2, layout.size() - 1] {
+                        prop_assert_eq!(byte(block, at), stamp);
+                    }
+                    free(&heap, block, layout).unwrap();
+                    prop_assert!(free(&heap, block, layout).unwrap_err().is_invalid());
+                }
+                Op::Resize(n, size) => {
+                    let Some((&address, &(old, stamp))) = model.iter().nth(n % model.len().max(1))
+                    else { continue };
+                    let block = heap.pointer(address);
+                    if size > 0 && resize(&heap, block, old, size).unwrap() {
+                        // SAFETY: as long as that now.
+                        unsafe { block.write_bytes(stamp, size) };
+                        model.insert(address, (layout(size, old.align()), stamp));
+                        let behind = model.range(address + 1..).next();
+                        prop_assert!(behind.is_none_or(|(&at, _)| address + size <= at));
+                    }
+                }
+            }
+        }
+        let stats = sound(&heap);
+        prop_assert_eq!(stats.blocks, model.len());
+        for (address, (layout, _)) in model {
+            free(&heap, heap.pointer(address), layout).unwrap();
+        }
+        heap.trim().unwrap();
+        let stats = sound(&heap);
+        prop_assert_eq!((stats.blocks, stats.taken, stats.bytes), (0, 0, 0));
+        prop_assert_eq!(stats.longest_free, stats.capacity);
+    }
+
+    /// Whatever is written over the heap's own words: what is given out lies inside, and every call
+    /// returns.
+    #[test]
+    fn any_bytes_are_survived(
+        lies in prop::collection::vec((any::<prop::sample::Index>(), lie()), 1..40),
+        ops in ops(),
+    ) {
+        let fixture = fixture(1 << 20);
+        survive(&fixture, &lies.iter().map(|(at, lie)| (at.index(1 << 16), *lie)).collect::<Vec<_>>(), &ops);
+    }
+}
+
+/// Words that may mean something, and any others.
+fn lie() -> impl Strategy<Value = u64> {
+    prop_oneof![
+        any::<u64>(),
+        0..300_u64,
+        Just(u64::MAX),
+        (0..16_u64, 0..400_u64, 0..40_u64, 0..40_u64).prop_map(|(tag, middle, slot, class)| tag
+            << 60
+            | slot << 48
+            | middle << 8
+            | class),
+    ]
+}
+
+/// Does these operations between these lies, each a word and its place. What a fuzzer would call.
+fn survive(fixture: &Fixture, lies: &[(usize, u64)], ops: &[Op]) {
+    let heap = fixture.heap;
+    let space = cache::with("test", heap.region.get(), |cache| cache.member.space).unwrap();
+    let words = (space.first() - heap.region.get()) / 8;
+    let mut blocks = Vec::new();
+    let mut lies = lies.iter();
+    for (n, op) in ops.iter().enumerate() {
+        if n % 2 == 0
+            && let Some(&(at, lie)) = lies.next()
+        {
+            // Half of them where the heap's state is dense. Not the lock, or each call takes 2 s.
+            let at = if at % 2 == 0 { 8 + at % 504 } else { 8 + at % (words - 8) };
+            let word = heap.pointer(heap.region.get() + at * 8).cast::<u64>();
+            // SAFETY: a word of the heap's own.
+            unsafe { word.write_volatile(lie) };
+        }
+        match *op {
+            Op::Alloc(size, align) => {
+                if let Ok(block) = heap.alloc(layout(size, align))
+                    && size > 0
+                {
+                    assert!(fixture.region.contains(block.as_ptr(), size));
+                    assert!(block.addr().get() >= space.first());
+                    assert!(block.addr().get().is_multiple_of(align));
+                    blocks.push((block, layout(size, align)));
+                }
+            }
+            Op::Free(n) if !blocks.is_empty() => {
+                let (block, layout) = blocks[n % blocks.len()];
+                let _ = free(&heap, block, layout);
+            }
+            Op::Resize(n, size) if !blocks.is_empty() => {
+                let (block, layout) = blocks[n % blocks.len()];
+                if let Ok(true) = resize(&heap, block, layout, size)
+                    && size > 0
+                {
+                    assert!(fixture.region.contains(block.as_ptr(), size));
+                }
+            }
+            _ => {}
+        }
+    }
+    let _ = heap.check().unwrap().to_string();
+    let _ = heap.recover();
+    let _ = heap.trim();
+}
+
+/// The same for the bytes of a fuzzer: 16 for each operation, with a lie in every other.
+fn fuzz(data: &[u8]) {
+    let fixture = fixture(1 << 20);
+    let (words, _) = data.as_chunks::<8>();
+    let words: Vec<_> = words.iter().map(|&word| u64::from_le_bytes(word)).collect();
+    let (pairs, _) = words.as_chunks::<2>();
+    let lies: Vec<_> = pairs.iter().map(|&[at, lie]| (at as usize, lie)).collect();
+    let ops: Vec<_> = pairs
+        .iter()
+        .map(|&[op, size]| match op % 4 {
+            0 | 1 => Op::Alloc(size as usize % (64 << (size >> 60)), 1 << ((op >> 8) % 14)),
+            2 => Op::Free(size as usize),
+            _ => Op::Resize((op >> 8) as usize, size as usize % (1 << 20)),
+        })
+        .collect();
+    survive(&fixture, &lies, &ops);
+}
+
+#[test]
+fn fuzz_inputs_are_replayed() {
+    fuzz(&[]);
+    fuzz(&[0xff; 1000]);
+    let mut random = 1_u64;
+    for len in [64, 640, 6400] {
+        let next = |_| {
+            random = random.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+            (random >> 56) as u8
+        };
+        fuzz(&(0..len).map(next).collect::<Vec<_>>());
+    }
+}
+
+/// Runs `body` in a forked child; how that ended: by itself, or killed.
+fn in_child(body: impl FnOnce()) -> bool {
+    // SAFETY: the child does what the test says and ends without unwinding.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        body();
+        // SAFETY: ends the child.
+        unsafe { libc::_exit(0) };
+    }
+    let mut status = 0;
+    // SAFETY: our own child.
+    assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+    assert!(libc::WIFSIGNALED(status) || status == 0, "{status:#x}");
+    libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGKILL
+}
+
+/// Blocks of the test, at words of the region that the heap does not have: 0 for none.
+struct Journal(NonNull<u64>);
+
+impl Journal {
+    fn word(&self, n: usize) -> NonNull<u64> {
+        // SAFETY: the page in front of the heap.
+        unsafe { self.0.add(n) }
+    }
+    fn set(&self, n: usize, value: u64) {
+        // SAFETY: as above; one process at a time.
+        unsafe { self.word(n).write_volatile(value) };
+    }
+    fn get(&self, n: usize) -> u64 {
+        // SAFETY: as above.
+        unsafe { self.word(n).read_volatile() }
+    }
+}
+
+/// A child does this and is killed at its `n`-th step, for every `n` until it comes to its end. After
+/// each, once the dead child's slot is recovered, the heap is sound, and has the blocks that the
+/// journal names, and at most the one that was just being handed out or freed.
+fn killed_at_every_step(body: impl Fn(&Heap, &Journal)) {
+    for n in 1..100_000 {
+        let temp = tempfile::tempdir().unwrap();
+        let region = Region::builder("heap").size(1 << 20).directory(temp.path()).create().unwrap();
+        let journal = Journal(region.alloc(layout(4096, 4096)).unwrap().cast());
+        let heap = region.heap().unwrap();
+        let fixture = Fixture { heap, region, _temp: temp };
+        let keep = heap.alloc(layout(48, 16)).unwrap();
+        let killed = in_child(|| {
+            die_at(n);
+            body(&heap, &journal);
+        });
+        heap.recover().unwrap();
+        let stats = sound(&heap);
+        let known = (0..512).filter(|&n| journal.get(n) != 0).count();
+        let count = stats.blocks - 1;
+        assert!(count == known || count == known + 1 || count + 1 == known, "{n}: {count} {known}");
+        for n in 0..512 {
+            if let Some(address) = core::num::NonZeroUsize::new(journal.get(n) as usize) {
+                let block = heap.pointer(address.get());
+                let _ = free(&heap, block, layout(1, 1));
+            }
+        }
+        free(&heap, keep, layout(48, 16)).unwrap();
+        heap.trim().unwrap();
+        let left = sound(&heap);
+        assert!(left.blocks <= 1 && left.blocks + known >= count, "{n}: {}", left.blocks);
+        if left.blocks == 0 {
+            assert_eq!((left.taken, left.longest_free), (0, left.capacity), "{n}");
+        }
+        drop(fixture);
+        if !killed {
+            assert!(n > 20, "steps were made");
+            return;
+        }
+    }
+    panic!("it does not end");
+}
+
+#[test]
+fn killed_in_small_blocks() {
+    killed_at_every_step(|heap, journal| {
+        for n in 0..20 {
+            let block = heap.alloc(layout(1000, 8)).unwrap();
+            journal.set(n, block.addr().get() as u64);
+        }
+        // From full and from other slabs, up to the last of one.
+        for n in 0..18 {
+            let block = heap.pointer(journal.get(n) as usize);
+            free(heap, block, layout(1000, 8)).unwrap();
+            journal.set(n, 0);
+        }
+        let block = heap.alloc(layout(1000, 8)).unwrap();
+        journal.set(30, block.addr().get() as u64);
+    });
+}
+
+#[test]
+fn killed_in_runs() {
+    killed_at_every_step(|heap, journal| {
+        for n in 0..3 {
+            let block = heap.alloc(layout(20_000, 8)).unwrap();
+            journal.set(n, block.addr().get() as u64);
+        }
+        for n in [1, 0] {
+            let block = heap.pointer(journal.get(n) as usize);
+            free(heap, block, layout(20_000, 8)).unwrap();
+            journal.set(n, 0);
+        }
+        let block = heap.alloc(layout(10_000, 8)).unwrap();
+        journal.set(4, block.addr().get() as u64);
+        assert!(resize(heap, block, layout(10_000, 8), 30_000).unwrap());
+        assert!(resize(heap, block, layout(30_000, 8), 5_000).unwrap());
+    });
+}
+
+#[test]
+fn killed_as_it_leaves() {
+    killed_at_every_step(|heap, journal| {
+        for n in 0..3 {
+            let block = heap.alloc(layout(100 << n, 8)).unwrap();
+            journal.set(n, block.addr().get() as u64);
+        }
+        free(heap, heap.pointer(journal.get(1) as usize), layout(200, 8)).unwrap();
+        journal.set(1, 0);
+        cache::with("test", heap.region.get(), |cache| cache.member.leave()).unwrap();
+    });
+}
+
+/// The child that recovers another is killed too, at every step.
+#[test]
+fn killed_in_recovery() {
+    for n in 1..10_000 {
+        let fixture = fixture(1 << 20);
+        let heap = fixture.heap;
+        // Killed with a slab of each of two classes and the lock.
+        assert!(in_child(|| {
+            let blocks = [20, 20, 3000].map(|size| heap.alloc(layout(size, 8)).unwrap());
+            free(&heap, blocks[0], layout(20, 8)).unwrap();
+            die_at(4);
+            let _ = heap.alloc(layout(50_000, 8));
+        }));
+        let killed = in_child(|| {
+            let _ = heap.capacity(NonNull::dangling());
+            die_at(n);
+            heap.recover().unwrap();
+        });
+        heap.recover().unwrap();
+        let stats = sound(&heap);
+        assert_eq!((stats.blocks, stats.participants), (2, 1), "{n}");
+        if !killed {
+            assert!(n > 10);
+            return;
+        }
+    }
+    panic!("it does not end");
+}
+
+/// Who is stopped with the lock holds up runs, for a while, and no blocks that are in hand. Once it is
+/// dead, the next one takes over.
+#[test]
+fn stopped_and_then_killed_with_the_lock() {
+    let fixture = fixture(1 << 20);
+    let heap = fixture.heap;
+    let small = layout(100, 8);
+    heap.alloc(small).unwrap();
+    // SAFETY: the child takes the lock and stops.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        cache::with("test", heap.region.get(), |cache| {
+            let _lock = cache.member.pages();
+            // SAFETY: stops the child, which is killed then.
+            unsafe { libc::raise(libc::SIGSTOP) };
+        })
+        .unwrap();
+        // SAFETY: ends the child.
+        unsafe { libc::_exit(1) };
+    }
+    let mut status = 0;
+    // SAFETY: our own child.
+    assert_eq!(unsafe { libc::waitpid(child, &raw mut status, libc::WUNTRACED) }, child);
+    assert!(libc::WIFSTOPPED(status));
+    let error = heap.alloc(layout(100_000, 8)).unwrap_err();
+    assert!(error.is_timed_out(), "{error}");
+    let block = heap.alloc(small).unwrap();
+    free(&heap, block, small).unwrap();
+    // SAFETY: our own child.
+    unsafe { libc::kill(child, libc::SIGKILL) };
+    // Not waited for yet: a zombie is dead, too, once the signal has got there.
+    let block = (0..50).find_map(|_| heap.alloc(layout(100_000, 8)).ok()).unwrap();
+    free(&heap, block, layout(100_000, 8)).unwrap();
+    // SAFETY: our own child.
+    assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+    assert_eq!(heap.recover().unwrap(), 1);
+    assert_eq!(sound(&heap).blocks, 1);
+}
+
+#[test]
+fn exhaustion_names_the_numbers() {
+    let fixture = fixture(1 << 20);
+    let heap = fixture.heap;
+    for size in [16, 100, 1000, 8192, 8193, 100_000] {
+        let blocks: Vec<_> = (0..100_000).map_while(|_| heap.alloc(layout(size, 1)).ok()).collect();
+        let error = heap.alloc(layout(size, 1)).unwrap_err();
+        assert!(
+            error.is_exhausted() && error.to_string().contains(&format!("{size} bytes")),
+            "{error}"
+        );
+        let used = blocks.len() * size * 10;
+        assert!(used > sound(&heap).capacity * 6, "{size}: {}", blocks.len());
+        for block in blocks {
+            free(&heap, block, layout(size, 1)).unwrap();
+        }
+        assert_eq!(sound(&heap).blocks, 0);
+    }
+    assert!(heap.alloc(layout(1 << 40, 1)).unwrap_err().is_exhausted());
+    assert!(heap.alloc(layout(1, 1 << 40)).unwrap_err().is_exhausted());
+    assert!(heap.alloc(layout(isize::MAX as usize, 1)).unwrap_err().is_exhausted());
+}
+
+#[test]
+fn memory_is_given_back_and_zeroed() {
+    let fixture = fixture(64 << 20);
+    let heap = fixture.heap;
+    let big = layout(32 << 20, 4096);
+    let block = heap.alloc(big).unwrap();
+    // SAFETY: just allocated.
+    unsafe { block.write_bytes(7, big.size()) };
+    free(&heap, block, big).unwrap();
+    let again = heap.alloc_zeroed(layout((20 << 20) + 5, 1)).unwrap();
+    assert_eq!(again, block);
+    for at in [0, 4096, (20 << 20) + 4] {
+        assert_eq!(byte(again, at), 0);
+    }
+    free(&heap, again, big).unwrap();
+    let trimmed = heap.trim().unwrap();
+    assert!(trimmed >= 12 << 20, "{trimmed}");
+    let before = map::resident(block.as_ptr(), 32 << 20).unwrap();
+    assert!(before < 1 << 20, "{before}");
+    assert_eq!(heap.trim().unwrap(), 0);
+}
+
+#[test]
+fn the_rest_of_a_region_is_the_heap() {
+    let temp = tempfile::tempdir().unwrap();
+    let region = Region::builder("heap").size(8 << 20).directory(temp.path()).create().unwrap();
+    let first = region.alloc(layout(100, 1)).unwrap();
+    let heap = region.heap_of(1 << 20).unwrap();
+    assert_eq!(region.heap().unwrap(), heap);
+    let second = region.alloc(layout(100, 1)).unwrap();
+    assert!(second > first && heap.capacity(second).is_ok() && heap.capacity(first).is_err());
+    assert!(sound(&heap).capacity < 1 << 20);
+    // SAFETY: nothing of it is used any more.
+    unsafe { heap.close() };
+    let error = heap.alloc(layout(1, 1)).unwrap_err();
+    assert_eq!(error.raw_os_error(), libc::ENXIO);
+    let small = Region::builder("small").size(64 << 10).directory(temp.path()).create().unwrap();
+    assert!(small.heap().unwrap_err().is_invalid());
+}
