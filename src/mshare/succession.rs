@@ -162,6 +162,8 @@ impl Held {
     pub(super) fn close(&self) {
         let agent = self.agent.enter(|| None).take();
         let desk = agent.and_then(super::agent::Agent::stop);
+        // A heap may keep the region mapped, and it may be opened again.
+        self.serving.store(0, Ordering::Relaxed);
         let mut local = self.enter();
         // A forked child that is no participant leaves nothing.
         let Some(token) = local.token.take() else { return };
@@ -194,7 +196,9 @@ impl Held {
                 let _ = rustix::net::shutdown(&listener, rustix::net::Shutdown::Both);
             }
             ledger.leader.store(0, Ordering::Release);
-        } else if !has_heir && ledger.participants().named(leader).is_none() {
+        } else if !has_heir
+            && ledger.participants().named(leader).is_none_or(|leader| self.is_dead(leader))
+        {
             // We were to take over, and had no time to.
             let name = self.directory.clone().inherit(&self.name, &ledger.sockets());
             if let Ok(Some(claim)) = name {
