@@ -3,7 +3,7 @@
 use super::access::Access;
 use super::attach::SEALS;
 use super::attachment::{Attachment, Origin, nothing};
-use super::directory::Directory;
+use super::directory::{Directory, GLANCE};
 use super::header::{CONTROL_LEN, Header};
 use super::held::Files;
 use super::ledger::LEDGER_LEN;
@@ -24,6 +24,7 @@ use rustix::io::Errno;
 use rustix::process::{getegid, geteuid};
 use rustix::rand::{GetRandomFlags, getrandom};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 /// When a region ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -320,10 +321,19 @@ fn plain(path: &Path, size: u64) -> Result<OwnedFd> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let file = open(path, flags, Mode::RUSR | Mode::WUSR).map_err(failed)?;
     // Kept by the open file, which all participants share: until the last one lets go.
-    flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|errno| match errno {
-        Errno::AGAIN => failed(Errno::BUSY),
-        errno => failed(errno),
-    })?;
+    // A child between its fork and its exec has a copy too, for a moment.
+    let end = Instant::now() + GLANCE;
+    loop {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => break,
+            Err(Errno::AGAIN) if Instant::now() < end => {
+                std::thread::sleep(core::time::Duration::from_millis(1));
+            }
+            Err(Errno::AGAIN) => return Err(failed(Errno::BUSY)),
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(failed(errno)),
+        }
+    }
     match fstat(&file).map_err(failed)?.st_size.cast_unsigned() {
         0 => ftruncate(&file, size).map_err(failed)?,
         found if found == size => {}
