@@ -12,6 +12,9 @@ use rustix::io::Errno;
 use std::path::PathBuf;
 use std::time::Instant;
 
+/// A name that is about to appear.
+const NEW: &str = ".new";
+
 /// The lock of a directory. A copy of the descriptor in a forked child does not keep it:
 /// it is given back by name, not by the last close.
 #[derive(Debug)]
@@ -114,7 +117,7 @@ impl Claim {
     }
 
     fn new_path(&self) -> PathBuf {
-        self.directory.path.join(".new")
+        self.directory.path.join(NEW)
     }
 }
 
@@ -164,6 +167,8 @@ impl Name {
             && lstat(&self.path).is_ok_and(|stat| (stat.st_dev, stat.st_ino) == self.file)
         {
             let _ = remove(&self.path);
+            // Left by one that was killed when it was about to take over.
+            let _ = remove(&self.directory.path.join(NEW));
         }
     }
 }

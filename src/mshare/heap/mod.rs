@@ -17,6 +17,7 @@
 //! Nothing that is read in the region is believed: page numbers and lengths are checked against
 //! the [space], which is the process's own, and every loop ends.
 
+mod blocks;
 mod cache;
 mod check;
 mod class;
