@@ -215,7 +215,11 @@ impl Directory {
         }
         match occupant {
             Occupant::Live => Ok(()),
-            Occupant::None => Err(Error::new(self.operation, Errno::NOENT)),
+            Occupant::None => Err(Error::with(
+                self.operation,
+                Errno::NOENT,
+                format_args!("no region \"{name}\" in {}", self.path.display()),
+            )),
             Occupant::Stale => Err(Error::because(
                 self.operation,
                 Errno::NOENT,
