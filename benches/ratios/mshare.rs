@@ -42,19 +42,40 @@ fn read_all(region: &Region) {
 
 pub(crate) fn rows(options: &Options) {
     attach(options);
-    for (row, sharers) in [("mshare/unmap-1", 1), ("mshare/unmap-8", 8), ("mshare/unmap-32", 32)] {
-        unmap(options, row, sharers);
+    for (sharers, [map, unmap]) in [
+        (1, ["mshare/map-1", "mshare/unmap-1"]),
+        (8, ["mshare/map-8", "mshare/unmap-8"]),
+        (32, ["mshare/map-32", "mshare/unmap-32"]),
+        (128, ["mshare/map-128", "mshare/unmap-128"]),
+    ] {
+        objects(options, map, sharers, true);
+        objects(options, unmap, sharers, false);
     }
-    page_tables(options);
+    revoke(options);
+    for (row, count) in
+        [("mshare/page-tables-1", 1), ("mshare/page-tables-10", 10), ("mshare/page-tables", 50)]
+    {
+        page_tables(options, row, count);
+    }
 }
 
-/// Taking 2 MiB from everybody, until everybody has said that it is gone.
-fn unmap(options: &Options, row: &'static str, sharers: usize) {
+/// Percentiles, in the manner of a row.
+pub(crate) fn percentiles(options: &Options, times: Mutex<Vec<Duration>>) {
+    let mut times = times.into_inner().expect("nobody panics");
+    times.sort();
+    let at = |percent: usize| times[(times.len() - 1) * percent / 100];
+    if options.is_measured() {
+        eprintln!("{:>40} p50 {:?}, p99 {:?} of {}", "", at(50), at(99), times.len());
+    }
+}
+
+/// Giving 2 MiB to everybody, or taking them, until everybody has said that it follows.
+fn objects(options: &Options, row: &'static str, sharers: usize, maps: bool) {
     const LEN: usize = 2 << 20;
     if !options.wants(row) {
         return;
     }
-    let name = format!("{}-unmap", name(std::process::id()));
+    let name = format!("{}-objects", name(std::process::id()));
     let region = Region::builder(&name).size(2 * LEN).create().expect("a region");
     let peers = if options.is_measured() { sharers } else { 1 };
     let peers: Vec<_> = (0..peers).map(|_| Peer::start_with(SHARER, &name)).collect();
@@ -62,41 +83,75 @@ fn unmap(options: &Options, row: &'static str, sharers: usize) {
     let ours = |n: u64| {
         let mut sum = Duration::ZERO;
         for _ in 0..n {
+            let start = Instant::now();
             region.map(0..LEN, Object::revocable()).expect("mapped");
+            let mapped = start.elapsed();
             // SAFETY: just mapped, by us.
             unsafe { region.base().write(1) };
             let start = Instant::now();
             region.unmap(0..LEN).expect("unmapped");
-            let took = start.elapsed();
+            let took = if maps { mapped } else { start.elapsed() };
             times.lock().expect("nobody panics").push(took);
             sum += took;
         }
         sum.as_nanos() as f64
     };
     Row::new(row, Box::new(ours)).run(options);
-    let mut times = times.into_inner().expect("nobody panics");
-    times.sort();
-    let at = |percent: usize| times[(times.len() - 1) * percent / 100];
-    if options.is_measured() {
-        eprintln!("{:>40} p50 {:?}, p99 {:?} of {}", "", at(50), at(99), times.len());
-    }
+    percentiles(options, times);
     drop(peers);
+}
+
+/// Taking the pages of 2 MiB, one of them touched, from another process that is stopped: what the
+/// kernel does by itself, up to the return of a call that waits for nobody.
+fn revoke(options: &Options) {
+    const LEN: usize = 2 << 20;
+    const ROW: &str = "mshare/revoke-1";
+    if !options.wants(ROW) {
+        return;
+    }
+    let name = format!("{}-revoke", name(std::process::id()));
+    let region = Region::builder(&name).size(2 * LEN).create().expect("a region");
+    let peer = Peer::start_with(SHARER, &name);
+    let signal = |signal| {
+        // SAFETY: a process of ours that has not been waited for.
+        assert_eq!(unsafe { libc::kill(peer.pid().cast_signed(), signal) }, 0);
+    };
+    let times = Mutex::new(Vec::new());
+    let ours = |n: u64| {
+        let mut sum = Duration::ZERO;
+        for _ in 0..n {
+            region.map(0..LEN, Object::revocable()).expect("mapped");
+            // SAFETY: just mapped, by us.
+            unsafe { region.base().write(1) };
+            signal(libc::SIGSTOP);
+            let start = Instant::now();
+            let acks = region.unmap_within(0..LEN, Duration::ZERO).expect("unmapped");
+            let took = start.elapsed();
+            signal(libc::SIGCONT);
+            drop(acks);
+            region.sync().expect("the region is sound");
+            times.lock().expect("nobody panics").push(took);
+            sum += took;
+        }
+        sum.as_nanos() as f64
+    };
+    Row::new(ROW, Box::new(ours)).limit(50_000.0).run(options);
+    percentiles(options, times);
 }
 
 /// Page tables of processes that have all read a region, beyond those of processes that have a
 /// small one: in 4 KiB pages, and collapsed.
-fn page_tables(options: &Options) {
-    const ROW: &str = "mshare/page-tables";
-    if !options.wants(ROW) {
+fn page_tables(options: &Options, row: &'static str, count: usize) {
+    if !options.wants(row) {
         return;
     }
-    let (count, size) = if options.is_measured() { (50, 1 << 30) } else { (2, 4 << 20) };
+    let (count, size) = if options.is_measured() { (count, 1 << 30) } else { (2, 4 << 20) };
     let tables = |size: usize, collapse: bool| {
         let name = format!("{}-tables", name(std::process::id()));
         let region = Region::builder(&name).size(size).create().expect("a region");
         region.advise(0..size, Advice::Populate).expect("memory for the region");
         if collapse && let Err(error) = region.advise(0..size, Advice::Collapse) {
-            eprintln!("{ROW}: {error}");
+            eprintln!("{row}: {error}");
         }
         let peers: Vec<_> = (0..count).map(|_| Peer::start_with(SHARER, &name)).collect();
         let stats = region.stats().expect("the region is sound");
@@ -107,7 +162,7 @@ fn page_tables(options: &Options) {
     let bare = tables(4096, false);
     let figures = [true, false].map(|collapse| (tables(size, collapse) - bare).max(1.0));
     let arm = |figure: f64| Box::new(move |n: u64| figure * n as f64);
-    Row::new(ROW, arm(figures[0]))
+    Row::new(row, arm(figures[0]))
         .unit("kB")
         .peer("plain-memfd", Target::Faster(20.0), arm(figures[1]))
         .run(options);
@@ -138,11 +193,23 @@ fn attach(options: &Options) {
             libc::munmap(at, len);
         }
     });
+    let id = format!("/{name}-crate");
+    let kept = shared_memory::ShmemConf::new().size(4096).os_id(&id).create();
+    let kept = kept.expect("/dev/shm can be written");
+    // SAFETY: the first byte of it, which nobody reads yet.
+    unsafe { kept.as_ptr().write(7) };
+    let crate_arm = each(|| {
+        let opened = shared_memory::ShmemConf::new().os_id(&id).open().expect("it is there");
+        // SAFETY: mapped, and written above.
+        assert_eq!(unsafe { opened.as_ptr().read_volatile() }, 7);
+    });
     pinned(0, || {
         Row::new("mshare/attach", ours)
             .limit(100_000.0)
             .peer("shm-open-mmap", Target::None, theirs)
+            .peer("shared-memory", Target::None, crate_arm)
             .run(options);
     });
     let _ = std::fs::remove_file(object);
+    drop(kept);
 }
