@@ -273,12 +273,15 @@ impl Heap {
             return Ok(());
         }
         let address = block.addr().get();
-        let freed = self.with(FREE, |cache| match Block::at(&cache.member.space, address) {
-            Some(Block::Small { page, class, index }) => {
-                cache.member.free(page, class, index, &mut cache.locals[class])
+        let freed = self.with(FREE, |cache| {
+            // Most are freed by who has just allocated them.
+            if let Some(class) = class::of(layout)
+                && let Some(freed) =
+                    cache.member.free_local(address, class, &mut cache.locals[class])
+            {
+                return freed;
             }
-            Some(Block::Run { page, pages }) => cache.member.free_run(page, pages),
-            None => false,
+            free_anywhere(cache, address)
         })?;
         if freed { Ok(()) } else { Err(Self::no_block(FREE, address)) }
     }
@@ -415,6 +418,18 @@ fn put_down(cache: &mut Cache) {
         if cache.locals[class].slab != 0 {
             cache.member.drop_local(class, &mut cache.locals[class]);
         }
+    }
+}
+
+/// Frees what begins at this address; whether there was something.
+#[inline(never)]
+fn free_anywhere(cache: &mut Cache, address: usize) -> bool {
+    match Block::at(&cache.member.space, address) {
+        Some(Block::Small { page, class, index }) => {
+            cache.member.free(page, class, index, &mut cache.locals[class])
+        }
+        Some(Block::Run { page, pages }) => cache.member.free_run(page, pages),
+        None => false,
     }
 }
 
