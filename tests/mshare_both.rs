@@ -79,10 +79,30 @@ fn child() {
                 numbers.shrink_to_fit();
                 say("done");
             }
-            other => panic!("{other}"),
+            other => {
+                let own: usize = other.strip_prefix("objects ").unwrap().parse().unwrap();
+                objects(&region, own);
+                say("done");
+            }
         }
     }
     std::process::exit(0);
+}
+
+/// Maps, uses and unmaps objects in a part of its own.
+fn objects(region: &Region, own: usize) {
+    let start = own * MIB;
+    for round in 0..60_u64 {
+        let page = region.map(start..start + PAGE, Object::revocable()).unwrap();
+        let word = page.cast::<u64>();
+        // SAFETY: just mapped, and ours alone.
+        unsafe {
+            assert_eq!(word.read_volatile(), 0);
+            word.write_volatile(round);
+            assert_eq!(word.read_volatile(), round);
+        }
+        region.unmap(start..start + PAGE).unwrap();
+    }
 }
 
 fn ask(player: &mut Player, what: &str) -> String {
@@ -274,6 +294,36 @@ fn a_heap_in_a_file_stays() {
     assert!(heap.check().unwrap().is_sound());
     assert!(region.map(MIB..2 * MIB, Object::anonymous()).unwrap_err().is_exists());
     region.map(16 * MIB..17 * MIB, Object::anonymous().no_replace()).unwrap();
+}
+
+/// An object that one is about to map is not forgotten by those that follow others meanwhile.
+#[test]
+fn several_map_objects_at_once() {
+    let dir = TempDir::new().unwrap();
+    let region = build(&dir).create().unwrap();
+    let mut players: Vec<_> = (0..3).map(|_| player(&dir)).collect();
+    for (own, player) in players.iter_mut().enumerate() {
+        player.tell(&format!("objects {}", own + 1));
+    }
+    objects(&region, 0);
+    for player in &mut players {
+        assert_eq!(player.line(), "done");
+    }
+    until_forgotten(&region);
+}
+
+/// Nobody keeps what lies nowhere.
+fn until_forgotten(region: &Region) {
+    for _ in 0..500 {
+        region.sync().unwrap();
+        if region.stats().unwrap().objects == 0 {
+            return;
+        }
+        // The next change lets go of what was brought at the last.
+        region.protect(20 * MIB..20 * MIB + PAGE, Prot::READ).unwrap();
+        region.protect(20 * MIB..20 * MIB + PAGE, Prot::READ_WRITE).unwrap();
+    }
+    panic!("{} objects are kept", region.stats().unwrap().objects);
 }
 
 /// Some make the heap while others map: the heap is where no object is.

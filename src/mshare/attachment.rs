@@ -200,6 +200,7 @@ impl Attachment {
             files,
             local: Gate::new(Local::new(Some(token))),
             objects: Gate::new(Vec::new()),
+            bringing: Gate::new(()),
             agent: Gate::new(None),
             serving: AtomicU32::new(0),
             waits: Waits::new(),

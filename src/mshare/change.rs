@@ -344,7 +344,7 @@ impl Held {
             generation = self.ledger().publish(&layout);
         }
         local.applied = generation;
-        self.forget_objects(&layout);
+        self.forget_objects();
         done.op(operation)?;
         Ok(generation)
     }

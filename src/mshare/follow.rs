@@ -34,7 +34,7 @@ impl Held {
                 return Err(Error::because(operation, errno, why));
             }
             local.applied = generation;
-            self.forget_objects(&layout);
+            self.forget_objects();
         }
         self.report_following(token, generation);
         Ok(generation)
@@ -127,21 +127,6 @@ impl Held {
             }
             _ => Err(Errno::BADMSG),
         }
-    }
-
-    /// Lets go of objects that lie nowhere any more. Their memory is cut by everybody, so that
-    /// none is left whoever died on the way.
-    pub(super) fn forget_objects(&self, layout: &[Segment]) {
-        self.objects.enter(Vec::new).retain(|object| {
-            let used = layout
-                .iter()
-                .any(|part| matches!(part.backing, Backing::Object { id, .. } if id == object.id));
-            if !used && object.kind.is_memory() {
-                // Without the right to, somebody else does.
-                let _ = rustix::fs::ftruncate(&object.file, 0);
-            }
-            used
-        });
     }
 
     /// Tells that this process follows up to `generation`.

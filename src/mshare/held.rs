@@ -101,6 +101,8 @@ pub(super) struct Held {
     pub(super) local: Gate<Local>,
     /// Held for moments only: the agent hands objects out.
     pub(super) objects: Gate<Vec<Object>>,
+    /// Held by a thread that maps an object: one at a time.
+    pub(super) bringing: Gate<()>,
     pub(super) agent: Gate<Option<Agent>>,
     /// The process whose agent serves, if it is this one.
     pub(super) serving: AtomicU32,

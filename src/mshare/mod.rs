@@ -123,6 +123,7 @@ mod agent;
 mod arena;
 mod attach;
 mod attachment;
+mod bring;
 mod builder;
 mod bump;
 mod change;

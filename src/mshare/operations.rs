@@ -1,7 +1,8 @@
 //! What a participant does to the mappings of a region, as a caller sees it.
 
+use super::bring::Bringer;
 use super::change::{Change, check};
-use super::held::{Held, Object as Kept};
+use super::held::Held;
 use super::layout::{Backing, Huge, Kind, pieces};
 use super::object::{Acks, Advice, HugePages, Object, Prot, What};
 use super::region::Region;
@@ -10,14 +11,12 @@ use super::serve::{ADVICE, REPLACE, pack};
 use super::wire::Ask;
 use super::{ADVISE, MAP, PROTECT, SYNC, UNMAP};
 use crate::error::{Context, Error, Result};
-use crate::sync::Ordering;
 use crate::sys::memfd;
 use core::ops::Range;
 use core::ptr::NonNull;
 use core::time::Duration;
 use rustix::fd::AsFd;
 use rustix::io::Errno;
-use std::sync::Arc;
 use std::time::Instant;
 
 /// How long the operations without a time of their own wait for the others.
@@ -110,35 +109,30 @@ impl Region {
         let (file, kind, at) = self.bring(&object, &range)?;
         let flags = pack(access, object.huge) | if object.replace { REPLACE } else { 0 };
         let generation = if held.is_full() {
-            let kept = match file {
+            // One object at a time.
+            let _turn = held.bringing.enter(|| ());
+            let brought = match file {
                 None => None,
                 Some(file) => {
-                    // Never 0: that is nobody's.
-                    let id = held.ledger().objects.fetch_add(1, Ordering::Relaxed) + 1;
-                    Some(Kept { id, kind, file: Arc::new(file) })
+                    let token = held.token(MAP, &mut held.enter())?;
+                    Some(held.bring(token, Bringer::Thread, kind, file))
                 }
             };
-            if let Some(kept) = &kept {
-                held.keep(kept.clone());
-                if !held.is_serving() {
-                    held.offer(kept).inspect_err(|_| held.drop_object(kept.id))?;
-                }
+            if let Some(brought) = brought.as_ref().filter(|_| !held.is_serving()) {
+                held.offer(&brought.object)?;
             }
-            let id = kept.as_ref().map(|kept| kept.id);
             let change = Change::Map {
-                object: kept,
+                object: brought.as_ref().map(|brought| brought.object.clone()),
                 at,
                 access,
                 huge: object.huge,
                 replace: object.replace,
             };
-            let made = self.patiently(range, deadline, &change);
-            if made.is_err()
-                && let Some(id) = id
-            {
-                held.drop_object(id);
+            let generation = self.patiently(range, deadline, &change)?;
+            if let Some(brought) = brought {
+                brought.mapped();
             }
-            made?
+            generation
         } else {
             let code = if file.is_some() { kind.code() } else { 0 };
             let numbers = [range.start, len, code, at, flags];

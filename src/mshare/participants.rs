@@ -37,7 +37,10 @@ pub(super) struct Slot {
     pub(super) rights: AtomicU32,
     /// Why it does not follow, as an errno; 0 if it does.
     pub(super) trouble: AtomicU32,
-    unused: [AtomicU64; 4],
+    /// Objects that it is about to map, one by its threads and one by its agent: others keep
+    /// their descriptors although no layout has them yet.
+    pub(super) bringing: [AtomicU64; 2],
+    unused: [AtomicU64; 2],
 }
 
 assert_layout!(size_of::<Slot>() == 64);
@@ -90,6 +93,7 @@ impl Participants<'_> {
         self.slots[slot].began.store(began, relaxed);
         self.slots[slot].rights.store(rights, relaxed);
         self.slots[slot].trouble.store(0, relaxed);
+        self.slots[slot].bringing.iter().for_each(|word| word.store(0, relaxed));
         // Before the newcomer looks at the generation: see the protocol. And what the last one in
         // the slot did is done for us.
         fence(Ordering::SeqCst);
@@ -169,7 +173,8 @@ pub(super) mod tests {
                 began: AtomicU64::new(0),
                 rights: AtomicU32::new(0),
                 trouble: AtomicU32::new(0),
-                unused: [const { AtomicU64::new(0) }; 4],
+                bringing: [const { AtomicU64::new(0) }; 2],
+                unused: [const { AtomicU64::new(0) }; 2],
             })
             .collect()
     }
@@ -228,6 +233,7 @@ mod models {
             began: word(),
             rights: half(),
             trouble: half(),
+            bringing: core::array::from_fn(|_| word()),
             unused: core::array::from_fn(|_| word()),
         };
         Arc::new(Shared {

@@ -2,6 +2,7 @@
 //! says; what it may do, the mode of the region and its slot.
 
 use super::agent::Desk;
+use super::bring::{Bringer, Brought};
 use super::change::{Change, Charge};
 use super::held::{Object, join};
 use super::layout::{Huge, Kind};
@@ -124,10 +125,10 @@ impl Desk {
                 Ok(([0; 3], vec![]))
             }
             Ask::Map => {
-                let object = new_object(held, numbers[2], files)?;
                 let (access, huge) = unpack(numbers[4])?;
+                let brought = new_object(held, numbers[2], files)?;
                 let change = Change::Map {
-                    object: object.clone(),
+                    object: brought.as_ref().map(|brought| brought.object.clone()),
                     at: numbers[3],
                     access,
                     huge,
@@ -138,13 +139,11 @@ impl Desk {
                 } else {
                     Rights::MAP | Rights::UNMAP
                 };
-                let done = self.for_another(token, rights, needed, range()?, &change);
-                if done.is_err()
-                    && let Some(object) = object
-                {
-                    self.held.drop_object(object.id);
+                let done = self.for_another(token, rights, needed, range()?, &change)?;
+                if let Some(brought) = brought {
+                    brought.mapped();
                 }
-                done
+                Ok(done)
             }
             Ask::Unmap => self.for_another(token, rights, Rights::UNMAP, range()?, &Change::Unmap),
             Ask::Protect => {
@@ -214,7 +213,7 @@ impl Desk {
 
     /// A change in the name of a participant that may not write the log.
     fn for_another(
-        &mut self,
+        &self,
         token: Token,
         rights: Rights,
         needed: Rights,
@@ -287,16 +286,14 @@ fn new_object(
     held: &super::held::Held,
     kind: u64,
     files: Vec<OwnedFd>,
-) -> Result<Option<Object>, Errno> {
+) -> Result<Option<Brought<'_>>, Errno> {
     let mut files = files.into_iter();
     match (kind, files.next(), files.next()) {
         (0, None, None) => Ok(None),
         (kind, Some(file), None) => {
             let kind = Kind::of_code(kind).ok_or(Errno::INVAL)?;
-            let id = held.ledger().objects.fetch_add(1, Ordering::Relaxed) + 1;
-            let object = Object { id, kind, file: Arc::new(file) };
-            held.keep(object.clone());
-            Ok(Some(object))
+            let own = held.ledger().participants().of_process(std::process::id());
+            Ok(Some(held.bring(own.ok_or(Errno::AGAIN)?, Bringer::Agent, kind, file)))
         }
         _ => Err(Errno::INVAL),
     }
