@@ -91,12 +91,15 @@ fn room() {
 }
 
 /// In a new process: a file system of 128 KiB at `path`, in name spaces of its own.
-fn mount_small(path: &CString, uid: u32) -> Result<()> {
+fn mount_small(path: &CString, [uid, gid]: [u32; 2]) -> Result<()> {
     // SAFETY: system calls, with strings that end.
     unsafe {
         if libc::unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNS) != 0 {
             return Err(Error::last_os_error());
         }
+        // Who has no number there cannot make a file.
+        std::fs::write("/proc/self/setgroups", "deny")?;
+        std::fs::write("/proc/self/gid_map", format!("{gid} {gid} 1"))?;
         std::fs::write("/proc/self/uid_map", format!("{uid} {uid} 1"))?;
         let (kind, data) = (c"tmpfs".as_ptr(), c"size=128k".as_ptr().cast());
         if libc::mount(kind, path.as_ptr(), kind, 0, data) != 0 {
@@ -110,12 +113,13 @@ fn mount_small(path: &CString, uid: u32) -> Result<()> {
 fn no_room_is_left() {
     let (dir, small) = (TempDir::new().unwrap(), TempDir::new().unwrap());
     let path = CString::new(small.path().to_str().unwrap()).unwrap();
-    let uid = rustix::process::geteuid().as_raw();
+    let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
+    let ids = [uid.as_raw(), gid.as_raw()];
     let mut command = common::child("child", "room");
     command.env("UNMERGED_RUNTIME_DIR", dir.path()).env("UNMERGED_TEST_SMALL", small.path());
     // SAFETY: between fork and exec in a copy of a process with threads, so that it could wait
     // for an allocator's lock; glibc's is whole in a forked child.
-    unsafe { command.pre_exec(move || mount_small(&path, uid)) };
+    unsafe { command.pre_exec(move || mount_small(&path, ids)) };
     match command.output() {
         Ok(output) => {
             let error = String::from_utf8_lossy(&output.stderr);
