@@ -1,6 +1,6 @@
 //! The mshare rows.
 
-use crate::harness::{Options, Row, Target, each, pinned};
+use crate::harness::{Options, Row, Target, pinned};
 use crate::peer::{Peer, word};
 use std::os::fd::AsRawFd;
 use std::ptr;
@@ -168,29 +168,54 @@ fn page_tables(options: &Options, row: &'static str, count: usize) {
         .run(options);
 }
 
-/// From the name to the first byte, and back to nothing.
+/// An arm whose operation ends before its value is dropped.
+fn timed<'a, T>(op: impl Fn() -> T + Send + 'a) -> Box<dyn FnMut(u64) -> f64 + Send + 'a> {
+    Box::new(move |n| {
+        let mut sum = Duration::ZERO;
+        for _ in 0..n {
+            let start = Instant::now();
+            let value = op();
+            sum += start.elapsed();
+            drop(value);
+        }
+        sum.as_nanos() as f64
+    })
+}
+
+/// A mapping of the plain arm.
+struct Mapped(*mut libc::c_void, usize);
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        // SAFETY: mapped by the arm, and used by nobody any more.
+        unsafe { libc::munmap(self.0, self.1) };
+    }
+}
+
+/// From the name to the first byte.
 fn attach(options: &Options) {
     if !options.wants("mshare/attach") {
         return;
     }
     let server = Peer::start(SERVER);
     let name = name(server.pid());
-    let ours = each(|| {
+    let ours = timed(|| {
         let region = Region::open(&name).expect("the peer serves it");
         // SAFETY: mapped, and written before the peer was ready.
         assert_eq!(unsafe { region.base().read_volatile() }, 7);
+        region
     });
     let object = std::path::PathBuf::from(format!("/dev/shm/{name}"));
     std::fs::write(&object, [7]).expect("/dev/shm can be written");
-    let theirs = each(|| {
+    let theirs = timed(|| {
         let file = std::fs::File::open(&object).expect("it was just written");
         let len = file.metadata().expect("it is a file").len() as usize;
-        // SAFETY: a new mapping of that file, read within its length, then unmapped.
+        // SAFETY: a new mapping of that file, read within its length.
         unsafe {
             let (read, shared) = (libc::PROT_READ, libc::MAP_SHARED);
             let at = libc::mmap(ptr::null_mut(), len, read, shared, file.as_raw_fd(), 0);
             assert_eq!(at.cast::<u8>().read_volatile(), 7);
-            libc::munmap(at, len);
+            (file, Mapped(at, len))
         }
     });
     let id = format!("/{name}-crate");
@@ -198,10 +223,11 @@ fn attach(options: &Options) {
     let kept = kept.expect("/dev/shm can be written");
     // SAFETY: the first byte of it, which nobody reads yet.
     unsafe { kept.as_ptr().write(7) };
-    let crate_arm = each(|| {
+    let crate_arm = timed(|| {
         let opened = shared_memory::ShmemConf::new().os_id(&id).open().expect("it is there");
         // SAFETY: mapped, and written above.
         assert_eq!(unsafe { opened.as_ptr().read_volatile() }, 7);
+        opened
     });
     pinned(0, || {
         Row::new("mshare/attach", ours)
