@@ -92,7 +92,7 @@ fn child() {
 /// Maps, uses and unmaps objects in a part of its own.
 fn objects(region: &Region, own: usize) {
     let start = own * MIB;
-    for round in 0..60_u64 {
+    for round in 0..25_u64 {
         let page = region.map(start..start + PAGE, Object::revocable()).unwrap();
         let word = page.cast::<u64>();
         // SAFETY: just mapped, and ours alone.

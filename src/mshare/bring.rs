@@ -51,7 +51,7 @@ impl Held {
     ) -> Brought<'_> {
         // Never 0: that is nobody's.
         let id = self.ledger().objects.fetch_add(1, Ordering::Relaxed) + 1;
-        self.ledger().slot(token).bringing[bringer as usize].store(id, Ordering::Release);
+        self.ledger().participants().bring(token, bringer as usize, id);
         let object = Object { id, kind, file: Arc::new(file) };
         self.keep(object.clone());
         Brought { held: self, token, bringer, object, is_mapped: false }
@@ -64,12 +64,7 @@ impl Held {
         if ids.is_empty() {
             return;
         }
-        let slots = self.ledger().participants().present();
-        let brought: Vec<_> = slots
-            .into_iter()
-            .flat_map(|token| self.ledger().slot(token).bringing.each_ref())
-            .map(|word| word.load(Ordering::Acquire))
-            .collect();
+        let on_the_way = self.ledger().participants().on_the_way();
         // Not before: see the protocol.
         let Ok((_, layout)) = self.ledger().layout(super::SYNC, self.shape.size) else { return };
         self.objects.enter(Vec::new).retain(|object| {
@@ -77,7 +72,7 @@ impl Held {
                 .iter()
                 .any(|part| matches!(part.backing, Backing::Object { id, .. } if id == object.id));
             // One that was not there when we looked is for the next time.
-            let used = lies || brought.contains(&object.id) || !ids.contains(&object.id);
+            let used = lies || on_the_way.contains(&object.id) || !ids.contains(&object.id);
             if !used && object.kind.is_memory() {
                 // Without the right to, somebody else does.
                 let _ = rustix::fs::ftruncate(&object.file, 0);
@@ -100,7 +95,6 @@ impl Drop for Brought<'_> {
             self.held.drop_object(self.object.id);
         }
         // After the commit: see the protocol.
-        let word = &self.held.ledger().slot(self.token).bringing[self.bringer as usize];
-        word.store(0, Ordering::Release);
+        self.held.ledger().participants().brought(self.token, self.bringer as usize);
     }
 }

@@ -39,7 +39,7 @@ pub(super) struct Slot {
     pub(super) trouble: AtomicU32,
     /// Objects that it is about to map, one by its threads and one by its agent: others keep
     /// their descriptors although no layout has them yet.
-    pub(super) bringing: [AtomicU64; 2],
+    bringing: [AtomicU64; 2],
     unused: [AtomicU64; 2],
 }
 
@@ -135,6 +135,27 @@ impl Participants<'_> {
     pub(super) fn present(&self) -> Vec<Token> {
         let lives = self.slots.iter().map(|slot| slot.life.load(Ordering::Acquire)).enumerate();
         lives.filter(|&(_, life)| life != 0).map(|(slot, life)| Token { slot, life }).collect()
+    }
+
+    /// Says that this participant is about to map an object, as its `n`-th bringer: see
+    /// [`bring`](super::bring). Nobody else has the object yet.
+    pub(super) fn bring(&self, token: Token, n: usize, object: u64) {
+        // Whoever gets the object gets it by a release after this.
+        self.slots[token.slot].bringing[n].store(object, Ordering::Relaxed);
+    }
+
+    /// Says that it is not any more. What it has committed is seen by who sees this.
+    pub(super) fn brought(&self, token: Token, n: usize) {
+        self.slots[token.slot].bringing[n].store(0, Ordering::Release);
+    }
+
+    /// The objects that are on their way now. Look at the layout after this.
+    pub(super) fn on_the_way(&self) -> Vec<u64> {
+        self.present()
+            .into_iter()
+            .flat_map(|token| self.slots[token.slot].bringing.each_ref())
+            .map(|word| word.load(Ordering::Acquire))
+            .collect()
     }
 
     /// Says that this participant follows up to `generation`.
@@ -313,6 +334,32 @@ mod models {
                 assert_eq!(shared.mapped.with(|mapped| unsafe { *mapped }), 1);
             }
             other.join().unwrap();
+        });
+    }
+
+    /// An object that somebody was offered is on its way, or in the layout that is looked at after
+    /// that. Fails when the release of `brought` or the acquire of `on_the_way` is relaxed.
+    #[test]
+    fn an_object_is_on_its_way_or_there() {
+        model(|| {
+            let shared = shared();
+            let token = shared.all().join(7, 0, 0).unwrap();
+            let offered = Arc::new(AtomicU64::new(0).ready());
+            let bringer = thread::spawn({
+                let (shared, offered) = (shared.clone(), offered.clone());
+                move || {
+                    shared.all().bring(token, 0, 5);
+                    offered.store(1, Ordering::Release);
+                    // The commit of a layout that has it.
+                    shared.generation.store(1, Ordering::Release);
+                    shared.all().brought(token, 0);
+                }
+            });
+            if offered.load(Ordering::Acquire) == 1 {
+                let on_the_way = shared.all().on_the_way().contains(&5);
+                assert!(on_the_way || shared.generation.load(Ordering::Acquire) == 1);
+            }
+            bringer.join().unwrap();
         });
     }
 
