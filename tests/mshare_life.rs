@@ -432,7 +432,13 @@ fn an_heir_that_dies_on_the_way() {
         while wait_thread(agent, 0).is_some_and(|status| libc::WIFSTOPPED(status)) {}
         heir.kill();
         signal(&next, libc::SIGCONT);
-        until(|| ask(&mut next, "serves") == "true");
+        let patience = Instant::now() + Duration::from_secs(10);
+        while ask(&mut next, "serves") != "true" {
+            // What it waits for, and who is said to be there.
+            let found = unmerged::mshare::list_in(dir.path());
+            assert!(Instant::now() < patience, "step {step}, heir {}: {found:?}", heir.pid());
+            std::thread::sleep(Duration::from_millis(1));
+        }
         let region = open(&dir).unwrap();
         assert_eq!(format!("{:?}", region.id()), id);
         region.unmap(0..PAGE).unwrap();
