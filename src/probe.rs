@@ -125,7 +125,7 @@ impl fmt::Display for Probe {
         writeln!(f, " (UNMERGED_FUTEX2_FENCE=symmetric|membarrier forces them)")?;
         let stats = if self.has("schedstat") { "schedstat" } else { "nothing: unsupported" };
         writeln!(f, "task_shared statistics by {stats}")?;
-        write!(f, "mshare regions in memory files of 4 KiB pages, served by their creators")
+        write!(f, "mshare regions in memory files, served by any participant")
     }
 }
 

@@ -13,7 +13,7 @@ use core::time::Duration;
 use hashbrown::HashMap;
 use std::time::Instant;
 use tempfile::TempDir;
-use unmerged::mshare::{Heap, Region, SameProgram, Stats};
+use unmerged::mshare::{Heap, HeapStats, Region, SameProgram};
 
 type Text = RegionVec<u8, Heap>;
 /// Seeds are part of the type: every process hashes alike.
@@ -34,7 +34,7 @@ fn player(dir: &TempDir, role: &str) -> Player {
 }
 
 #[track_caller]
-fn sound(heap: &Heap) -> Stats {
+fn sound(heap: &Heap) -> HeapStats {
     let report = heap.check().unwrap();
     assert!(report.is_sound(), "{report}");
     report.stats

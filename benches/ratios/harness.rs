@@ -157,6 +157,12 @@ impl<'a> Row<'a> {
         Self { name, unit: "ns", ours, limit: None, peers: Vec::new() }
     }
 
+    /// Figures in another unit than nanoseconds.
+    pub(crate) fn unit(mut self, unit: &'static str) -> Self {
+        self.unit = unit;
+        self
+    }
+
     pub(crate) fn limit(mut self, units: f64) -> Self {
         self.limit = Some(units);
         self

@@ -11,6 +11,7 @@ mod futex2_locks;
 mod harness;
 mod mshare;
 mod mshare_heap;
+mod mshare_many;
 mod peer;
 mod percpu;
 mod percpu_lock;
@@ -25,6 +26,9 @@ fn main() {
     peer::play(&[
         (task_shared::SLEEPERS, task_shared::sleepers),
         (mshare::SERVER, mshare::serve),
+        (mshare::SHARER, mshare::share),
+        (mshare_many::HOLDER, mshare_many::hold),
+        (mshare_many::TOUCHER, mshare_many::touch),
         (futex2_locks::ECHO, futex2_locks::echo),
         (mshare_heap::READER, mshare_heap::read),
     ]);
@@ -39,5 +43,6 @@ fn main() {
     futex2::rows(&options);
     futex2_locks::rows(&options);
     mshare::rows(&options);
+    mshare_many::rows(&options);
     mshare_heap::rows(&options);
 }

@@ -1,10 +1,12 @@
 //! The mshare rows.
 
-use crate::harness::{Options, Row, Target, each, pinned};
-use crate::peer::Peer;
+use crate::harness::{Options, Row, Target, pinned};
+use crate::peer::{Peer, word};
 use std::os::fd::AsRawFd;
 use std::ptr;
-use unmerged::mshare::Region;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+use unmerged::mshare::{Advice, Object, Region};
 
 /// The role of a process that serves a region.
 pub(crate) const SERVER: &str = "server";
@@ -22,36 +24,218 @@ pub(crate) fn serve(until_released: &dyn Fn()) {
     until_released();
 }
 
-/// From the name to the first byte, and back to nothing.
+/// The role of a process that has a region of the bench's and has read all of it.
+pub(crate) const SHARER: &str = "sharer";
+
+pub(crate) fn share(until_released: &dyn Fn()) {
+    let region = Region::open(&word()).expect("the bench serves it");
+    read_all(&region);
+    until_released();
+}
+
+fn read_all(region: &Region) {
+    for at in (0..region.size()).step_by(4096) {
+        // SAFETY: inside; what is read is nobody's.
+        unsafe { region.base().add(at).read_volatile() };
+    }
+}
+
 pub(crate) fn rows(options: &Options) {
+    attach(options);
+    for (sharers, [map, unmap]) in [
+        (1, ["mshare/map-1", "mshare/unmap-1"]),
+        (8, ["mshare/map-8", "mshare/unmap-8"]),
+        (32, ["mshare/map-32", "mshare/unmap-32"]),
+        (128, ["mshare/map-128", "mshare/unmap-128"]),
+    ] {
+        objects(options, map, sharers, true);
+        objects(options, unmap, sharers, false);
+    }
+    revoke(options);
+    for (row, count) in
+        [("mshare/page-tables-1", 1), ("mshare/page-tables-10", 10), ("mshare/page-tables", 50)]
+    {
+        page_tables(options, row, count);
+    }
+}
+
+/// Percentiles, in the manner of a row.
+pub(crate) fn percentiles(options: &Options, times: Mutex<Vec<Duration>>) {
+    let mut times = times.into_inner().expect("nobody panics");
+    times.sort();
+    let at = |percent: usize| times[(times.len() - 1) * percent / 100];
+    if options.is_measured() {
+        eprintln!("{:>40} p50 {:?}, p99 {:?} of {}", "", at(50), at(99), times.len());
+    }
+}
+
+/// Giving 2 MiB to everybody, or taking them, until everybody has said that it follows.
+fn objects(options: &Options, row: &'static str, sharers: usize, maps: bool) {
+    const LEN: usize = 2 << 20;
+    if !options.wants(row) {
+        return;
+    }
+    let name = format!("{}-objects", name(std::process::id()));
+    let region = Region::builder(&name).size(2 * LEN).create().expect("a region");
+    let peers = if options.is_measured() { sharers } else { 1 };
+    let peers: Vec<_> = (0..peers).map(|_| Peer::start_with(SHARER, &name)).collect();
+    let times = Mutex::new(Vec::new());
+    let ours = |n: u64| {
+        let mut sum = Duration::ZERO;
+        for _ in 0..n {
+            let start = Instant::now();
+            region.map(0..LEN, Object::revocable()).expect("mapped");
+            let mapped = start.elapsed();
+            // SAFETY: just mapped, by us.
+            unsafe { region.base().write(1) };
+            let start = Instant::now();
+            region.unmap(0..LEN).expect("unmapped");
+            let took = if maps { mapped } else { start.elapsed() };
+            times.lock().expect("nobody panics").push(took);
+            sum += took;
+        }
+        sum.as_nanos() as f64
+    };
+    Row::new(row, Box::new(ours)).run(options);
+    percentiles(options, times);
+    drop(peers);
+}
+
+/// Taking the pages of 2 MiB, one of them touched, from another process that is stopped: what the
+/// kernel does by itself, up to the return of a call that waits for nobody.
+fn revoke(options: &Options) {
+    const LEN: usize = 2 << 20;
+    const ROW: &str = "mshare/revoke-1";
+    if !options.wants(ROW) {
+        return;
+    }
+    let name = format!("{}-revoke", name(std::process::id()));
+    let region = Region::builder(&name).size(2 * LEN).create().expect("a region");
+    let peer = Peer::start_with(SHARER, &name);
+    let signal = |signal| {
+        // SAFETY: a process of ours that has not been waited for.
+        assert_eq!(unsafe { libc::kill(peer.pid().cast_signed(), signal) }, 0);
+    };
+    let times = Mutex::new(Vec::new());
+    let ours = |n: u64| {
+        let mut sum = Duration::ZERO;
+        for _ in 0..n {
+            region.map(0..LEN, Object::revocable()).expect("mapped");
+            // SAFETY: just mapped, by us.
+            unsafe { region.base().write(1) };
+            signal(libc::SIGSTOP);
+            let start = Instant::now();
+            let acks = region.unmap_within(0..LEN, Duration::ZERO).expect("unmapped");
+            let took = start.elapsed();
+            signal(libc::SIGCONT);
+            drop(acks);
+            region.sync().expect("the region is sound");
+            times.lock().expect("nobody panics").push(took);
+            sum += took;
+        }
+        sum.as_nanos() as f64
+    };
+    Row::new(ROW, Box::new(ours)).limit(50_000.0).run(options);
+    percentiles(options, times);
+}
+
+/// Page tables of processes that have all read a region, beyond those of processes that have a
+/// small one: in 4 KiB pages, and collapsed.
+fn page_tables(options: &Options, row: &'static str, count: usize) {
+    if !options.wants(row) {
+        return;
+    }
+    let (count, size) = if options.is_measured() { (count, 1 << 30) } else { (2, 4 << 20) };
+    let tables = |size: usize, collapse: bool| {
+        let name = format!("{}-tables", name(std::process::id()));
+        let region = Region::builder(&name).size(size).create().expect("a region");
+        region.advise(0..size, Advice::Populate).expect("memory for the region");
+        if collapse && let Err(error) = region.advise(0..size, Advice::Collapse) {
+            eprintln!("{row}: {error}");
+        }
+        let peers: Vec<_> = (0..count).map(|_| Peer::start_with(SHARER, &name)).collect();
+        let stats = region.stats().expect("the region is sound");
+        drop(peers);
+        let others = stats.participants.iter().filter(|one| one.pid != std::process::id());
+        others.filter_map(|one| one.page_tables).sum::<u64>() as f64 / 1024.0
+    };
+    let bare = tables(4096, false);
+    let figures = [true, false].map(|collapse| (tables(size, collapse) - bare).max(1.0));
+    let arm = |figure: f64| Box::new(move |n: u64| figure * n as f64);
+    Row::new(row, arm(figures[0]))
+        .unit("kB")
+        .peer("plain-memfd", Target::Faster(20.0), arm(figures[1]))
+        .run(options);
+}
+
+/// An arm whose operation ends before its value is dropped.
+fn timed<'a, T>(op: impl Fn() -> T + Send + 'a) -> Box<dyn FnMut(u64) -> f64 + Send + 'a> {
+    Box::new(move |n| {
+        let mut sum = Duration::ZERO;
+        for _ in 0..n {
+            let start = Instant::now();
+            let value = op();
+            sum += start.elapsed();
+            drop(value);
+        }
+        sum.as_nanos() as f64
+    })
+}
+
+/// A mapping of the plain arm.
+struct Mapped(*mut libc::c_void, usize);
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        // SAFETY: mapped by the arm, and used by nobody any more.
+        unsafe { libc::munmap(self.0, self.1) };
+    }
+}
+
+/// From the name to the first byte.
+fn attach(options: &Options) {
     if !options.wants("mshare/attach") {
         return;
     }
     let server = Peer::start(SERVER);
     let name = name(server.pid());
-    let ours = each(|| {
+    let ours = timed(|| {
         let region = Region::open(&name).expect("the peer serves it");
         // SAFETY: mapped, and written before the peer was ready.
         assert_eq!(unsafe { region.base().read_volatile() }, 7);
+        region
     });
     let object = std::path::PathBuf::from(format!("/dev/shm/{name}"));
     std::fs::write(&object, [7]).expect("/dev/shm can be written");
-    let theirs = each(|| {
+    let theirs = timed(|| {
         let file = std::fs::File::open(&object).expect("it was just written");
         let len = file.metadata().expect("it is a file").len() as usize;
-        // SAFETY: a new mapping of that file, read within its length, then unmapped.
+        // SAFETY: a new mapping of that file, read within its length.
         unsafe {
             let (read, shared) = (libc::PROT_READ, libc::MAP_SHARED);
             let at = libc::mmap(ptr::null_mut(), len, read, shared, file.as_raw_fd(), 0);
             assert_eq!(at.cast::<u8>().read_volatile(), 7);
-            libc::munmap(at, len);
+            (file, Mapped(at, len))
         }
+    });
+    let id = format!("/{name}-crate");
+    let kept = shared_memory::ShmemConf::new().size(4096).os_id(&id).create();
+    let kept = kept.expect("/dev/shm can be written");
+    // SAFETY: the first byte of it, which nobody reads yet.
+    unsafe { kept.as_ptr().write(7) };
+    let crate_arm = timed(|| {
+        let opened = shared_memory::ShmemConf::new().os_id(&id).open().expect("it is there");
+        // SAFETY: mapped, and written above.
+        assert_eq!(unsafe { opened.as_ptr().read_volatile() }, 7);
+        opened
     });
     pinned(0, || {
         Row::new("mshare/attach", ours)
             .limit(100_000.0)
             .peer("shm-open-mmap", Target::None, theirs)
+            .peer("shared-memory", Target::None, crate_arm)
             .run(options);
     });
     let _ = std::fs::remove_file(object);
+    drop(kept);
 }

@@ -6,14 +6,28 @@ use std::process::{Child, Command, Stdio};
 /// The environment variable that gives the role.
 const ROLE: &str = "UNMERGED_BENCH_ROLE";
 
+/// The one that gives a word more.
+const WORD: &str = "UNMERGED_BENCH_WORD";
+
+/// In a peer: the word for it.
+pub(crate) fn word() -> String {
+    std::env::var(WORD).unwrap_or_default()
+}
+
 /// Another process, until it is dropped.
 pub(crate) struct Peer(Child);
 
 impl Peer {
     /// Starts this program in `role` and waits until it says that it is ready.
     pub(crate) fn start(role: &str) -> Self {
+        Self::start_with(role, "")
+    }
+
+    /// The same, with a word for the peer: see [`word`].
+    pub(crate) fn start_with(role: &str, word: &str) -> Self {
         let mut child = Command::new(std::env::current_exe().expect("this program has a path"))
             .env(ROLE, role)
+            .env(WORD, word)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

@@ -5,19 +5,19 @@
 //! ```text
 //! cargo run --release --example kv -- --port 7379 --processes 3
 //! redis-benchmark -p 7379 -t set,get,incr -n 200000
-//! cargo run --release --example kv -- --check
+//! cargo run --release --example kv -- --check --kills 10000
 //! ```
 
 mod server;
 mod store;
+mod storm;
 
 use clap::Parser;
 use rustix::net::{AddressFamily, SocketType, sockopt};
-use std::io::{BufRead, BufReader, Write};
-use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use store::Store;
 use unmerged::mshare::Region;
@@ -39,6 +39,15 @@ struct Args {
     /// Drives the servers itself, kills one after the other, and checks what is left.
     #[arg(long)]
     check: bool,
+    /// How many, with `--check`.
+    #[arg(long, default_value_t = 40)]
+    kills: u64,
+    /// Where the region has its name, instead of the user's runtime directory.
+    #[arg(long)]
+    directory: Option<PathBuf>,
+    /// Make the region of this name, and serve.
+    #[arg(long, hide = true)]
+    create: Option<String>,
     /// Attach to the region of this name, and serve: what the processes are started with.
     #[arg(long, hide = true)]
     attach: Option<String>,
@@ -58,22 +67,32 @@ fn listen(port: u16) -> Result<TcpListener> {
 struct Servers {
     name: String,
     port: u16,
+    directory: Option<PathBuf>,
     children: Vec<Child>,
 }
 
 impl Servers {
-    fn start(&self) -> Result<Child> {
+    fn new(name: String, args: &Args, directory: Option<&Path>) -> Self {
+        let directory = directory.or(args.directory.as_deref()).map(Path::to_path_buf);
+        Self { name, port: args.port, directory, children: Vec::new() }
+    }
+
+    fn start(&self, how: &str, mib: usize) -> Result<Child> {
         let mut command = Command::new(std::env::current_exe()?);
-        command.args(["--attach", &self.name, "--port", &self.port.to_string()]);
+        command.args([how, &self.name, "--port", &self.port.to_string()]);
+        command.args(["--mib", &mib.to_string()]);
+        if let Some(directory) = &self.directory {
+            command.arg("--directory").arg(directory);
+        }
         Ok(command.spawn()?)
     }
 
-    fn new(name: String, port: u16, processes: usize) -> Result<Self> {
-        let mut servers = Self { name, port, children: Vec::new() };
-        for _ in 0..processes {
-            servers.children.push(servers.start()?);
+    /// So many in all.
+    fn fill(&mut self, processes: usize) -> Result<()> {
+        while self.children.len() < processes {
+            self.children.push(self.start("--attach", 0)?);
         }
-        Ok(servers)
+        Ok(())
     }
 
     /// Starts another for each that has ended; how many.
@@ -81,7 +100,7 @@ impl Servers {
         let mut ended = 0;
         for at in 0..self.children.len() {
             if self.children[at].try_wait()?.is_some() {
-                self.children[at] = self.start()?;
+                self.children[at] = self.start("--attach", 0)?;
                 ended += 1;
             }
         }
@@ -100,19 +119,24 @@ impl Drop for Servers {
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    if let Some(name) = &args.attach {
+    let directory = args.directory.as_deref();
+    if let Some(name) = args.attach.as_ref().or(args.create.as_ref()) {
         // Not longer than who replaces us.
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
-        let store = Store::open(Region::open(name)?)?;
+        let region = match args.create {
+            Some(_) => create(name, args.mib, directory)?,
+            None => open(name, directory, true)?,
+        };
+        let store = Store::open(region)?;
         return Ok(server::serve(&listen(args.port)?, &Arc::new(store))?);
     }
     let name = format!("kv-{}", std::process::id());
-    let region = Region::builder(&name).size(args.mib << 20).create()?;
-    let store = Store::open(region)?;
-    let mut servers = Servers::new(name, args.port, args.processes)?;
     if args.check {
-        return check(&store, &mut servers);
+        return check(&name, &args);
     }
+    let store = Store::open(create(&name, args.mib, directory)?)?;
+    let mut servers = Servers::new(name, &args, None);
+    servers.fill(args.processes)?;
     println!("{} processes answer on port {}", args.processes, args.port);
     loop {
         std::thread::sleep(Duration::from_millis(100));
@@ -123,74 +147,37 @@ fn main() -> Result<()> {
     }
 }
 
-/// Counts up a key of its own until told to stop, over connections that may break: acknowledged
-/// increments, and those of which it is not known whether they were made.
-fn count_up(port: u16, key: usize, stop: &AtomicBool, total: &AtomicU64) -> (u64, u64) {
-    let (mut sure, mut unsure) = (0, 0);
-    while !stop.load(Ordering::Relaxed) {
-        let Ok(stream) = TcpStream::connect((Ipv4Addr::LOCALHOST, port)) else {
-            std::thread::sleep(Duration::from_millis(1));
-            continue;
-        };
-        let _ = stream.set_nodelay(true);
-        let mut answers = BufReader::new(&stream);
-        while !stop.load(Ordering::Relaxed) {
-            let asked = (&stream).write_all(format!("INCR key:{key}\r\n").as_bytes());
-            let mut line = String::new();
-            if asked.is_err() || !answers.read_line(&mut line).is_ok_and(|read| read > 0) {
-                unsure += 1;
-                break;
-            }
-            assert!(line.starts_with(':'), "{line}");
-            sure += 1;
-            total.fetch_add(1, Ordering::Relaxed);
-        }
+fn create(name: &str, mib: usize, directory: Option<&Path>) -> unmerged::Result<Region> {
+    let mut builder = Region::builder(name).size(mib << 20);
+    if let Some(directory) = directory {
+        builder = builder.directory(directory);
     }
-    (sure, unsure)
+    builder.create()
 }
 
-fn check(store: &Store, servers: &mut Servers) -> Result<()> {
-    const KILLS: usize = 20;
-    let (stop, total, port) = (AtomicBool::new(false), AtomicU64::new(0), servers.port);
+fn open(name: &str, directory: Option<&Path>, agent: bool) -> unmerged::Result<Region> {
+    let mut opener = Region::opener(name).agent(agent);
+    if let Some(directory) = directory {
+        opener = opener.directory(directory);
+    }
+    opener.open()
+}
+
+/// In a directory of its own, so that nothing else is counted.
+fn check(name: &str, args: &Args) -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let mut servers = Servers::new(name.to_owned(), args, Some(directory.path()));
+    let first = servers.start("--create", args.mib)?;
+    servers.children.push(first);
     let begin = Instant::now();
-    let counts = std::thread::scope(|scope| -> Result<Vec<_>> {
-        let clients: Vec<_> = (0..6)
-            .map(|key| {
-                scope.spawn({
-                    let (stop, total) = (&stop, &total);
-                    move || count_up(port, key, stop, total)
-                })
-            })
-            .collect();
-        for kill in 0..KILLS {
-            std::thread::sleep(Duration::from_millis(50));
-            let at = kill % servers.children.len();
-            servers.children[at].kill()?;
-            servers.children[at].wait()?;
-            servers.replace()?;
+    let region = loop {
+        match open(name, Some(directory.path()), false) {
+            Err(error) if error.is_not_found() && begin.elapsed() < Duration::from_secs(10) => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            opened => break opened?,
         }
-        std::thread::sleep(Duration::from_millis(50));
-        stop.store(true, Ordering::Relaxed);
-        Ok(clients.into_iter().map(|client| client.join().expect("no panic")).collect())
-    })?;
-    let rate = total.into_inner() as f64 / begin.elapsed().as_secs_f64();
-    for (key, (sure, unsure)) in counts.iter().enumerate() {
-        let is = store
-            .get(format!("key:{key}").as_bytes(), |value| {
-                value.map_or(0, |value| String::from_utf8_lossy(value).parse().unwrap_or(0))
-            })
-            .map_err(|failure| format!("{failure:?}"))?;
-        println!("key:{key}: {is}, acknowledged {sure}, unknown {unsure}");
-        assert!((*sure..=sure + unsure).contains(&is), "an increment is lost or doubled");
-    }
-    for child in &mut servers.children {
-        child.kill()?;
-        child.wait()?;
-    }
-    store.heap().recover()?;
-    let report = store.heap().check()?;
-    println!("{KILLS} servers killed, {rate:.0} requests a second; heap: {report}");
-    // The table, a node a key, and what the killed had allocated and not linked, or not freed.
-    assert!(report.is_sound() && report.leaked(1 + counts.len()) <= KILLS + 3);
-    Ok(())
+    };
+    servers.fill(args.processes.max(2))?;
+    storm::run(Store::open(region)?, &mut servers, args.kills, directory.path())
 }

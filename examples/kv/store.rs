@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 #[repr(C)]
 struct Table {
-    locks: [Futex<u32, Shared>; STRIPES],
+    locks: [Futex<u64, Shared>; STRIPES],
     /// Addresses of the first nodes.
     buckets: [AtomicU64; BUCKETS],
     len: AtomicU64,
@@ -51,6 +51,18 @@ pub(crate) enum Failure {
     NoNumber,
 }
 
+impl core::fmt::Display for Failure {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::Region(error) => error.fmt(f),
+            Self::Stopped => f.write_str("another process is stopped and keeps a lock"),
+            Self::NoNumber => f.write_str("the value is no number"),
+        }
+    }
+}
+
+impl std::error::Error for Failure {}
+
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         Self::Region(error)
@@ -61,7 +73,8 @@ pub(crate) struct Store {
     region: Region,
     heap: Heap,
     table: NonNull<Table>,
-    pid: u32,
+    /// This process, as the lock of a stripe names its holder.
+    me: u64,
 }
 
 // SAFETY: the table is all atomics, and stays mapped as long as the region.
@@ -72,7 +85,7 @@ unsafe impl Sync for Store {}
 /// The links of a bucket, locked.
 struct Bucket<'s> {
     store: &'s Store,
-    lock: &'s Futex<u32, Shared>,
+    lock: &'s Futex<u64, Shared>,
     first: &'s AtomicU64,
 }
 
@@ -95,7 +108,7 @@ impl Store {
                 }
             }
         };
-        Ok(Self { region, heap, table, pid: std::process::id() })
+        Ok(Self { region, heap, table, me: me() })
     }
 
     pub(crate) fn heap(&self) -> Heap {
@@ -114,13 +127,13 @@ impl Store {
         let begin = Instant::now();
         loop {
             let holder =
-                match lock.compare_exchange(0, self.pid, Ordering::Acquire, Ordering::Relaxed) {
+                match lock.compare_exchange(0, self.me, Ordering::Acquire, Ordering::Relaxed) {
                     Ok(_) => return Ok(Bucket { store: self, lock, first }),
                     Err(holder) => holder,
                 };
             if begin.elapsed() > Duration::from_millis(10) && is_gone(holder) {
                 let (acquire, relaxed) = (Ordering::Acquire, Ordering::Relaxed);
-                if lock.compare_exchange(holder, self.pid, acquire, relaxed).is_ok() {
+                if lock.compare_exchange(holder, self.me, acquire, relaxed).is_ok() {
                     return Ok(Bucket { store: self, lock, first });
                 }
             }
@@ -172,15 +185,61 @@ impl Store {
         Ok(sum)
     }
 
+    /// Frees the nodes that are in no bucket: of processes that were killed between the allocation
+    /// of a node and its link, or its last use and its end. Nobody changes anything meanwhile. How
+    /// many there were.
+    pub(crate) fn collect(&self) -> core::result::Result<usize, Failure> {
+        let mut known = std::collections::HashSet::from([self.table.addr().get()]);
+        for first in &self.table().buckets {
+            let bucket = Bucket { store: self, lock: &self.table().locks[0], first };
+            let mut next = first.load(Ordering::Acquire);
+            while let Some(node) = bucket.node(next) {
+                known.insert(node.addr().get());
+                // SAFETY: a node of this bucket, and nobody changes anything.
+                next = unsafe { node.as_ref() }.next.load(Ordering::Acquire);
+            }
+        }
+        self.table().len.store(known.len() as u64 - 1, Ordering::Relaxed);
+        let mut freed = 0;
+        for (block, size) in self.heap.blocks()? {
+            if !known.contains(&block.addr().get()) {
+                let layout = Layout::from_size_align(size, 1).expect("a block's size");
+                // SAFETY: a block of this heap that nobody knows any more.
+                unsafe { self.heap.free(block, layout) }?;
+                freed += 1;
+            }
+        }
+        Ok(freed)
+    }
+
+    pub(crate) fn region(&self) -> &Region {
+        &self.region
+    }
+
     pub(crate) fn len(&self) -> u64 {
         self.table().len.load(Ordering::Relaxed)
     }
 }
 
-/// Has this process ended? One that nobody has waited for has.
-fn is_gone(pid: u32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
-    stat.map_or(true, |stat| stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('Z')))
+/// When a process began, in ticks; `None` if it has ended, also if nobody has waited for it.
+fn began(pid: u32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let mut fields = stat.rsplit(") ").next()?.split(' ');
+    if fields.next()?.starts_with(['Z', 'X']) {
+        return None;
+    }
+    fields.nth(18)?.parse().ok()
+}
+
+/// Process id and beginning: another process that is given the id later is not taken for us.
+fn me() -> u64 {
+    let pid = std::process::id();
+    began(pid).unwrap_or(0) << 32 | u64::from(pid)
+}
+
+/// Has the process of this word ended?
+fn is_gone(word: u64) -> bool {
+    began(word as u32).is_none_or(|began| began << 32 != word >> 32 << 32)
 }
 
 impl<'s> Bucket<'s> {

@@ -1,18 +1,23 @@
-//! The thread that serves a region: it sleeps until somebody calls.
+//! The thread of a participant: it follows the log, watches the others, and serves if it is
+//! its turn. It sleeps until something happens.
 //!
-//! It waits for the listener, for every caller and for the word to stop in one poll; so a
-//! caller that says nothing delays nobody, and is cut off after a while. It never panics on
-//! what a caller sends, and never spins: without a free descriptor it looks away from the
-//! listener for a moment.
+//! It waits for the bell, for the ends of processes, for callers and for the word to stop in
+//! one poll; so a caller that says nothing delays nobody, and is cut off after a while. It
+//! never panics on what a caller sends, and never spins: without a free descriptor it looks
+//! away from the listeners for a moment.
 
-use super::CREATE;
-use super::access::Access;
-use super::wire::{REQUEST_LEN, Shape, decode_request, encode_reply};
+use super::claim::Name;
+use super::held::Held;
+use super::participants::Token;
 use crate::error::{Context, Error, Result};
-use crate::sys::signals;
+use crate::sync::Ordering;
 use crate::sys::socket::{self, Connection};
+use crate::sys::{pidfd, signals};
 use core::mem::ManuallyDrop;
+use core::ops::Deref;
+use core::ptr::NonNull;
 use core::time::Duration;
+use rustix::event::epoll;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::Errno;
@@ -23,112 +28,178 @@ use std::time::Instant;
 
 /// How long a caller may be silent.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How long the listener is left alone after accept failed.
+/// How long the listeners are left alone after accept failed.
 const PAUSE: Duration = Duration::from_millis(50);
+/// How soon something is tried again that somebody else was in the way of.
+const SOON: Duration = Duration::from_millis(1);
 /// Callers at a time; one more cuts off the oldest.
 const CALLERS: usize = 64;
 
-/// What is served, and to whom.
+/// The region, lent to the thread: whoever drops it joins the thread before.
 #[derive(Debug)]
-pub(super) struct Offer {
-    pub(super) shape: Shape,
-    pub(super) control: OwnedFd,
-    pub(super) data: OwnedFd,
-    pub(super) access: Access,
+pub(super) struct Lent(NonNull<Held>);
+
+// SAFETY: a reference in all but name, to what may be shared.
+unsafe impl Send for Lent {}
+
+impl Deref for Lent {
+    type Target = Held;
+
+    fn deref(&self) -> &Held {
+        // SAFETY: joined before the region is dropped.
+        unsafe { self.0.as_ref() }
+    }
 }
 
 /// The thread, until this is dropped.
 #[derive(Debug)]
 pub(super) struct Agent {
     stop: Arc<OwnedFd>,
-    thread: ManuallyDrop<JoinHandle<()>>,
+    thread: ManuallyDrop<JoinHandle<Desk>>,
     pid: u32,
 }
 
 impl Agent {
-    /// Starts to serve. No signal handler runs in the thread.
+    /// Starts it; with listeners it serves from the first moment. No signal handler runs in
+    /// the thread.
     ///
     /// # Errors
     ///
     /// EMFILE or ENFILE, EAGAIN if there can be no more threads.
-    pub(super) fn start(listener: OwnedFd, offer: Offer) -> Result<Self> {
-        let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).op(CREATE)?);
-        let desk = Desk { listener, stop: stop.clone(), offer, callers: VecDeque::new() };
+    pub(super) fn start(
+        held: &Arc<Held>,
+        listeners: Vec<OwnedFd>,
+        name: Option<Name>,
+    ) -> Result<Self> {
+        const OP: &str = super::OPEN;
+        let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).op(OP)?);
+        let ears = epoll::create(epoll::CreateFlags::CLOEXEC).op(OP)?;
+        // Each ring is an edge for everybody, whoever else hears it.
+        let edge = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        epoll::add(&ears, &held.files.bell, epoll::EventData::new_u64(0), edge).op(OP)?;
+        let desk = Desk {
+            held: Lent(NonNull::from(&**held)),
+            stop: stop.clone(),
+            ears,
+            listeners,
+            name,
+            callers: VecDeque::new(),
+            watched: Vec::new(),
+            offered: held.ledger().epoch.load(Ordering::Acquire),
+            due: true,
+            is_settled: false,
+        };
+        if !desk.listeners.is_empty() {
+            held.serving.store(std::process::id(), Ordering::Relaxed);
+        }
         let masked = signals::Masked::all();
         let thread = std::thread::Builder::new()
             .name("unmerged-mshare".into())
             .spawn(move || desk.run())
-            .map_err(|_| Error::because(CREATE, Errno::AGAIN, "cannot start a thread"))?;
+            .map_err(|_| Error::because(OP, Errno::AGAIN, "cannot start a thread"))?;
         drop(masked);
         Ok(Self { stop, thread: ManuallyDrop::new(thread), pid: std::process::id() })
     }
 
-    /// Is this the process that started the thread, and not a forked child of it?
-    pub(super) fn is_ours(&self) -> bool {
-        self.pid == std::process::id()
-    }
-}
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        // A forked child has no such thread, and shares the eventfd with its parent.
-        if !self.is_ours() {
-            return;
+    /// Stops the thread; what it had. `None` in a forked child, which has no such thread, and
+    /// shares the eventfd with its parent.
+    pub(super) fn stop(mut self) -> Option<Desk> {
+        if self.pid != std::process::id() {
+            return None;
         }
         // SAFETY: taken once, here.
         let thread = unsafe { ManuallyDrop::take(&mut self.thread) };
-        if rustix::io::write(&*self.stop, &1_u64.to_ne_bytes()).is_ok() {
-            let _ = thread.join();
-        }
+        rustix::io::write(&*self.stop, &1_u64.to_ne_bytes()).ok()?;
+        thread.join().ok()
     }
 }
 
 /// What the thread has.
-struct Desk {
-    listener: OwnedFd,
+#[derive(Debug)]
+pub(super) struct Desk {
+    pub(super) held: Lent,
     stop: Arc<OwnedFd>,
-    offer: Offer,
+    /// An epoll instance that hears the bell.
+    ears: OwnedFd,
+    /// Those that this process serves by: for the name, and for participants.
+    pub(super) listeners: Vec<OwnedFd>,
+    pub(super) name: Option<Name>,
     /// Who was accepted and has said nothing yet; the oldest first.
     callers: VecDeque<Connection>,
+    /// Processes whose end is waited for.
+    pub(super) watched: Vec<(Token, OwnedFd)>,
+    /// The epoch whose server was offered our objects.
+    offered: u64,
+    /// Whether there is something to follow.
+    due: bool,
+    /// Whether this process serves, and has looked at all that were there before.
+    is_settled: bool,
 }
 
 impl Desk {
-    fn run(mut self) {
+    fn run(mut self) -> Self {
         let mut pause = None;
         loop {
+            let again = self.attend();
             let now = Instant::now();
             while self.callers.front().is_some_and(|caller| caller.deadline() <= now) {
                 self.callers.pop_front();
             }
             pause = pause.filter(|&end| end > now);
             let deadline = self.callers.front().map(Connection::deadline);
-            let alarm = pause.into_iter().chain(deadline).min();
+            let again = again.map(|pause| now + pause);
+            let alarm = pause.into_iter().chain(deadline).chain(again).min();
 
             let mut heard = self.wait(alarm.map(|at| at - now), pause.is_some()).into_iter();
             let mut next = || heard.next().unwrap_or(false);
             if next() {
-                return;
+                return self;
             }
-            let offer = &self.offer;
-            self.callers.retain(|caller| {
-                let spoke = next();
-                if spoke {
-                    offer.answer(caller);
+            if next() {
+                self.listen();
+            }
+            let (mut ended, mut spoken) = (Vec::new(), Vec::new());
+            self.watched.retain(|&(token, _)| {
+                let end = next();
+                if end {
+                    ended.push(token);
                 }
-                !spoke
+                !end
             });
-            if next() && self.accept().is_err() {
-                pause = Some(Instant::now() + PAUSE);
+            self.callers = core::mem::take(&mut self.callers)
+                .into_iter()
+                .filter_map(|caller| {
+                    if !next() {
+                        return Some(caller);
+                    }
+                    spoken.push(caller);
+                    None
+                })
+                .collect();
+            let calls: Vec<_> = self.listeners.iter().map(|_| next()).collect();
+            for token in ended {
+                self.mourn(token);
+            }
+            for caller in spoken {
+                self.answer(&caller);
+            }
+            for at in calls.into_iter().enumerate().filter_map(|(at, call)| call.then_some(at)) {
+                if self.accept(at).is_err() {
+                    pause = Some(Instant::now() + PAUSE);
+                }
             }
         }
     }
 
-    /// Sleeps; then, who is to be heard: the word to stop, the callers, and unless it is
-    /// left alone, the listener.
+    /// Sleeps; then, who is to be heard: the word to stop, the bell, the ends of processes, the
+    /// callers, and unless they are left alone, the listeners.
     fn wait(&self, timeout: Option<Duration>, paused: bool) -> Vec<bool> {
-        let mut fds: Vec<_> = core::iter::once(self.stop.as_fd())
+        let listeners = if paused { &[] } else { &self.listeners[..] };
+        let mut fds: Vec<_> = [self.stop.as_fd(), self.ears.as_fd()]
+            .into_iter()
+            .chain(self.watched.iter().map(|(_, process)| process.as_fd()))
             .chain(self.callers.iter().map(Connection::as_fd))
-            .chain((!paused).then_some(self.listener.as_fd()))
+            .chain(listeners.iter().map(AsFd::as_fd))
             .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN))
             .collect();
         let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
@@ -143,9 +214,115 @@ impl Desk {
         }
     }
 
+    /// The bell rang: takes the edge.
+    fn listen(&mut self) {
+        let none = Timespec::default();
+        let mut room = [core::mem::MaybeUninit::<epoll::Event>::uninit(); 1];
+        let _ = epoll::wait(&self.ears, &mut room, Some(&none));
+        self.due = true;
+    }
+
+    /// Does what is due: follows the log, and looks who serves and who is to be watched. When
+    /// what is left is to be tried again.
+    fn attend(&mut self) -> Option<Duration> {
+        if !self.due {
+            return None;
+        }
+        self.due = false;
+        let ledger = self.held.ledger();
+        let leader = ledger.leader.load(Ordering::Acquire);
+        // It moves when somebody listens.
+        let epoch = ledger.epoch.load(Ordering::Acquire);
+        if epoch != self.offered && ledger.participants().named(leader).is_some() {
+            self.offered = epoch;
+            if !self.held.is_serving() {
+                self.held.offer_all();
+            }
+        }
+        // Without a descriptor for a process, there may be one later.
+        let watched = self.watch();
+        let Some(mut local) = self.held.try_enter() else {
+            self.due = true;
+            return Some(SOON);
+        };
+        // What went wrong is in our slot, for whoever waits.
+        let _ = self.held.follow(super::SYNC, &mut local);
+        drop(local);
+        if self.due {
+            return Some(Duration::ZERO);
+        }
+        self.due = !watched;
+        self.due.then_some(PAUSE)
+    }
+
+    /// Watches whom this process has to: who serves, all others; the others, who serves, and the
+    /// creator if the region ends with it. Whether that is done.
+    fn watch(&mut self) -> bool {
+        if self.held.is_serving() {
+            let wanted = self.held.ledger().participants().present();
+            let done = self.look_at(&wanted);
+            self.is_settled = done;
+            return done;
+        }
+        let ledger = self.held.ledger();
+        let leader = ledger.leader.load(Ordering::Acquire);
+        let bound = ledger.bound.load(Ordering::Relaxed) != 0;
+        let owner = if bound { ledger.owner.load(Ordering::Relaxed) } else { 0 };
+        let wanted: Vec<_> =
+            [leader, owner].iter().filter_map(|&w| ledger.participants().named(w)).collect();
+        let mut done = self.look_at(&wanted);
+        if !wanted.iter().any(|token| token.word() == leader) {
+            done &= self.stand(leader);
+        }
+        if bound && !wanted.iter().any(|token| token.word() == owner) {
+            self.held.end();
+        }
+        done
+    }
+
+    /// Has these watched, and no others but ourselves.
+    fn look_at(&mut self, wanted: &[Token]) -> bool {
+        self.watched.retain(|(token, _)| wanted.contains(token));
+        let mut ended = Vec::new();
+        let mut done = true;
+        for &token in wanted {
+            let known = self.watched.iter().any(|(watched, _)| *watched == token);
+            if known || token.pid() == std::process::id() {
+                continue;
+            }
+            match pidfd::open(token.pid()) {
+                // It may be another process of this number by now: not if it has just come.
+                Ok(_) if !self.is_settled && self.held.is_dead(token) => ended.push(token),
+                Ok(process) => self.watched.push((token, process)),
+                Err(Errno::SRCH) => ended.push(token),
+                Err(_) => done = false,
+            }
+        }
+        for token in ended {
+            self.mourn(token);
+        }
+        done
+    }
+
+    /// A process has ended: its slot is freed, what it held is others'.
+    fn mourn(&mut self, token: Token) {
+        let ledger = self.held.ledger();
+        let bound = ledger.bound.load(Ordering::Relaxed) != 0;
+        let owned = bound && ledger.owner.load(Ordering::Relaxed) == token.word();
+        self.held.reap(token);
+        if owned {
+            self.held.end();
+        }
+        // Perhaps it was cut off before it rang, and perhaps it served.
+        self.due = true;
+        if self.held.is_serving() {
+            self.held.ring();
+        }
+    }
+
     /// Takes one call.
-    fn accept(&mut self) -> rustix::io::Result<()> {
-        match socket::answer(&self.listener, PATIENCE) {
+    fn accept(&mut self, listener: usize) -> rustix::io::Result<()> {
+        match socket::answer(&self.listeners[listener], PATIENCE) {
             Ok(caller) => {
                 if self.callers.len() == CALLERS {
                     self.callers.pop_front();
@@ -161,23 +338,9 @@ impl Desk {
             }
         }
     }
-}
 
-impl Offer {
-    /// Hears what the caller says, and answers. Who is gone meanwhile gets no answer.
-    fn answer(&self, caller: &Connection) {
-        let mut buffer = [0; REQUEST_LEN];
-        let verdict = match caller.receive(&mut buffer) {
-            Ok((len, _unwanted)) => decode_request(&buffer[..len]),
-            Err(Errno::MSGSIZE) => Err(Errno::BADMSG),
-            Err(_) => return,
-        };
-        let verdict = verdict.and_then(|()| {
-            let peer = socket::peer(caller)?;
-            if self.access.allows(&peer) { Ok(&self.shape) } else { Err(Errno::ACCESS) }
-        });
-        let fds = [self.control.as_fd(), self.data.as_fd()];
-        let granted = if verdict.is_ok() { &fds[..] } else { &[] };
-        let _ = caller.send(&encode_reply(verdict), granted);
+    /// Somebody came: it is to be watched.
+    pub(super) fn look_again(&mut self) {
+        self.due = true;
     }
 }

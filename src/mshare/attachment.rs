@@ -1,29 +1,32 @@
-//! A region in this process: mapped once, however often it is opened.
+//! Handles on a region: it is mapped once in a process, however often it is opened.
 //!
 //! A region has one address, so a process cannot map it twice. A table of what this process
 //! has mapped, under a lock, makes a second opening a second handle; the last handle unmaps,
 //! under the same lock, so that nobody opens what is being unmapped. Regions are told apart
 //! by their control file and random id, which a server cannot make up.
 
+use super::agent::Agent;
+use super::directory::Directory;
+use super::gate::{Gate, Inside};
 use super::header::{CONTROL_LEN, Header};
+use super::held::{Files, HAS_AGENT, Held, Local, Waits, join};
+use super::layout::Segment;
+use super::ledger::{LEDGER_LEN, Ledger};
+use super::participants::Token;
+use super::rights::Rights;
 use super::window;
 use super::wire::Shape;
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
+use crate::sync::{AtomicU32, Ordering};
 use crate::sys::map::{Access, Mapping, Place};
+use core::mem::ManuallyDrop;
 use core::ptr::NonNull;
-use rustix::fd::{AsFd, BorrowedFd};
+use rustix::fd::AsFd;
 use rustix::fs::fstat;
 use rustix::io::Errno;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
-/// The two files of a region, sizes and seals checked.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Files<'a> {
-    pub(super) control: BorrowedFd<'a>,
-    pub(super) data: BorrowedFd<'a>,
-}
-
-/// What tells regions apart: device and inode of the control file, and the id.
+/// What tells regions apart: device and inode of the ledger's file, and the id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Key {
     device: u64,
@@ -34,57 +37,63 @@ struct Key {
 #[derive(Debug)]
 struct Entry {
     key: Key,
-    shape: Shape,
     handles: usize,
-    control: Mapping,
-    data: Mapping,
+    /// Those that only want it to stay mapped.
+    keeps: usize,
+    held: Arc<Held>,
 }
 
-static TABLE: Mutex<Vec<Entry>> = Mutex::new(Vec::new());
+static TABLE: Gate<Vec<Entry>> = Gate::new(Vec::new());
 
-fn table() -> MutexGuard<'static, Vec<Entry>> {
-    TABLE.lock().unwrap_or_else(PoisonError::into_inner)
+fn table() -> Inside<'static, Vec<Entry>> {
+    // A child that was forked in the midst of this has what its parent had mapped, and does not
+    // know it: its addresses are taken.
+    TABLE.enter(Vec::new)
 }
 
-/// A handle on the mappings of a region.
+/// What a process brings when it maps a region.
+#[derive(Debug)]
+pub(super) struct Origin {
+    pub(super) name: String,
+    pub(super) directory: Directory,
+    pub(super) rights: Rights,
+    pub(super) has_agent: bool,
+}
+
+/// A handle.
 #[derive(Debug)]
 pub(super) struct Attachment {
     key: Key,
-    shape: Shape,
-    control: NonNull<Header>,
-    data: NonNull<u8>,
+    /// Dropped by hand, under the lock of the table.
+    held: ManuallyDrop<Arc<Held>>,
 }
 
-// SAFETY: the pointers stay valid in every thread until the last handle is dropped, and
-// what is behind them is atomic or handed out raw.
-unsafe impl Send for Attachment {}
-// SAFETY: as above.
-unsafe impl Sync for Attachment {}
-
 impl Attachment {
-    /// Maps a new region at the first of `bases` that is free, and fills its control page.
+    /// Maps a new region at the first of `bases` that is free, and fills its ledger; `fill`
+    /// fills or checks its control page.
     ///
     /// # Errors
     ///
     /// EEXIST if none is, ENOMEM.
     pub(super) fn create(
-        files: Files<'_>,
-        id: [u8; 16],
-        size: u64,
+        files: Files,
+        origin: Origin,
+        shape: Shape,
         bases: impl Iterator<Item = u64>,
+        fill: impl Fn(&Header, &Shape) -> Result<()>,
     ) -> Result<Self> {
         let mut clash = Error::new(super::CREATE, Errno::EXIST);
         for base in bases {
-            let shape = Shape { size, base, id };
-            match map_control(super::CREATE, files, &shape)
-                .and_then(|control| Ok((control, map_data(super::CREATE, files, &shape)?)))
-            {
-                Ok((control, data)) => {
-                    Header::of(&control).fill(&shape);
-                    let key = key(super::CREATE, files, &shape)?;
-                    let mut table = table();
-                    table.push(Entry { key, shape, handles: 0, control, data });
-                    return Ok(Self::of(table.last_mut().expect("pushed above")));
+            let shape = Shape { base, ..shape };
+            match Maps::new(super::CREATE, &files, &shape, Rights::ALL) {
+                Ok(maps) => {
+                    fill(Header::of(&maps.control), &shape)?;
+                    maps.ledger().fill();
+                    let rights = Rights::ALL.bits() | HAS_AGENT;
+                    let pid = std::process::id();
+                    let token = join(super::CREATE, maps.ledger(), pid, rights)?;
+                    let key = key(super::CREATE, &files, &shape)?;
+                    return Ok(Self::put(&mut table(), key, files, origin, shape, maps, token));
                 }
                 Err(error) if error.is_exists() => clash = error,
                 Err(error) => return Err(error),
@@ -94,59 +103,178 @@ impl Attachment {
     }
 
     /// Maps the region of a server's reply at its base, or takes the mapping that is there.
+    /// `None` if the slot that the server gave us is free again.
     ///
     /// # Errors
     ///
-    /// EBADMSG for a shape that no region has, or if the control page says otherwise; EPROTO
+    /// EBADMSG for a shape that no region has, or if the control memory says otherwise; EPROTO
     /// for a control page of another version; EEXIST if something else is at its address;
     /// ENOMEM.
-    pub(super) fn open(files: Files<'_>, shape: &Shape) -> Result<Self> {
+    pub(super) fn open(
+        files: Files,
+        origin: Origin,
+        shape: Shape,
+        token: Token,
+    ) -> Result<Option<Self>> {
         window::check(super::OPEN, Errno::BADMSG, shape.base, shape.size)?;
-        let key = key(super::OPEN, files, shape)?;
+        let key = key(super::OPEN, &files, &shape)?;
         let mut table = table();
         if let Some(entry) = table.iter_mut().find(|entry| entry.key == key) {
-            return Ok(Self::of(entry));
+            if !entry.held.rights.contains(origin.rights) {
+                let why = "this process has the region already, with fewer rights";
+                return Err(Error::because(super::OPEN, Errno::BUSY, why));
+            }
+            entry.handles += 1;
+            let is_first = entry.handles == 1;
+            let again = Self { key, held: ManuallyDrop::new(entry.held.clone()) };
+            drop(table);
+            if is_first {
+                // Only a heap kept it mapped: it is a participant anew.
+                again.held.enter().token = Some(token);
+            }
+            match again.live(super::OPEN) {
+                Err(error) if error.is_not_found() => {}
+                lived => {
+                    lived?;
+                }
+            }
+            if is_first {
+                again.start(Vec::new(), None)?;
+            } else {
+                again.held.give_back(token);
+            }
+            return Ok(Some(again));
         }
-        let control = map_control(super::OPEN, files, shape)?;
-        Header::of(&control).verify(shape)?;
-        let data = map_data(super::OPEN, files, shape)?;
-        table.push(Entry { key, shape: *shape, handles: 0, control, data });
-        Ok(Self::of(table.last_mut().expect("pushed above")))
+        let maps = Maps::new(super::OPEN, &files, &shape, origin.rights)?;
+        Header::of(&maps.control).verify(&shape)?;
+        maps.ledger().verify()?;
+        let token = match maps.ledger().participants().is_present(token) {
+            true => token,
+            false if origin.rights == Rights::ALL => {
+                // It went with a handle of this process that was just dropped.
+                let bits = Rights::ALL.bits() | if origin.has_agent { HAS_AGENT } else { 0 };
+                join(super::OPEN, maps.ledger(), std::process::id(), bits)?
+            }
+            false => return Ok(None),
+        };
+        if origin.rights == Rights::ALL {
+            let began = super::held::began(std::process::id());
+            maps.ledger().slot(token).began.store(began, Ordering::Relaxed);
+        }
+        let attachment = Self::put(&mut table, key, files, origin, shape, maps, token);
+        drop(table);
+        let mut local = attachment.held.enter();
+        match attachment.held.follow(super::OPEN, &mut local) {
+            // An object that nobody has any more: a hole, for now in this process alone.
+            Err(error) if error.is_not_found() => {}
+            followed => {
+                followed?;
+            }
+        }
+        drop(local);
+        attachment.start(Vec::new(), None)?;
+        Ok(Some(attachment))
     }
 
-    /// One more handle on an entry, whose table is locked.
-    fn of(entry: &mut Entry) -> Self {
-        entry.handles += 1;
-        Self {
-            key: entry.key,
-            shape: entry.shape,
-            control: entry.control.start().cast(),
-            data: entry.data.start(),
-        }
+    /// Makes the first handle.
+    fn put(
+        table: &mut Vec<Entry>,
+        key: Key,
+        files: Files,
+        origin: Origin,
+        shape: Shape,
+        maps: Maps,
+        token: Token,
+    ) -> Self {
+        let Maps { control, ledger, data } = maps;
+        let Origin { name, directory, rights, has_agent } = origin;
+        let held = Arc::new(Held {
+            name,
+            directory,
+            shape,
+            rights,
+            has_agent,
+            control,
+            ledger,
+            data,
+            files,
+            local: Gate::new(Local::new(Some(token))),
+            objects: Gate::new(Vec::new()),
+            bringing: Gate::new(()),
+            agent: Gate::new(None),
+            serving: AtomicU32::new(0),
+            waits: Waits::new(),
+        });
+        table.push(Entry { key, handles: 1, keeps: 0, held: held.clone() });
+        Self { key, held: ManuallyDrop::new(held) }
     }
 
-    /// Another handle on the same mapping.
-    pub(super) fn again(&self) -> Self {
-        let mut table = table();
-        let entry = table.iter_mut().find(|entry| entry.key == self.key);
-        Self::of(entry.expect("its entry stays as long as there is a handle"))
+    /// Starts the thread of this process, unless it is to have none.
+    pub(super) fn start(
+        &self,
+        listeners: Vec<rustix::fd::OwnedFd>,
+        name: Option<super::claim::Name>,
+    ) -> Result<()> {
+        if self.held.has_agent {
+            let agent = Agent::start(&self.held, listeners, name)?;
+            *self.held.agent.enter(|| None) = Some(agent);
+        }
+        Ok(())
+    }
+
+    /// In a forked child, begins to live as a participant.
+    pub(super) fn be_born(&self, operation: &'static str) -> Result<()> {
+        let inherited = self.held.enter().token.is_none();
+        if inherited { self.live(operation).map(drop) } else { Ok(()) }
+    }
+
+    /// Follows the log; in a forked child, begins to live as a participant.
+    pub(super) fn live(&self, operation: &'static str) -> Result<u64> {
+        let mut local = self.held.enter();
+        let inherited = local.token.is_none();
+        let generation = self.held.follow(operation, &mut local)?;
+        drop(local);
+        if inherited {
+            // The agent of the parent is not here.
+            self.start(Vec::new(), None)?;
+            self.held.ring();
+        }
+        Ok(generation)
+    }
+
+    /// The region in this process.
+    pub(super) fn held(&self) -> &Arc<Held> {
+        &self.held
+    }
+
+    /// Has it stay mapped, also when the last handle goes and this process is no participant any
+    /// more.
+    pub(super) fn keep(&self) -> Keep {
+        if let Some(entry) = table().iter_mut().find(|entry| entry.key == self.key) {
+            entry.keeps += 1;
+        }
+        Keep { key: self.key, held: ManuallyDrop::new(Arc::clone(&self.held)) }
     }
 
     /// What was agreed.
     pub(super) fn shape(&self) -> &Shape {
-        &self.shape
+        &self.held.shape
     }
 
     /// First byte of the data.
     pub(super) fn base(&self) -> NonNull<u8> {
-        self.data
+        self.held.data.start()
     }
 
     /// The control page.
     pub(super) fn header(&self) -> &Header {
-        // SAFETY: the control page stays mapped as long as there is a handle.
-        unsafe { Header::at(self.control) }
+        self.held.header()
     }
+}
+
+/// Has this process a region of this id?
+pub(super) fn is_held(id: &[u8; 16]) -> bool {
+    table().iter().any(|entry| entry.key.id == *id)
 }
 
 impl Drop for Attachment {
@@ -155,29 +283,82 @@ impl Drop for Attachment {
         if let Some(at) = table.iter().position(|entry| entry.key == self.key) {
             table[at].handles -= 1;
             if table[at].handles == 0 {
-                table.swap_remove(at);
+                table[at].held.close();
+                if table[at].keeps == 0 {
+                    table.swap_remove(at);
+                }
             }
         }
+        // Here at the latest it is unmapped, still under the lock.
+        // SAFETY: not used after this.
+        unsafe { ManuallyDrop::drop(&mut self.held) };
     }
 }
 
-fn key(operation: &'static str, files: Files<'_>, shape: &Shape) -> Result<Key> {
-    let stat = fstat(files.control).map_err(|errno| Error::new(operation, errno))?;
+/// A region that stays mapped, until this is dropped.
+#[derive(Debug)]
+pub(super) struct Keep {
+    key: Key,
+    /// Dropped by hand, under the lock of the table.
+    held: ManuallyDrop<Arc<Held>>,
+}
+
+impl Drop for Keep {
+    fn drop(&mut self) {
+        let mut table = table();
+        if let Some(at) = table.iter().position(|entry| entry.key == self.key) {
+            table[at].keeps -= 1;
+            if table[at].keeps == 0 && table[at].handles == 0 {
+                table.swap_remove(at);
+            }
+        }
+        // SAFETY: not used after this.
+        unsafe { ManuallyDrop::drop(&mut self.held) };
+    }
+}
+
+fn key(operation: &'static str, files: &Files, shape: &Shape) -> Result<Key> {
+    let stat = fstat(&files.ledger).op(operation)?;
     Ok(Key { device: stat.st_dev, inode: stat.st_ino, id: shape.id })
 }
 
-/// The control page lies right in front of the data.
-fn map_control(operation: &'static str, files: Files<'_>, shape: &Shape) -> Result<Mapping> {
-    map(operation, files.control, shape.base - CONTROL_LEN as u64, CONTROL_LEN as u64)
+/// The three mappings: ledger, control page, data, one right in front of the other.
+#[derive(Debug)]
+struct Maps {
+    control: Mapping,
+    ledger: Mapping,
+    data: Mapping,
 }
 
-fn map_data(operation: &'static str, files: Files<'_>, shape: &Shape) -> Result<Mapping> {
-    map(operation, files.data, shape.base, shape.size)
+impl Maps {
+    fn new(operation: &'static str, files: &Files, shape: &Shape, rights: Rights) -> Result<Self> {
+        let writes = |right| if right { Access::Write } else { Access::Read };
+        let memory = writes(rights.contains(Rights::WRITE));
+        let (control, ledger) = (CONTROL_LEN as u64, LEDGER_LEN as u64);
+        let at = shape.base - control;
+        let full = writes(rights == Rights::ALL);
+        Ok(Self {
+            data: map(operation, &files.data, shape.base, shape.size, memory)?,
+            control: map(operation, &files.control, at, control, memory)?,
+            ledger: map(operation, &files.ledger, at - ledger, ledger, full)?,
+        })
+    }
+
+    fn ledger(&self) -> &Ledger {
+        // SAFETY: mapped, and borrowed as long as it is.
+        unsafe { Ledger::at(self.ledger.start().cast()) }
+    }
 }
 
-fn map(operation: &'static str, file: impl AsFd, address: u64, len: u64) -> Result<Mapping> {
+fn map(
+    operation: &'static str,
+    file: impl AsFd,
+    address: u64,
+    len: u64,
+    access: Access,
+) -> Result<Mapping> {
     let place = Place::Exactly(address as usize);
-    Mapping::shared(file, len as usize, Access::Write, place).map_err(|errno| {
+    Mapping::shared(file, len as usize, access, place).map_err(|errno| {
         let end = address + len;
         match errno {
             Errno::EXIST => Error::with(
@@ -192,4 +373,9 @@ fn map(operation: &'static str, file: impl AsFd, address: u64, len: u64) -> Resu
             ),
         }
     })
+}
+
+/// The first layout of a region in a part of which nothing lies.
+pub(super) fn nothing(range: core::ops::Range<u64>) -> Vec<Segment> {
+    vec![Segment::hole(range, 0)]
 }

@@ -1,22 +1,42 @@
 //! Making a region.
 
 use super::access::Access;
-use super::agent::{Agent, Offer};
 use super::attach::SEALS;
-use super::attachment::{Attachment, Files};
-use super::claim::Name;
-use super::directory::Directory;
-use super::header::CONTROL_LEN;
+use super::attachment::{Attachment, Origin, nothing};
+use super::directory::{Directory, GLANCE};
+use super::header::{CONTROL_LEN, Header};
+use super::held::Files;
+use super::ledger::LEDGER_LEN;
 use super::name::check_name;
+use super::object::HugePages;
 use super::region::Region;
+use super::rights::Rights;
+use super::succession::listen;
+use super::wire::{Memory, Shape};
 use super::{CREATE, window};
 use crate::error::{Context, Error, Result};
+use crate::sync::Ordering;
 use crate::sys::memfd;
-use rustix::fd::{AsFd, OwnedFd};
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::fd::OwnedFd;
+use rustix::fs::{FlockOperation, Mode, OFlags, flock, fstat, ftruncate, open};
 use rustix::io::Errno;
 use rustix::process::{getegid, geteuid};
 use rustix::rand::{GetRandomFlags, getrandom};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// When a region ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Lifetime {
+    /// With the last process that has it.
+    #[default]
+    Last,
+    /// With the process that created it, however that one ends: its memory is gone then in
+    /// all others, a touch is SIGSEGV, and nothing can be mapped any more. It is the rule of the
+    /// patches of 2025.
+    Creator,
+}
 
 /// What a new region is to be; made by [`Region::builder`].
 #[derive(Debug, Clone)]
@@ -27,11 +47,31 @@ pub struct Builder {
     mode: u32,
     base: Option<usize>,
     directory: Option<PathBuf>,
+    lifetime: Lifetime,
+    others: Rights,
+    quota: u32,
+    is_empty: bool,
+    room: usize,
+    huge: Option<HugePages>,
+    file: Option<PathBuf>,
 }
 
 impl Builder {
     pub(super) fn new(name: &str) -> Self {
-        Self { name: name.into(), size: 0, mode: 0o600, base: None, directory: None }
+        Self {
+            name: name.into(),
+            size: 0,
+            mode: 0o600,
+            base: None,
+            directory: None,
+            lifetime: Lifetime::Last,
+            others: Rights::NONE,
+            quota: 64,
+            is_empty: false,
+            room: 0,
+            huge: None,
+            file: None,
+        }
     }
 
     /// Size in bytes: a multiple of 4096, up to 32 TiB. It is address space; memory is
@@ -42,9 +82,9 @@ impl Builder {
     }
 
     /// Who may attach, as permission bits of a file, taken as they are (no umask). A class
-    /// needs both bits, read and write, and the owner must have them. Default 0o600: this
-    /// user, and root. Others can only reach the name in a [`directory`](Self::directory) that
-    /// they may search: the default one is this user's alone.
+    /// with the bit to read alone attaches for reading alone; the owner must have both.
+    /// Default 0o600: this user, and root. Others can only reach the name in a
+    /// [`directory`](Self::directory) that they may search: the default one is this user's alone.
     pub fn mode(mut self, mode: u32) -> Self {
         self.mode = mode;
         self
@@ -66,17 +106,71 @@ impl Builder {
         self
     }
 
-    /// Makes the region, maps it here, and serves it under its name until the returned
-    /// [`Region`] is dropped.
+    /// When the region ends.
+    pub fn lifetime(mut self, lifetime: Lifetime) -> Self {
+        self.lifetime = lifetime;
+        self
+    }
+
+    /// What users other than the owner and root may do besides reading and writing, if the
+    /// mode lets them write: [`Rights::MAP`], [`Rights::UNMAP`], [`Rights::PROTECT`]. Default
+    /// none.
+    pub fn others(mut self, rights: Rights) -> Self {
+        self.others = rights.intersection(Rights::MAP | Rights::UNMAP | Rights::PROTECT);
+        self
+    }
+
+    /// How many parts a participant without all rights may have mapped. Default 64.
+    pub fn quota(mut self, parts: u32) -> Self {
+        self.quota = parts;
+        self
+    }
+
+    /// Nothing lies in it, as in the patches: a touch is SIGSEGV until something is mapped there.
+    /// Without this, all of it is memory. Named roots and [`Region::alloc`] count on memory.
+    pub fn empty(mut self) -> Self {
+        self.is_empty = true;
+        self
+    }
+
+    /// Nothing lies in the last so many bytes, a multiple of 4096 less than the size: they are for
+    /// [objects](Region::map), and neither [`Region::alloc`] nor [`Region::heap`] takes them.
+    /// Default none.
+    pub fn room(mut self, bytes: usize) -> Self {
+        self.room = bytes;
+        self
+    }
+
+    /// The region's own memory is in huge pages, of which the administrator has reserved enough:
+    /// a touch without one is SIGBUS. The size is a multiple of the page. Processes that map it
+    /// share the page tables of whole gigabytes.
+    pub fn huge_pages(mut self, pages: HugePages) -> Self {
+        self.huge = Some(pages);
+        self
+    }
+
+    /// The region's own memory is this file, and its control page the file of this name
+    /// with `.control` behind it: they stay when the last process has let go. If they are
+    /// there, with the contents of a region of this size, it comes back at its old address, with
+    /// its allocations and roots; what was mapped, unmapped and protected is forgotten. Files
+    /// have no seals: who may write them may cut them, and a touch beyond the end is SIGBUS.
+    pub fn file(mut self, path: impl AsRef<Path>) -> Self {
+        self.file = Some(path.as_ref().into());
+        self
+    }
+
+    /// Makes the region, maps it here, and serves it under its name.
     ///
     /// # Errors
     ///
     /// - EINVAL: not a name; a size of 0, of no whole pages or over 32 TiB; a mode with
     ///   other bits than read and write, or without the owner's; a base that is no multiple
-    ///   of 1 GiB or too high.
+    ///   of 1 GiB or too high; huge pages in a file; room of no whole pages, or for all of it.
     /// - EEXIST: a live process serves this name; the base asked for is not free here.
     /// - EPERM: the runtime directory belongs to somebody else or is open to others.
     /// - ETIMEDOUT: another process keeps the lock of the directory.
+    /// - EBUSY: another region has the file. EBADMSG: the file is another region's, or none.
+    /// - ENODEV: no huge pages of this size on this machine.
     /// - ENOMEM, EMFILE, ENFILE, EAGAIN, ENAMETOOLONG: a limit of the system.
     pub fn create(self) -> Result<Region> {
         check_name(CREATE, &self.name)?;
@@ -85,26 +179,75 @@ impl Builder {
 
         let mut id = [0; 16];
         getrandom(&mut id, GetRandomFlags::empty()).op(CREATE)?;
-        let control = file(&format!("mshare-control:{}", self.name), CONTROL_LEN as u64)?;
-        let data = file(&format!("mshare:{}", self.name), self.size as u64)?;
-        let files = Files { control: control.as_fd(), data: data.as_fd() };
-        let size = self.size as u64;
-        let attachment = match self.base {
-            Some(base) => Attachment::create(files, id, size, core::iter::once(base as u64))?,
-            None => Attachment::create(files, id, size, window::bases(&id, size))?,
+        let (control, data, memory) = self.memory()?;
+        let ledger = file(&format!("mshare-ledger:{}", self.name), LEDGER_LEN as u64)?;
+        let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).op(CREATE)?;
+        let mut shape = Shape { size: self.size as u64, base: 0, id, memory };
+        let old = if memory == Memory::File { resumed(&control, &shape)? } else { None };
+        let bases: Vec<u64> = match (old, self.base) {
+            (Some((base, id)), _) => {
+                shape.id = id;
+                vec![base]
+            }
+            (None, Some(base)) => vec![base as u64],
+            (None, None) => window::bases(&id, shape.size).collect(),
         };
+        let origin = Origin {
+            name: self.name.clone(),
+            directory: claim.directory.clone(),
+            rights: Rights::ALL,
+            has_agent: true,
+        };
+        let files = Files::new([control, ledger, data, bell]);
+        let fill = |header: &Header, shape: &Shape| match old {
+            Some(_) => header.verify(shape),
+            None => {
+                header.fill(shape, self.room as u64);
+                Ok(())
+            }
+        };
+        let attachment = Attachment::create(files, origin, shape, bases.into_iter(), fill)?;
+        self.begin(&attachment, claim)?;
+        Ok(Region::new(self.name, attachment))
+    }
 
-        let access = Access { mode: self.mode, uid: geteuid().as_raw(), gid: getegid().as_raw() };
-        let listener = claim.listen(self.mode)?;
-        let shape = *attachment.shape();
-        let agent = Agent::start(listener, Offer { shape, control, data, access })?;
-        let server = Server { name: claim.publish()?, agent };
-        Ok(Region::new(self.name, attachment, Some(server)))
+    /// Says in the ledger what the region is, and begins to serve.
+    fn begin(&self, attachment: &Attachment, claim: super::claim::Claim) -> Result<()> {
+        let held = attachment.held();
+        let (ledger, relaxed) = (held.ledger(), Ordering::Relaxed);
+        ledger.mode.store(self.mode, relaxed);
+        ledger.uid.store(geteuid().as_raw(), relaxed);
+        ledger.gid.store(getegid().as_raw(), relaxed);
+        ledger.others.store(self.others.bits(), relaxed);
+        ledger.quota.store(self.quota, relaxed);
+        ledger.bound.store((self.lifetime == Lifetime::Creator).into(), relaxed);
+        let mut local = held.enter();
+        let token = held.token(CREATE, &mut local)?;
+        ledger.owner.store(token.word(), relaxed);
+        if self.is_empty {
+            ledger.publish(&nothing(0..held.shape.size));
+        } else {
+            let (room, size) = (held.header().room(held.shape.size), held.shape.size);
+            if room < size {
+                ledger.publish(&nothing(room..size));
+            }
+        }
+        held.follow(CREATE, &mut local)?;
+        drop(local);
+        ledger.leader.store(token.word(), Ordering::Release);
+        let internal = listen(CREATE, ledger, &held.shape.id)?;
+        let listener = claim.listen(Access::socket_mode(self.mode))?;
+        let file = claim.file()?;
+        ledger.set_socket(0, file);
+        ledger.set_socket(1, file);
+        let name = claim.publish()?;
+        attachment.start(vec![internal, listener], Some(name))
     }
 
     fn check(&self) -> Result<()> {
         let base = self.base.map_or(window::ALIGN, |base| base as u64);
-        window::check(CREATE, Errno::INVAL, base, self.size as u64)?;
+        let size = self.size as u64;
+        window::check(CREATE, Errno::INVAL, base, size)?;
         // Without its owner's bits, a name could not be told from a stale one.
         if self.mode & !0o066 != 0o600 {
             return Err(Error::with(
@@ -113,38 +256,100 @@ impl Builder {
                 format_args!("mode {:#o} is not 0o600 with read and write bits more", self.mode),
             ));
         }
+        let grain = self.kind().grain();
+        if !(self.room as u64).is_multiple_of(grain) || self.room as u64 >= size {
+            let why = format_args!("room of {} in {size} bytes, in pages of {grain}", self.room);
+            return Err(Error::with(CREATE, Errno::INVAL, why));
+        }
+        if !size.is_multiple_of(grain) || (self.huge.is_some() && self.file.is_some()) {
+            let why = format_args!("{size} bytes in pages of {grain}, or huge pages in a file");
+            return Err(Error::with(CREATE, Errno::INVAL, why));
+        }
         Ok(())
+    }
+
+    fn kind(&self) -> Memory {
+        match (self.huge, &self.file) {
+            (Some(HugePages::M2), _) => Memory::Huge2M,
+            (Some(HugePages::G1), _) => Memory::Huge1G,
+            (None, Some(_)) => Memory::File,
+            (None, None) => Memory::Ordinary,
+        }
+    }
+
+    /// The control file, the data file, and what they are.
+    fn memory(&self) -> Result<(OwnedFd, OwnedFd, Memory)> {
+        let size = self.size as u64;
+        if let Some(path) = &self.file {
+            let data = plain(path, size)?;
+            let mut beside = path.clone().into_os_string();
+            beside.push(".control");
+            let control = plain(Path::new(&beside), CONTROL_LEN as u64)?;
+            return Ok((control, data, Memory::File));
+        }
+        let control = file(&format!("mshare-control:{}", self.name), CONTROL_LEN as u64)?;
+        let name = format!("mshare:{}", self.name);
+        let data = match self.huge {
+            None => file(&name, size)?,
+            Some(pages) => {
+                let data = memfd::create_huge(&name, size, pages.page()).map_err(|errno| {
+                    Error::because(CREATE, errno, "no memory file in huge pages of this size")
+                })?;
+                seal(&data)?;
+                data
+            }
+        };
+        Ok((control, data, self.kind()))
     }
 }
 
 /// A sparse memory file that keeps its size and its seals.
 fn file(name: &str, size: u64) -> Result<OwnedFd> {
     let file = memfd::create(name, size).op(CREATE)?;
-    // The last seal keeps participants from adding others, against later ones.
-    memfd::seal(&file, SEALS | rustix::fs::SealFlags::SEAL).op(CREATE)?;
+    seal(&file)?;
     Ok(file)
 }
 
-/// What the creator of a region does for others, until this is dropped.
-#[derive(Debug)]
-pub(super) struct Server {
-    name: Name,
-    /// Has the listener; ends after the name is removed.
-    agent: Agent,
+fn seal(file: &OwnedFd) -> Result<()> {
+    // The last seal keeps participants from adding others, against later ones.
+    memfd::seal(file, SEALS | rustix::fs::SealFlags::SEAL).op(CREATE)
 }
 
-impl Server {
-    /// Is this the process that serves, and not a forked child of it?
-    pub(super) fn is_ours(&self) -> bool {
-        self.agent.is_ours()
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // Not in a forked child: the name is its parent's.
-        if self.is_ours() {
-            self.name.remove();
+/// A file that stays, of this size, that no other region has.
+fn plain(path: &Path, size: u64) -> Result<OwnedFd> {
+    let failed = |errno| Error::with(CREATE, errno, format_args!("file {}", path.display()));
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let file = open(path, flags, Mode::RUSR | Mode::WUSR).map_err(failed)?;
+    // Kept by the open file, which all participants share: until the last one lets go.
+    // A child between its fork and its exec has a copy too, for a moment.
+    let end = Instant::now() + GLANCE;
+    loop {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => break,
+            Err(Errno::AGAIN) if Instant::now() < end => {
+                std::thread::sleep(core::time::Duration::from_millis(1));
+            }
+            Err(Errno::AGAIN) => return Err(failed(Errno::BUSY)),
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(failed(errno)),
         }
     }
+    match fstat(&file).map_err(failed)?.st_size.cast_unsigned() {
+        0 => ftruncate(&file, size).map_err(failed)?,
+        found if found == size => {}
+        found => {
+            let why = format_args!("file {} of {found} bytes, not {size}", path.display());
+            return Err(Error::with(CREATE, Errno::BADMSG, why));
+        }
+    }
+    Ok(file)
+}
+
+/// Base and id of the region whose control page this file has; `None` in a new one.
+fn resumed(control: &OwnedFd, shape: &Shape) -> Result<Option<(u64, [u8; 16])>> {
+    use crate::sys::map::{Access, Mapping, Place};
+    let page = Mapping::shared(control, CONTROL_LEN, Access::Read, Place::Anywhere).op(CREATE)?;
+    let Some((base, id)) = Header::of(&page).found() else { return Ok(None) };
+    window::check(CREATE, Errno::BADMSG, base, shape.size)?;
+    Ok(Some((base, id)))
 }

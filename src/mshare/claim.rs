@@ -2,15 +2,18 @@
 //!
 //! The protocol is that of [`directory`](super::directory).
 
-use super::directory::{Directory, GLANCE, remove};
+use super::directory::{Directory, GLANCE, Occupant, remove};
 use crate::error::{Context, Error, Result};
-use crate::sys::socket;
+use crate::sys::socket::{self, Address};
 use core::time::Duration;
 use rustix::fd::OwnedFd;
 use rustix::fs::{FlockOperation, Mode, OFlags, chmod, flock, lstat, open, rename};
 use rustix::io::Errno;
 use std::path::PathBuf;
 use std::time::Instant;
+
+/// A name that is about to appear.
+const NEW: &str = ".new";
 
 /// The lock of a directory. A copy of the descriptor in a forked child does not keep it:
 /// it is given back by name, not by the last close.
@@ -67,12 +70,37 @@ impl Claim {
         let new = self.new_path();
         // Left by a creator that was killed under the lock.
         remove(&new).op(operation)?;
-        let listener = socket::serve(&new).map_err(|errno| {
+        let listener = socket::serve(Address::Path(&new)).map_err(|errno| {
             Error::with(operation, errno, format_args!("cannot bind {}", new.display()))
         })?;
         rustix::io::ioctl_fionbio(&listener, true).op(operation)?;
         chmod(&new, Mode::from_raw_mode(mode)).op(operation)?;
         Ok(listener)
+    }
+
+    /// Device and inode of the socket file that [`listen`](Self::listen) made.
+    ///
+    /// # Errors
+    ///
+    /// Those of lstat(2).
+    pub(super) fn file(&self) -> Result<(u64, u64)> {
+        let stat = lstat(self.new_path()).op(self.directory.operation)?;
+        Ok((stat.st_dev, stat.st_ino))
+    }
+
+    /// Removes what a dead server left under the name.
+    pub(super) fn discard(self) {
+        let _ = remove(&self.path);
+    }
+
+    /// Device and inode of the socket file that has the name now.
+    ///
+    /// # Errors
+    ///
+    /// Those of lstat(2).
+    pub(super) fn occupied(&self) -> Result<(u64, u64)> {
+        let stat = lstat(&self.path).op(self.directory.operation)?;
+        Ok((stat.st_dev, stat.st_ino))
     }
 
     /// Lets the name appear.
@@ -89,7 +117,26 @@ impl Claim {
     }
 
     fn new_path(&self) -> PathBuf {
-        self.directory.path.join(".new")
+        self.directory.path.join(NEW)
+    }
+}
+
+impl Directory {
+    /// Takes `name` from a server that is gone, if the socket file is one of these; `None` if
+    /// somebody unlinked it, or serves it.
+    ///
+    /// # Errors
+    ///
+    /// ETIMEDOUT if another process keeps the lock.
+    pub(super) fn inherit(self, name: &str, files: &[(u64, u64)]) -> Result<Option<Claim>> {
+        let lock = Lock::take(&self, GLANCE)?;
+        let path = self.path.join(name);
+        if self.occupant(&path)? != Occupant::Stale {
+            return Ok(None);
+        }
+        let stat = lstat(&path).op(self.operation)?;
+        let ours = files.contains(&(stat.st_dev, stat.st_ino));
+        Ok(ours.then_some(Claim { directory: self, path, _lock: lock }))
     }
 }
 
@@ -120,6 +167,8 @@ impl Name {
             && lstat(&self.path).is_ok_and(|stat| (stat.st_dev, stat.st_ino) == self.file)
         {
             let _ = remove(&self.path);
+            // Left by one that was killed when it was about to take over.
+            let _ = remove(&self.directory.path.join(NEW));
         }
     }
 }

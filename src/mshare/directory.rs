@@ -15,17 +15,24 @@
 use super::claim::{Claim, Lock};
 use crate::error::{Context, Error, Result};
 use crate::sys::pidfd;
-use crate::sys::socket::{self, Connection};
+use crate::sys::socket::{self, Address, Connection};
 use core::time::Duration;
 use rustix::fs::{FileType, Mode, OFlags, Stat, fstat, lstat, mkdir, open, unlink};
 use rustix::io::Errno;
 use rustix::process::geteuid;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 /// How long we wait for another process that does not answer.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a full queue of connections may hold a creator; its owner is alive then.
 pub(super) const GLANCE: Duration = Duration::from_millis(200);
+/// How long the other participants have to take over from a server that is gone, before its name
+/// counts as left behind.
+pub(super) const GRACE: Duration = Duration::from_millis(300);
+/// How often one looks meanwhile.
+const LOOK: Duration = Duration::from_millis(3);
+
 /// A directory that only its owner can write.
 #[derive(Debug, Clone)]
 pub(super) struct Directory {
@@ -117,20 +124,42 @@ impl Directory {
     /// ENOENT for an unknown name and for one whose server is gone, EACCES if its mode bits
     /// forbid it, EPERM if somebody else listens, ETIMEDOUT if the queue stays full.
     pub(super) fn call(&self, name: &str, patience: Duration) -> Result<Connection> {
+        let end = Instant::now() + GRACE;
+        let path = self.path.join(name);
+        loop {
+            let before = identity(&path);
+            match self.try_call(name, patience) {
+                // Another participant may take over.
+                Err(error) if error.is_not_found() && before.is_some() => {
+                    if !changes(&path, before, end) {
+                        return Err(error);
+                    }
+                }
+                done => return done,
+            }
+        }
+    }
+
+    fn try_call(&self, name: &str, patience: Duration) -> Result<Connection> {
         let at = self.path.display();
         let gone = |why| {
             Error::with(self.operation, Errno::NOENT, format_args!("{why} \"{name}\" in {at}"))
         };
-        let connection = socket::call(&self.path.join(name), patience).map_err(|e| match e {
-            Errno::NOENT => gone("no region"),
-            Errno::CONNREFUSED => gone("nobody serves"),
-            Errno::AGAIN => self.timed_out(patience),
-            Errno::ACCESS => {
-                let why = "the mode of the region or of its directory forbids";
-                Error::with(self.operation, Errno::ACCESS, format_args!("{why} \"{name}\" in {at}"))
-            }
-            errno => Error::new(self.operation, errno),
-        })?;
+        let connection =
+            socket::call(Address::Path(&self.path.join(name)), patience).map_err(|e| match e {
+                Errno::NOENT => gone("no region"),
+                Errno::CONNREFUSED => gone("nobody serves"),
+                Errno::AGAIN => self.timed_out(patience),
+                Errno::ACCESS => {
+                    let why = "the mode of the region or of its directory forbids";
+                    Error::with(
+                        self.operation,
+                        Errno::ACCESS,
+                        format_args!("{why} \"{name}\" in {at}"),
+                    )
+                }
+                errno => Error::new(self.operation, errno),
+            })?;
         let server = socket::peer(&connection).op(self.operation)?;
         if !may_serve(server.uid, geteuid().as_raw(), self.uid) {
             return Err(Error::with(
@@ -157,9 +186,9 @@ impl Directory {
     /// EEXIST if a live process serves the name or if it is no socket, ETIMEDOUT if another
     /// process keeps the lock.
     pub(super) fn claim(self, name: &str) -> Result<Claim> {
-        let lock = Lock::take(&self, PATIENCE)?;
         let path = self.path.join(name);
-        match self.occupant(&path)? {
+        let (lock, occupant) = self.settled(&path)?;
+        match occupant {
             Occupant::None => {}
             Occupant::Stale => remove(&path).op(self.operation)?,
             Occupant::Live => {
@@ -179,15 +208,18 @@ impl Directory {
     ///
     /// ENOENT for an unknown name, and for one whose server is gone, which is cleaned.
     pub(super) fn unlink(&self, name: &str) -> Result<()> {
-        let _lock = Lock::take(self, PATIENCE)?;
         let path = self.path.join(name);
-        let occupant = self.occupant(&path)?;
+        let (_lock, occupant) = self.settled(&path)?;
         if matches!(occupant, Occupant::Live | Occupant::Stale) {
             remove(&path).op(self.operation)?;
         }
         match occupant {
             Occupant::Live => Ok(()),
-            Occupant::None => Err(Error::new(self.operation, Errno::NOENT)),
+            Occupant::None => Err(Error::with(
+                self.operation,
+                Errno::NOENT,
+                format_args!("no region \"{name}\" in {}", self.path.display()),
+            )),
             Occupant::Stale => Err(Error::because(
                 self.operation,
                 Errno::NOENT,
@@ -196,8 +228,23 @@ impl Directory {
         }
     }
 
+    /// The lock, and who is behind this path, after the others have had time to take over.
+    fn settled(&self, path: &Path) -> Result<(Lock, Occupant)> {
+        let end = Instant::now() + GRACE;
+        loop {
+            let lock = Lock::take(self, PATIENCE)?;
+            let before = identity(path);
+            let occupant = self.occupant(path)?;
+            if occupant != Occupant::Stale || Instant::now() >= end {
+                return Ok((lock, occupant));
+            }
+            drop(lock);
+            changes(path, before, end);
+        }
+    }
+
     /// Who is behind this path? Under the lock, so that nobody is half way there.
-    fn occupant(&self, path: &Path) -> Result<Occupant> {
+    pub(super) fn occupant(&self, path: &Path) -> Result<Occupant> {
         match lstat(path) {
             Err(Errno::NOENT) => return Ok(Occupant::None),
             Err(errno) => return Err(Error::new(self.operation, errno)),
@@ -210,7 +257,7 @@ impl Directory {
             }
             Ok(_) => {}
         }
-        match socket::call(path, GLANCE) {
+        match socket::call(Address::Path(path), GLANCE) {
             Err(Errno::NOENT) => Ok(Occupant::None),
             Err(Errno::CONNREFUSED) => Ok(Occupant::Stale),
             // A full queue, or mode bits without the owner's: somebody is there.
@@ -226,14 +273,36 @@ impl Directory {
 
 /// Is a server of user `server` one that user `own` believes, in a directory of `owner`? Root
 /// could be anybody, and who chose the directory chose its owner.
-fn may_serve(server: u32, own: u32, owner: u32) -> bool {
+pub(super) fn may_serve(server: u32, own: u32, owner: u32) -> bool {
     [0, own, owner].contains(&server)
 }
 
-enum Occupant {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Occupant {
     None,
     Stale,
     Live,
+}
+
+/// What tells one file at a path from the next.
+fn identity(path: &Path) -> Option<[u64; 4]> {
+    let stat = lstat(path).ok()?;
+    Some([stat.st_dev, stat.st_ino, stat.st_ctime as u64, stat.st_ctime_nsec])
+}
+
+/// Whether there is another file at the path, before `end`; also if there is none. Who takes
+/// over renames a new one to it, so nobody has to call again and again: a queue that nobody
+/// empties would soon be full.
+fn changes(path: &Path, before: Option<[u64; 4]>, end: Instant) -> bool {
+    loop {
+        if identity(path) != before {
+            return true;
+        }
+        if Instant::now() >= end {
+            return false;
+        }
+        std::thread::sleep(LOOK);
+    }
 }
 
 /// Has this process ended? Not that we know, if it cannot be looked at.

@@ -31,7 +31,9 @@ pub(super) struct Header {
     size: AtomicU64,
     base: AtomicU64,
     id: [AtomicU64; 2],
-    unused: [AtomicU64; 2],
+    /// Offset of the room for objects behind the memory: the size if there is none.
+    room: AtomicU64,
+    unused: AtomicU64,
     /// Offset of the first byte that nobody took: see [`Bump`]. A line of its own.
     next: AtomicU64,
     unused_too: [AtomicU64; 7],
@@ -63,18 +65,29 @@ impl Header {
         unsafe { control.as_ref() }
     }
 
-    /// Fills a fresh page.
-    pub(super) fn fill(&self, shape: &Shape) {
+    /// Fills a fresh page, of a region whose last `room` bytes are for objects.
+    pub(super) fn fill(&self, shape: &Shape, room: u64) {
         let relaxed = Ordering::Relaxed;
         self.magic.store(MAGIC, relaxed);
         self.version.store(VERSION, relaxed);
         self.size.store(shape.size, relaxed);
         self.base.store(shape.base, relaxed);
+        self.room.store(shape.size.saturating_sub(room), relaxed);
         for (word, half) in self.id.iter().zip(halves(&shape.id)) {
             word.store(half, relaxed);
         }
         // Nobody else has the page yet: the socket that hands it out orders all this.
         self.state.store(READY, relaxed);
+    }
+
+    /// Base and id of the region whose page this is, as found; `None` if it is nobody's yet.
+    pub(super) fn found(&self) -> Option<(u64, [u8; 16])> {
+        let relaxed = Ordering::Relaxed;
+        if self.magic.load(relaxed) == 0 && self.state.load(relaxed) == 0 {
+            return None;
+        }
+        let [low, high] = [&self.id[0], &self.id[1]].map(|half| u128::from(half.load(relaxed)));
+        Some((self.base.load(relaxed), (low | high << 64).to_le_bytes()))
     }
 
     /// Does the page say what the server said?
@@ -115,7 +128,12 @@ impl Header {
 
     /// The allocator of a region of `size` bytes.
     pub(super) fn bump(&self, size: u64) -> Bump<'_> {
-        Bump::new(&self.next, size)
+        Bump::new(&self.next, self.room(size))
+    }
+
+    /// Where the room for objects begins, in a region of `size` bytes.
+    pub(super) fn room(&self, size: u64) -> u64 {
+        self.room.load(Ordering::Relaxed).min(size)
     }
 
     /// The allocator's word, which says too what the heap is.
@@ -141,12 +159,18 @@ mod tests {
 
     #[test]
     fn each_word_is_checked() {
-        let shape = Shape { size: 8192, base: 1 << 45, id: *b"0123456789abcdef" };
+        let shape = Shape {
+            size: 8192,
+            base: 1 << 45,
+            id: *b"0123456789abcdef",
+            memory: super::super::wire::Memory::Ordinary,
+        };
         let page = Mapping::anonymous(CONTROL_LEN, Access::Write).unwrap();
         let header = Header::of(&page);
         let error = header.verify(&shape).unwrap_err();
         assert!(error.is_corrupt() && error.to_string().contains("magic 0x0"), "{error}");
-        header.fill(&shape);
+        header.fill(&shape, 4096);
+        assert_eq!((header.room(8192), header.room(100)), (4096, 100));
         header.verify(&shape).unwrap();
         for other in [
             Shape { size: 4096, ..shape },

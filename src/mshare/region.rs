@@ -1,12 +1,13 @@
 //! A region, as a process holds it.
 
-use super::attach::attach;
+use super::UNLINK;
 use super::attachment::Attachment;
-use super::builder::{Builder, Server};
+use super::builder::Builder;
 use super::directory::Directory;
 use super::name::check_name;
+use super::opener::Opener;
+use super::rights::Rights;
 use super::roots::{Key, Kind, Refusal};
-use super::{OPEN, UNLINK};
 use crate::error::{Error, Result};
 use crate::shm::Resident;
 use core::alloc::Layout;
@@ -25,14 +26,12 @@ use std::path::Path;
 #[derive(Debug)]
 pub struct Region {
     name: String,
-    /// Dropped before the mapping.
-    server: Option<Server>,
-    attachment: Attachment,
+    pub(super) attachment: Attachment,
 }
 
 impl Region {
-    pub(super) fn new(name: String, attachment: Attachment, server: Option<Server>) -> Self {
-        Self { name, server, attachment }
+    pub(super) fn new(name: String, attachment: Attachment) -> Self {
+        Self { name, attachment }
     }
 
     pub(super) fn attachment(&self) -> &Attachment {
@@ -61,7 +60,13 @@ impl Region {
     /// - ECONNRESET: it cuts off every connection. ENOMEM, EMFILE, ENFILE: a limit of the
     ///   system.
     pub fn open(name: &str) -> Result<Self> {
-        Self::find(name, None)
+        Opener::new(name).open()
+    }
+
+    /// Begins to open the region of this name otherwise: with fewer rights, in another
+    /// directory, without a thread.
+    pub fn opener(name: &str) -> Opener {
+        Opener::new(name)
     }
 
     /// Attaches to the region of this name in a directory other than the user's runtime
@@ -72,13 +77,7 @@ impl Region {
     ///
     /// Those of [`open`](Self::open); EINVAL for a path that is not absolute.
     pub fn open_in(directory: impl AsRef<Path>, name: &str) -> Result<Self> {
-        Self::find(name, Some(directory.as_ref()))
-    }
-
-    fn find(name: &str, directory: Option<&Path>) -> Result<Self> {
-        check_name(OPEN, name)?;
-        let directory = Directory::find(OPEN, directory)?;
-        Ok(Self::new(name.into(), attach(&directory, name)?, None))
+        Opener::new(name).directory(directory).open()
     }
 
     /// First byte, at the same address in every process.
@@ -101,10 +100,23 @@ impl Region {
         self.attachment.shape().id
     }
 
-    /// Does this handle serve the region to others? So does the creator's, but not its copy in a
-    /// forked child.
+    /// Does this process serve the region to others? The creator does first; when it ends,
+    /// another participant takes over.
     pub fn is_server(&self) -> bool {
-        self.server.as_ref().is_some_and(Server::is_ours)
+        self.attachment.held().is_serving()
+    }
+
+    /// What this process may do in the region.
+    pub fn rights(&self) -> Rights {
+        self.attachment.held().rights
+    }
+
+    /// EACCES for who may not write.
+    pub(super) fn writable(&self, operation: &'static str) -> Result<()> {
+        if self.rights().contains(Rights::WRITE) {
+            return Ok(());
+        }
+        Err(Error::because(operation, Errno::ACCESS, "attached for reading alone"))
     }
 
     /// Takes memory that nobody had before: zero, until somebody writes it. It is never given
@@ -118,6 +130,7 @@ impl Region {
     /// ENOMEM with the numbers if the region is full (smaller layouts may still fit), or for an
     /// alignment over 1 GiB.
     pub fn alloc(&self, layout: Layout) -> Result<NonNull<u8>> {
+        self.writable("mshare::Region::alloc")?;
         let size = self.attachment.shape().size;
         if layout.size() == 0 {
             return Ok(layout.dangling_ptr());
@@ -238,6 +251,7 @@ impl Region {
     /// with a type of other size, alignment or [tag](Resident::TAG). ENOSPC if all roots have other names.
     pub fn set_root<T: Resident>(&self, name: &str, value: NonNull<T>) -> Result<()> {
         const OP: &str = "mshare::Region::set_root";
+        self.writable(OP)?;
         let value = self.check(OP, value.as_ptr(), 1, Errno::INVAL)?;
         let kind = Kind::of::<T>();
         let address = value.as_ptr().expose_provenance() as u64;
@@ -295,6 +309,7 @@ impl Region {
         value: Option<NonNull<T>>,
     ) -> Result<core::result::Result<(), Option<NonNull<T>>>> {
         const OP: &str = "mshare::Region::exchange_root";
+        self.writable(OP)?;
         let kind = Kind::of::<T>();
         let address = match value {
             Some(value) => {
@@ -324,6 +339,7 @@ impl Region {
     /// Those of [`root`](Self::root).
     pub fn remove_root<T: Resident>(&self, name: &str) -> Result<Option<NonNull<T>>> {
         const OP: &str = "mshare::Region::remove_root";
+        self.writable(OP)?;
         let kind = Kind::of::<T>();
         let roots = self.attachment.header().roots();
         match roots

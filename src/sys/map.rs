@@ -8,7 +8,7 @@
 use crate::error::Error;
 use core::ffi::c_void;
 use core::ptr::NonNull;
-use rustix::fd::AsFd;
+use rustix::fd::{AsFd, BorrowedFd};
 use rustix::io::{Errno, Result};
 use rustix::mm::{
     Advice, MapFlags, MprotectFlags, ProtFlags, madvise, mmap, mmap_anonymous, mprotect, munmap,
@@ -29,6 +29,14 @@ pub enum Access {
 }
 
 impl Access {
+    const fn mprotect(self) -> MprotectFlags {
+        match self {
+            Self::None => MprotectFlags::empty(),
+            Self::Read => MprotectFlags::READ,
+            Self::Write => MprotectFlags::READ.union(MprotectFlags::WRITE),
+        }
+    }
+
     const fn prot(self) -> ProtFlags {
         match self {
             Self::None => ProtFlags::empty(),
@@ -179,13 +187,75 @@ impl Mapping {
     ///
     /// Nobody may rely on an access that is taken away.
     pub unsafe fn protect(&self, access: Access) -> Result<()> {
-        let flags = match access {
-            Access::None => MprotectFlags::empty(),
-            Access::Read => MprotectFlags::READ,
-            Access::Write => MprotectFlags::READ | MprotectFlags::WRITE,
-        };
         // SAFETY: the mapping is ours; the caller vouches for its users.
-        unsafe { mprotect(self.start.as_ptr().cast(), self.len, flags) }
+        unsafe { mprotect(self.start.as_ptr().cast(), self.len, access.mprotect()) }
+    }
+
+    /// `mmap(start + offset, len, access, MAP_SHARED|MAP_FIXED|MAP_NORESERVE, file, at)` — other
+    /// memory in a part of the mapping; without a file, none (`PROT_NONE`).
+    ///
+    /// # Errors
+    ///
+    /// EINVAL if the part does not lie inside, or is not aligned to the pages of the file;
+    /// EACCES or EPERM if the descriptor or a seal forbids the access; ENODEV for a file that
+    /// cannot be mapped; ENOMEM at the limit of mappings.
+    ///
+    /// # Safety
+    ///
+    /// Nobody may rely on what lies there.
+    pub unsafe fn lay(
+        &self,
+        offset: usize,
+        len: usize,
+        access: Access,
+        file: Option<(BorrowedFd<'_>, u64)>,
+    ) -> Result<()> {
+        let start = self.at(offset, len).map_err(|_| Errno::INVAL)?.as_ptr().cast();
+        let flags = MapFlags::FIXED | MapFlags::NORESERVE;
+        let laid = match file {
+            Some((file, at)) => {
+                // SAFETY: the part is ours; the caller vouches for its users.
+                unsafe { mmap(start, len, access.prot(), flags | MapFlags::SHARED, file, at) }
+            }
+            None => {
+                let none = Access::None.prot();
+                // SAFETY: as above.
+                unsafe { mmap_anonymous(start, len, none, flags | MapFlags::PRIVATE) }
+            }
+        };
+        laid.map(drop)
+    }
+
+    /// [`protect`](Self::protect) for a part.
+    ///
+    /// # Errors
+    ///
+    /// EINVAL if the part does not lie inside, EACCES if the descriptor or a seal forbids the
+    /// access.
+    ///
+    /// # Safety
+    ///
+    /// Nobody may rely on an access that is taken away.
+    pub unsafe fn protect_part(&self, offset: usize, len: usize, access: Access) -> Result<()> {
+        let start = self.at(offset, len).map_err(|_| Errno::INVAL)?;
+        // SAFETY: the part is ours; the caller vouches for its users.
+        unsafe { mprotect(start.as_ptr().cast(), len, access.mprotect()) }
+    }
+
+    /// [`advise`](Self::advise) for a part, by number (`MADV_*`).
+    ///
+    /// # Errors
+    ///
+    /// EINVAL if the part does not lie inside, and where this memory or this kernel does not
+    /// take the advice.
+    ///
+    /// # Safety
+    ///
+    /// The advice must not take away contents that somebody relies on.
+    pub unsafe fn advise_part(&self, offset: usize, len: usize, advice: i32) -> Result<()> {
+        let start = self.at(offset, len).map_err(|_| Errno::INVAL)?;
+        // SAFETY: the part is ours; the caller vouches for the advice.
+        super::errno::zero(unsafe { libc::madvise(start.as_ptr().cast(), len, advice) }.into())
     }
 
     /// `mincore(start, len)` — bytes of it that are in memory now, for this process (anonymous

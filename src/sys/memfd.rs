@@ -1,9 +1,9 @@
 //! memfd_create(2) and its seals.
 
-use rustix::fd::{AsFd, OwnedFd};
+use rustix::fd::{AsFd, AsRawFd, OwnedFd};
 use rustix::fs::{
-    AtFlags, MemfdFlags, Mode, SealFlags, StatxFlags, fchmod, fcntl_add_seals, fcntl_get_seals,
-    fstat, fstatfs, ftruncate, makedev, memfd_create, statx,
+    AtFlags, FallocateFlags, MemfdFlags, Mode, OFlags, SealFlags, StatxFlags, fchmod,
+    fcntl_add_seals, fcntl_get_seals, fstat, fstatfs, ftruncate, makedev, memfd_create, statx,
 };
 use rustix::io::{Errno, Result};
 use rustix::process::{Resource, getrlimit};
@@ -31,6 +31,71 @@ pub fn create(name: &str, size: u64) -> Result<OwnedFd> {
     fchmod(&file, Mode::RUSR | Mode::WUSR)?;
     grow(&file, size)?;
     Ok(file)
+}
+
+/// Huge pages of a memory file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HugePage {
+    /// 2 MiB.
+    M2,
+    /// 1 GiB.
+    G1,
+}
+
+/// The same in huge pages (`MFD_HUGETLB`), which the administrator has to reserve. No page is
+/// taken yet: a touch without one is SIGBUS, so take them with [`allocate`].
+///
+/// # Errors
+///
+/// Those of [`create`]; ENODEV or EINVAL where the machine has no pages of this size, EINVAL
+/// for a size that is no multiple of it.
+pub fn create_huge(name: &str, size: u64, page: HugePage) -> Result<OwnedFd> {
+    let huge = match page {
+        HugePage::M2 => MemfdFlags::HUGE_2MB,
+        HugePage::G1 => MemfdFlags::HUGE_1GB,
+    };
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | MemfdFlags::HUGETLB | huge;
+    let file = memfd_create(name, flags)?;
+    fchmod(&file, Mode::RUSR | Mode::WUSR)?;
+    ftruncate(&file, size)?;
+    Ok(file)
+}
+
+/// `fallocate(file, 0, offset, len)` — takes the pages now.
+///
+/// # Errors
+///
+/// ENOSPC or ENOMEM if there are none, EINTR.
+pub fn allocate(file: impl AsFd, offset: u64, len: u64) -> Result<()> {
+    rustix::fs::fallocate(file, FallocateFlags::empty(), offset, len)
+}
+
+/// `fallocate(file, FALLOC_FL_PUNCH_HOLE|FALLOC_FL_KEEP_SIZE, offset, len)` — gives the pages
+/// back, and takes them out of every process that maps them: the next touch finds zeros.
+///
+/// # Errors
+///
+/// EPERM for a file that is sealed against writing, EBADF for a descriptor without the right,
+/// EOPNOTSUPP for a file system that cannot.
+pub fn punch(file: impl AsFd, offset: u64, len: u64) -> Result<()> {
+    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    loop {
+        match rustix::fs::fallocate(&file, flags, offset, len) {
+            Err(Errno::INTR) => {}
+            done => return done,
+        }
+    }
+}
+
+/// `open("/proc/self/fd/N", O_RDONLY|O_CLOEXEC)` — the same file, by a descriptor that can only
+/// read.
+///
+/// # Errors
+///
+/// ENOENT without /proc, EACCES if the file's mode does not let us.
+pub fn reopen_for_reading(file: impl AsFd) -> Result<OwnedFd> {
+    let path = format!("/proc/self/fd/{}", file.as_fd().as_raw_fd());
+    rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
 }
 
 /// `getrlimit(RLIMIT_FSIZE)`, `ftruncate` — makes a file as large as that.
@@ -104,6 +169,8 @@ pub fn inode(path: impl AsFd) -> Result<u64> {
 
 /// `f_type` of a memory file in ordinary pages (`uapi/linux/magic.h`).
 const TMPFS_MAGIC: u64 = 0x0102_1994;
+/// The same in huge pages.
+const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
 
 /// `fcntl(F_GET_SEALS)`, `fstatfs` and `fstat` — the size of a memory file that has at least
 /// `seals`, so that what it says of its size stays true.
@@ -116,8 +183,22 @@ const TMPFS_MAGIC: u64 = 0x0102_1994;
 /// EINVAL for a file without seals, EPERM where one of them is missing or the pages are not
 /// ordinary ones.
 pub fn sealed_size(file: impl AsFd, seals: SealFlags) -> Result<u64> {
+    sealed(file, seals, TMPFS_MAGIC)
+}
+
+/// The same for a file in huge pages, which the caller expects.
+///
+/// # Errors
+///
+/// EINVAL for a file without seals, EPERM where one of them is missing or the pages are ordinary
+/// ones.
+pub fn sealed_size_huge(file: impl AsFd, seals: SealFlags) -> Result<u64> {
+    sealed(file, seals, HUGETLBFS_MAGIC)
+}
+
+fn sealed(file: impl AsFd, seals: SealFlags, expected: u64) -> Result<u64> {
     let kind = fstatfs(&file)?.f_type.cast_unsigned();
-    if !fcntl_get_seals(&file)?.contains(seals) || kind != TMPFS_MAGIC {
+    if !fcntl_get_seals(&file)?.contains(seals) || kind != expected {
         return Err(Errno::PERM);
     }
     u64::try_from(fstat(&file)?.st_size).map_err(|_| Errno::INVAL)

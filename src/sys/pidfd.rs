@@ -31,6 +31,19 @@ pub fn has_ended(process: impl AsFd) -> Result<bool> {
     }
 }
 
+/// `/proc/PID/stat` — when the process began, in clock ticks since boot: with it, a process is
+/// told from a later one of the same number.
+///
+/// # Errors
+///
+/// ESRCH if there is none, or no /proc.
+pub fn began(pid: u32) -> Result<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).map_err(|_| Errno::SRCH)?;
+    // The name is in parentheses and may contain anything.
+    let fields = stat.rsplit(')').next().unwrap_or_default();
+    fields.split_whitespace().nth(19).and_then(|ticks| ticks.parse().ok()).ok_or(Errno::SRCH)
+}
+
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
@@ -48,6 +61,12 @@ mod tests {
         assert_eq!(has_ended(&process), Ok(true));
         child.wait().unwrap();
         assert_eq!(open(child.id()).err(), Some(Errno::SRCH));
+    }
+
+    #[test]
+    fn when_it_began() {
+        assert!(began(std::process::id()).unwrap() > 0);
+        assert_eq!(began(u32::MAX), Err(Errno::SRCH));
     }
 
     #[test]

@@ -21,15 +21,34 @@ fn socket() -> Result<OwnedFd> {
     socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
 }
 
-/// `socket(AF_UNIX, SOCK_SEQPACKET)`, `bind(path)`, `listen`.
+/// Where somebody listens.
+#[derive(Debug, Clone, Copy)]
+pub enum Address<'a> {
+    /// A socket file.
+    Path(&'a Path),
+    /// A name that is no file: it goes with its socket, and any process of this network
+    /// namespace may have it or call it.
+    Abstract(&'a str),
+}
+
+impl Address<'_> {
+    fn resolve(self) -> Result<SocketAddrUnix> {
+        match self {
+            Self::Path(path) => SocketAddrUnix::new(path),
+            Self::Abstract(name) => SocketAddrUnix::new_abstract_name(name.as_bytes()),
+        }
+    }
+}
+
+/// `socket(AF_UNIX, SOCK_SEQPACKET)`, `bind(address)`, `listen`.
 ///
 /// # Errors
 ///
-/// EADDRINUSE if the path exists, ENOENT or EACCES for its directory, ENAMETOOLONG for a
-/// path over 107 bytes.
-pub fn serve(path: &Path) -> Result<OwnedFd> {
+/// EADDRINUSE if it exists, ENOENT or EACCES for its directory, ENAMETOOLONG for a path over
+/// 107 bytes.
+pub fn serve(address: Address<'_>) -> Result<OwnedFd> {
     let listener = socket()?;
-    bind(&listener, &SocketAddrUnix::new(path)?)?;
+    bind(&listener, &address.resolve()?)?;
     listen(&listener, 128)?;
     Ok(listener)
 }
@@ -48,15 +67,15 @@ impl AsFd for Connection {
     }
 }
 
-/// `connect(path)`, for `patience` in all.
+/// `connect(address)`, for `patience` in all.
 ///
 /// # Errors
 ///
 /// ENOENT if there is no such path, ECONNREFUSED if nobody listens behind it, EAGAIN if its
 /// queue stays full, EACCES without write permission on it, ENAMETOOLONG for a path over 107
 /// bytes.
-pub fn call(path: &Path, patience: Duration) -> Result<Connection> {
-    let address = SocketAddrUnix::new(path)?;
+pub fn call(address: Address<'_>, patience: Duration) -> Result<Connection> {
+    let address = address.resolve()?;
     let connection = Connection { socket: socket()?, deadline: Instant::now() + patience };
     connection.patiently(Timeout::Send, || connect(&connection.socket, &address))?;
     Ok(connection)
@@ -200,8 +219,8 @@ mod tests {
     fn pair() -> (tempfile::TempDir, Connection, Connection) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("socket");
-        let listener = serve(&path).unwrap();
-        let client = call(&path, PATIENCE).unwrap();
+        let listener = serve(Address::Path(&path)).unwrap();
+        let client = call(Address::Path(&path), PATIENCE).unwrap();
         let server = answer(&listener, PATIENCE).unwrap();
         (dir, client, server)
     }
@@ -271,12 +290,15 @@ mod tests {
     fn a_silent_peer_is_given_up() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("socket");
-        let _listener = serve(&path).unwrap();
-        let client = call(&path, Duration::from_millis(10)).unwrap();
+        let _listener = serve(Address::Path(&path)).unwrap();
+        let client = call(Address::Path(&path), Duration::from_millis(10)).unwrap();
         assert_eq!(client.receive(&mut [0; 16]).unwrap_err(), Errno::AGAIN);
-        assert_eq!(serve(&path).unwrap_err(), Errno::ADDRINUSE);
-        assert_eq!(call(&dir.path().join("none"), PATIENCE).unwrap_err(), Errno::NOENT);
+        assert_eq!(serve(Address::Path(&path)).unwrap_err(), Errno::ADDRINUSE);
+        assert_eq!(
+            call(Address::Path(&dir.path().join("none")), PATIENCE).unwrap_err(),
+            Errno::NOENT
+        );
         let long = dir.path().join("x".repeat(120));
-        assert_eq!(call(&long, PATIENCE).unwrap_err(), Errno::NAMETOOLONG);
+        assert_eq!(call(Address::Path(&long), PATIENCE).unwrap_err(), Errno::NAMETOOLONG);
     }
 }

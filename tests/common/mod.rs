@@ -155,6 +155,11 @@ impl Player {
         self.hears.as_mut().unwrap().write_all(b"\n").unwrap();
     }
 
+    /// Says a line to it.
+    pub(crate) fn tell(&mut self, line: &str) {
+        writeln!(self.hears.as_mut().unwrap(), "{line}").unwrap();
+    }
+
     /// Kills it, and waits until it is gone.
     pub(crate) fn kill(&mut self) {
         self.process.kill().unwrap();

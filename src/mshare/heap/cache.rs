@@ -8,7 +8,7 @@ use super::class::CLASSES;
 use super::member::{Local, Member};
 use super::space::Space;
 use crate::error::{Error, Result};
-use crate::mshare::attachment::Attachment;
+use crate::mshare::attachment::{Attachment, Keep};
 use crate::sync::{AtomicPtr, AtomicU32, Ordering};
 use crate::sys::tag::tag;
 use core::cell::{Cell, UnsafeCell};
@@ -18,11 +18,11 @@ use rustix::io::Errno;
 /// Heaps that a process can use at a time.
 const HEAPS: usize = 64;
 
-/// A heap in this process; the attachment keeps the region mapped.
+/// A heap in this process; the region stays mapped.
 #[derive(Debug)]
 struct Known {
     space: Space,
-    _attachment: Attachment,
+    _keep: Keep,
 }
 
 static KNOWN: [AtomicPtr<Known>; HEAPS] = [const { AtomicPtr::new(ptr::null_mut()) }; HEAPS];
@@ -45,7 +45,7 @@ pub(super) fn learn(operation: &'static str, space: Space, attachment: &Attachme
     if known(space.region()).is_some() {
         return Ok(());
     }
-    let ours = Box::into_raw(Box::new(Known { space, _attachment: attachment.again() }));
+    let ours = Box::into_raw(Box::new(Known { space, _keep: attachment.keep() }));
     let (success, failure) = (Ordering::Release, Ordering::Relaxed);
     if KNOWN
         .iter()

@@ -18,7 +18,7 @@ const NAMED: usize = 64;
 /// How much of a heap is used. Taken while others work, a moment's answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Stats {
+pub struct HeapStats {
     /// Bytes that can be had in all.
     pub capacity: usize,
     /// Bytes of pages that are taken, by slabs and runs.
@@ -43,7 +43,7 @@ pub struct Stats {
     pub runs: (usize, usize),
 }
 
-impl Stats {
+impl HeapStats {
     /// How much of the free pages is not in the longest run: 0 if it is all one run, towards 1
     /// if there are many small ones.
     pub fn fragmentation(&self) -> f64 {
@@ -169,7 +169,7 @@ impl fmt::Display for Problem {
 #[non_exhaustive]
 pub struct Report {
     /// How much is used.
-    pub stats: Stats,
+    pub stats: HeapStats,
     /// The first 64 problems.
     pub problems: Vec<Problem>,
     /// How many there are.
@@ -198,7 +198,7 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Stats { blocks, bytes, taken, capacity, .. } = self.stats;
+        let HeapStats { blocks, bytes, taken, capacity, .. } = self.stats;
         write!(f, "{blocks} blocks of {bytes} bytes, {taken} of {capacity} taken; ")?;
         write!(f, "{} problems", self.count)?;
         self.problems.iter().try_for_each(|problem| write!(f, "; {problem}"))
@@ -211,7 +211,7 @@ impl Heap {
     /// # Errors
     ///
     /// ENXIO, EAGAIN, ETIMEDOUT as for [`alloc`](Self::alloc).
-    pub fn stats(&self) -> Result<Stats> {
+    pub fn stats(&self) -> Result<HeapStats> {
         self.check().map(|report| report.stats)
     }
 
@@ -234,7 +234,7 @@ fn examine(member: &Member, pages: &Pages<'_, Member>) -> Report {
     let space = &member.space;
     let [taken, most, highest] = figures(space);
     let classes = class::SIZES.map(|size| (size, 0));
-    let stats = Stats {
+    let stats = HeapStats {
         capacity: space.pages() * PAGE,
         taken: taken * PAGE,
         high_water: most * PAGE,

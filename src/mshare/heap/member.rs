@@ -25,11 +25,11 @@ use super::slab::{Freed, Slab};
 use super::space::Space;
 use super::state::State;
 use super::steps::step;
-use crate::sync::{AtomicU32, Ordering};
+use crate::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::sys::futex::{self, Clock};
 use crate::sys::map::PAGE;
 use crate::sys::thread;
-use core::ptr;
+use core::ptr::{self, NonNull};
 use rustix::time::Timespec;
 
 /// The owner of a slot.
@@ -48,9 +48,27 @@ pub(super) struct Local {
     pub(super) mask: u64,
     /// Address of the block of bit 0.
     pub(super) first: usize,
+    /// Bytes of all blocks that have a bit.
+    len: usize,
+    /// The word of the slot that says the same as `mask`.
+    says: Option<NonNull<AtomicU64>>,
     /// First page of the slab, plus 1; 0 for none.
     pub(super) slab: usize,
-    word: usize,
+}
+
+// SAFETY: the pointer is to an atomic of the region, which stays mapped as long as the thread that
+// has this uses the heap.
+unsafe impl Send for Local {}
+
+impl Local {
+    /// Tells in the slot what is in hand.
+    #[inline]
+    fn say(&self) {
+        if let Some(word) = self.says {
+            // SAFETY: a word of the slot, mapped as long as the heap is used.
+            unsafe { word.as_ref() }.store(self.mask, Ordering::Release);
+        }
+    }
 }
 
 /// Why there is no memory.
@@ -353,8 +371,11 @@ impl Member {
         step();
         slab.take(word, free);
         step();
-        let first = self.space.memory(page).addr().get() + word * 64 * class::SIZES[class];
-        *local = Local { mask: free, first, slab: page + 1, word };
+        let size = class::SIZES[class];
+        let first = self.space.memory(page).addr().get() + word * 64 * size;
+        let len = (class::blocks(class) - word * 64).min(64) * size;
+        let says = Some(NonNull::from(hand.mask));
+        *local = Local { mask: free, first, len, says, slab: page + 1 };
         true
     }
 
@@ -408,27 +429,45 @@ impl Member {
         local.mask &= local.mask - 1;
         step();
         // The moment at which the block is the caller's.
-        self.space.hand(self.slot, class).mask.store(local.mask, Ordering::Release);
+        local.say();
         step();
         Some(local.first + block * class::SIZES[class])
+    }
+
+    /// Frees a block that begins at this address, if it is of those that `local` has a bit for;
+    /// whether it was taken. Nothing of what others can write is looked at.
+    #[inline]
+    pub(super) fn free_local(
+        &self,
+        address: usize,
+        class: usize,
+        local: &mut Local,
+    ) -> Option<bool> {
+        let offset = address.wrapping_sub(local.first);
+        if offset >= local.len {
+            return None;
+        }
+        let bit = 1 << class::index(class, offset)?;
+        if local.mask & bit != 0 {
+            return Some(false);
+        }
+        local.mask |= bit;
+        step();
+        // The moment at which it is the slot's again.
+        local.say();
+        step();
+        Some(true)
     }
 
     /// Frees a small block; whether there was one.
     #[inline]
     pub(super) fn free(&self, page: usize, class: usize, index: usize, local: &mut Local) -> bool {
-        if local.slab == page + 1 && local.word == index / 64 {
-            let bit = 1 << (index % 64);
-            if local.mask & bit != 0 {
-                return false;
-            }
-            local.mask |= bit;
-            step();
-            // The moment at which it is the slot's again.
-            self.space.hand(self.slot, class).mask.store(local.mask, Ordering::Release);
-            step();
-            return true;
+        let size = class::SIZES[class];
+        let address = self.space.memory(page).addr().get() + index * size;
+        match self.free_local(address, class, local) {
+            Some(freed) => freed,
+            None => self.free_elsewhere(page, class, index),
         }
-        self.free_elsewhere(page, class, index)
     }
 
     fn free_elsewhere(&self, page: usize, class: usize, index: usize) -> bool {

@@ -17,6 +17,7 @@
 //! Nothing that is read in the region is believed: page numbers and lengths are checked against
 //! the [space], which is the process's own, and every loop ends.
 
+mod blocks;
 mod cache;
 mod check;
 mod class;
@@ -36,8 +37,9 @@ mod allocator;
 #[cfg(all(test, not(loom)))]
 mod tests;
 
-pub use check::{Problem, Report, Stats};
+pub use check::{HeapStats, Problem, Report};
 
+use super::layout::plain_until;
 use super::region::Region;
 use crate::error::{Error, Result};
 use crate::shm::Resident;
@@ -47,6 +49,7 @@ use cache::Cache;
 use class::CLASSES;
 use core::alloc::Layout;
 use core::num::NonZeroUsize;
+use core::ops::Range;
 use core::ptr::{self, NonNull};
 use extent::Extent;
 use member::{Block, Local, Refusal};
@@ -114,13 +117,17 @@ pub struct Heap {
 unsafe impl Resident for Heap {}
 
 impl Region {
-    /// The heap of this region: all of it that [`alloc`](Self::alloc) and arenas had not taken when
-    /// the first process asked. From then on they take from the heap.
+    /// The heap of this region: all of its memory that [`alloc`](Self::alloc) and arenas had not
+    /// taken when the first process asked, up to the first part that is no plain memory: an object,
+    /// or the [room](super::Builder::room) for some. From then on they take from the heap, and
+    /// nothing can be mapped, unmapped or protected there.
     ///
     /// # Errors
     ///
-    /// EINVAL if less than 256 KiB is left, EBADMSG for a control page that names a heap outside of
-    /// the region, ENFILE if this process uses 64 heaps.
+    /// EINVAL if less than 256 KiB is left, EACCES for a participant that may not write, EPERM if
+    /// there is no heap yet and this participant has not all rights, EBADMSG for a control page that
+    /// names a heap outside of the region, ENFILE if this process uses 64 heaps, ETIMEDOUT if
+    /// another process keeps the lock of the region.
     pub fn heap(&self) -> Result<Heap> {
         self.heap_of(usize::MAX)
     }
@@ -131,29 +138,10 @@ impl Region {
     ///
     /// As for [`heap`](Self::heap).
     pub fn heap_of(&self, bytes: usize) -> Result<Heap> {
-        let size = self.size() as u64;
-        let word = self.attachment().header().next();
-        let mut seen = word.load(Ordering::Relaxed);
-        let extent = loop {
-            let corrupt = |word| {
-                let numbers = format_args!("heap of {word:#x} in a region of {size} bytes");
-                Error::with(OPEN, Errno::BADMSG, numbers)
-            };
-            if let Some(extent) = Extent::of(seen, size).map_err(corrupt)? {
-                break extent;
-            }
-            let extent = Extent::from(seen, bytes as u64, size).ok_or_else(|| corrupt(seen))?;
-            if extent.len < space::LEN_MIN {
-                let numbers =
-                    format_args!("{} bytes are left, at least {}", extent.len, space::LEN_MIN);
-                return Err(Error::with(OPEN, Errno::INVAL, numbers));
-            }
-            // Relaxed: there is nothing behind it but zeros.
-            let relaxed = Ordering::Relaxed;
-            match word.compare_exchange(seen, extent.word(), relaxed, relaxed) {
-                Ok(_) => break extent,
-                Err(now) => seen = now,
-            }
+        self.writable(OPEN)?;
+        let extent = match self.extent(OPEN)? {
+            Some(extent) => extent,
+            None => self.make_heap(bytes as u64)?,
         };
         // SAFETY: mapped, and kept so by the attachment that goes with it.
         let space = unsafe { Space::new(OPEN, self.base(), extent) }?;
@@ -161,10 +149,55 @@ impl Region {
         Ok(Heap { region: self.base().addr() })
     }
 
+    /// The heap, if there is one.
+    fn extent(&self, operation: &'static str) -> Result<Option<Extent>> {
+        let (word, size) = (self.attachment().header().next(), self.size() as u64);
+        let corrupt = |word| {
+            let numbers = format_args!("heap of {word:#x} in a region of {size} bytes");
+            Error::with(operation, Errno::BADMSG, numbers)
+        };
+        Extent::of(word.load(Ordering::Relaxed), size).map_err(corrupt)
+    }
+
+    /// Makes one, under the lock of the log: no mapping changes meanwhile, and whoever changes one
+    /// later sees the heap.
+    fn make_heap(&self, bytes: u64) -> Result<Extent> {
+        let size = self.size() as u64;
+        let word = self.attachment().header().next();
+        self.attachment().held().locked(OPEN, |layout| {
+            let mut seen = word.load(Ordering::Relaxed);
+            loop {
+                if let Some(extent) = self.extent(OPEN)? {
+                    return Ok(extent);
+                }
+                let end = plain_until(layout, seen.next_multiple_of(PAGE as u64), size);
+                let extent = Extent::from(seen, bytes, end).unwrap_or(Extent { start: 0, len: 0 });
+                if extent.len < space::LEN_MIN {
+                    let numbers =
+                        format_args!("{} bytes are left, at least {}", extent.len, space::LEN_MIN);
+                    return Err(Error::with(OPEN, Errno::INVAL, numbers));
+                }
+                // Relaxed: there is nothing behind it but zeros.
+                let relaxed = Ordering::Relaxed;
+                match word.compare_exchange(seen, extent.word(), relaxed, relaxed) {
+                    Ok(_) => return Ok(extent),
+                    Err(now) => seen = now,
+                }
+            }
+        })
+    }
+
     /// Does the bump pointer say that the rest is a heap of this region?
     pub(super) fn is_heap(&self, word: u64) -> bool {
         matches!(Extent::of(word, self.size() as u64), Ok(Some(_)))
     }
+}
+
+/// Which bytes of a region are its heap, by the word of its control page; none if it names
+/// something outside.
+pub(super) fn range(word: u64, size: u64) -> Option<Range<u64>> {
+    let extent = Extent::of(word, size).ok().flatten()?;
+    Some(extent.start..extent.start + extent.len)
 }
 
 impl Heap {
@@ -240,12 +273,15 @@ impl Heap {
             return Ok(());
         }
         let address = block.addr().get();
-        let freed = self.with(FREE, |cache| match Block::at(&cache.member.space, address) {
-            Some(Block::Small { page, class, index }) => {
-                cache.member.free(page, class, index, &mut cache.locals[class])
+        let freed = self.with(FREE, |cache| {
+            // Most are freed by who has just allocated them.
+            if let Some(class) = class::of(layout)
+                && let Some(freed) =
+                    cache.member.free_local(address, class, &mut cache.locals[class])
+            {
+                return freed;
             }
-            Some(Block::Run { page, pages }) => cache.member.free_run(page, pages),
-            None => false,
+            free_anywhere(cache, address)
         })?;
         if freed { Ok(()) } else { Err(Self::no_block(FREE, address)) }
     }
@@ -382,6 +418,18 @@ fn put_down(cache: &mut Cache) {
         if cache.locals[class].slab != 0 {
             cache.member.drop_local(class, &mut cache.locals[class]);
         }
+    }
+}
+
+/// Frees what begins at this address; whether there was something.
+#[inline(never)]
+fn free_anywhere(cache: &mut Cache, address: usize) -> bool {
+    match Block::at(&cache.member.space, address) {
+        Some(Block::Small { page, class, index }) => {
+            cache.member.free(page, class, index, &mut cache.locals[class])
+        }
+        Some(Block::Run { page, pages }) => cache.member.free_run(page, pages),
+        None => false,
     }
 }
 

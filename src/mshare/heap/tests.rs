@@ -49,7 +49,7 @@ fn layout(size: usize, align: usize) -> Layout {
 }
 
 #[track_caller]
-fn sound(heap: &Heap) -> Stats {
+fn sound(heap: &Heap) -> HeapStats {
     let report = heap.check().unwrap();
     assert!(report.is_sound(), "{report}");
     report.stats

@@ -1,0 +1,483 @@
+//! How a process changes the layout for all.
+//!
+//! # Protocol
+//!
+//! Under the lock of the log, in this order; a process may be killed between any two steps.
+//!
+//! | step | killed before it | who completes |
+//! |---|---|---|
+//! | the server gets the descriptor of a new object | nothing happened | |
+//! | the new layout is mapped in this process | nothing happened to others | |
+//! | commit, by one store: see [`log`](super::log) | nothing happened | |
+//! | pages of what is unmapped are taken away | the change is done, memory may be left | the next who takes the lock: [`Held::tidy`]; who follows cuts objects that lie nowhere |
+//! | the bell is rung | the change is done, agents sleep | the server, which sees the death |
+//! | the others follow, each by itself | | |
+//! | what they touched meanwhile in holes is taken away; the holes count as empty | such pages are left | the next who takes the lock |
+
+use super::held::{Held, Local, Object};
+use super::layout::{Backing, Huge, SEGMENTS, Segment, parse, pieces, replace, words};
+use super::lock::Lock;
+use super::object::{Acks, Late};
+use super::participants::Token;
+use crate::error::{Context, Error, Result};
+use crate::sync::Ordering;
+use crate::sys::map::Access;
+use core::ops::Range;
+use core::time::Duration;
+use rustix::io::Errno;
+use std::time::Instant;
+
+/// What is to become of a range.
+#[derive(Debug, Clone)]
+pub(super) enum Change {
+    /// Other memory; the object is known here and to the server.
+    Map {
+        object: Option<Object>,
+        at: u64,
+        access: Access,
+        huge: Huge,
+        replace: bool,
+    },
+    Unmap,
+    Protect(Access),
+    Advise(Huge),
+}
+
+/// Who changes: for the quota.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Charge {
+    pub(super) slot: usize,
+    pub(super) quota: usize,
+}
+
+/// The lock of the log, until this is dropped.
+struct Taken<'a> {
+    held: &'a Held,
+    lock: Lock<'a>,
+    word: u64,
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        self.lock.release(self.word);
+        self.held.wake(self.held.ledger().turns());
+    }
+}
+
+impl Held {
+    /// Takes the lock, from a dead holder if need be, and completes what that one began.
+    fn take(&self, operation: &'static str, token: Token, deadline: Instant) -> Result<Taken<'_>> {
+        /// A holder is looked at when it has kept us so long.
+        const GLANCE: Duration = Duration::from_millis(2);
+        let (lock, word) = (self.ledger().lock(), token.word());
+        loop {
+            let turn = self.ledger().turns().load(Ordering::Acquire);
+            let holder = match lock.try_take(word) {
+                Ok(()) => break,
+                Err(holder) => holder,
+            };
+            let participants = self.ledger().participants();
+            // Our own word: a thread of ours panicked, for the gate keeps others out.
+            let gone = holder == word
+                || match participants.named(holder) {
+                    None => true,
+                    Some(other) => self.is_dead(other),
+                };
+            if gone && lock.steal(holder, word).is_ok() {
+                break;
+            }
+            if Instant::now() >= deadline {
+                let pid = participants.named(holder).map_or(0, Token::pid);
+                let why = format_args!("process {pid} keeps the lock of the region");
+                return Err(Error::with(operation, Errno::TIMEDOUT, why));
+            }
+            self.sleep(self.ledger().turns(), turn, deadline.min(Instant::now() + GLANCE));
+        }
+        Ok(Taken { held: self, lock, word })
+    }
+
+    /// Publishes one change; answers its generation. The others follow by themselves.
+    ///
+    /// # Errors
+    ///
+    /// EINVAL for a range that does not fit; EEXIST, ENOMEM, EBUSY, ENOSPC, EDQUOT as
+    /// [`super::Region::map`] has them; those of mmap(2) in this process; ETIMEDOUT if another
+    /// process keeps the lock.
+    pub(super) fn change(
+        &self,
+        operation: &'static str,
+        range: Range<u64>,
+        change: &Change,
+        charge: Option<Charge>,
+        deadline: Instant,
+    ) -> Result<u64> {
+        let mut local = self.enter();
+        let token = self.token(operation, &mut local)?;
+        let taken = self.take(operation, token, deadline)?;
+        self.alive(operation)?;
+        // Nobody changes the log now.
+        let generation = match self.follow(operation, &mut local) {
+            Err(error) if error.is_not_found() => self.give_up(operation, &mut local, deadline)?,
+            followed => followed?,
+        };
+        let (_, old) = self.ledger().layout(operation, self.shape.size)?;
+        self.tidy(&old).op(operation)?;
+        let plan = self.plan(operation, &old, &range, change, charge, generation)?;
+        let published = self.carry_out(operation, &mut local, &old, plan)?;
+        drop(taken);
+        self.report_following(token, published);
+        drop(local);
+        self.ring();
+        Ok(published)
+    }
+
+    /// Does something with the layout that nobody changes meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// EPERM without all rights, ETIMEDOUT if another process keeps the lock, EBADMSG for a log that
+    /// is none; those of `body`.
+    pub(super) fn locked<R>(
+        &self,
+        operation: &'static str,
+        body: impl FnOnce(&[Segment]) -> Result<R>,
+    ) -> Result<R> {
+        const PATIENCE: Duration = Duration::from_secs(5);
+        let mut local = self.enter();
+        if !self.is_full() {
+            let why = "only a participant with all rights can do that";
+            return Err(Error::because(operation, Errno::PERM, why));
+        }
+        let token = self.token(operation, &mut local)?;
+        let _taken = self.take(operation, token, Instant::now() + PATIENCE)?;
+        let (_, layout) = self.ledger().layout(operation, self.shape.size)?;
+        body(&layout)
+    }
+
+    /// An object of the log is nowhere to be had: all that had it have been killed, or somebody
+    /// is about to offer it to a server that has just taken over. If nobody does for a while,
+    /// a hole is in its place from now on. The caller has the lock.
+    fn give_up(
+        &self,
+        operation: &'static str,
+        local: &mut Local,
+        deadline: Instant,
+    ) -> Result<u64> {
+        const GRACE: Duration = Duration::from_secs(1);
+        let end = Instant::now() + GRACE;
+        loop {
+            match self.follow(operation, local) {
+                Err(error) if error.is_not_found() => {
+                    let now = Instant::now();
+                    if now >= end {
+                        break;
+                    }
+                    if now >= deadline {
+                        return Err(error);
+                    }
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                followed => return followed,
+            }
+        }
+        let (generation, mut layout) = self.ledger().layout(operation, self.shape.size)?;
+        for part in &mut layout {
+            if matches!(part.backing, Backing::Object { id, .. } if self.object(id).is_none()) {
+                *part = Segment::hole(part.range(), generation + 1);
+            }
+        }
+        self.ledger().publish(&layout);
+        self.follow(operation, local)
+    }
+
+    /// EINVAL once the region has ended with its creator.
+    fn alive(&self, operation: &'static str) -> Result<()> {
+        if self.ledger().ended.load(Ordering::Relaxed) == 0 {
+            return Ok(());
+        }
+        Err(Error::because(operation, Errno::INVAL, "the region has ended with its creator"))
+    }
+
+    /// What the layout is to be, and which parts of the old one lose their pages.
+    fn plan(
+        &self,
+        operation: &'static str,
+        old: &[Segment],
+        range: &Range<u64>,
+        change: &Change,
+        charge: Option<Charge>,
+        generation: u64,
+    ) -> Result<Plan> {
+        let here = pieces(old, range.clone());
+        self.check_cuts(operation, old, range)?;
+        if !matches!(change, Change::Advise(_)) {
+            self.check_heap(operation, range)?;
+        }
+        let next = generation + 1;
+        let hole = |part: &Segment| part.backing == Backing::Hole;
+        let mut emptied = Vec::new();
+        let new = match change {
+            Change::Unmap => {
+                emptied.extend(here.iter().copied().filter(|part| !hole(part)));
+                // A hole that is there stays as old as it is.
+                here.iter()
+                    .map(|part| if hole(part) { *part } else { Segment::hole(part.range(), next) })
+                    .collect()
+            }
+            Change::Map { object, at, access, huge, replace } => {
+                if !replace && !here.iter().all(hole) {
+                    return Err(Error::with(
+                        operation,
+                        Errno::EXIST,
+                        format_args!("something lies in {:#x} to {:#x}", range.start, range.end),
+                    ));
+                }
+                let vouched = self.ledger().emptied.load(Ordering::Relaxed);
+                if object.is_none() && here.iter().any(|part| hole(part) && part.since > vouched) {
+                    let why = "not every process follows the unmapping of this part";
+                    return Err(Error::because(operation, Errno::BUSY, why));
+                }
+                emptied.extend(here.iter().copied().filter(|part| !hole(part)));
+                let owner = charge.map_or(0, |charge| charge.slot as u16 + 1);
+                let plain = Segment::plain(range.clone());
+                let (access, huge) = (*access, *huge);
+                vec![match object {
+                    None => Segment { access, huge, owner, ..plain },
+                    Some(Object { id, kind, .. }) => {
+                        let backing = Backing::Object { id: *id, kind: *kind };
+                        Segment { backing, at: *at, access, huge, owner, ..plain }
+                    }
+                }]
+            }
+            Change::Protect(_) | Change::Advise(_) if here.iter().any(hole) => {
+                return Err(Error::with(
+                    operation,
+                    Errno::NOMEM,
+                    format_args!(
+                        "nothing lies in a part of {:#x} to {:#x}",
+                        range.start, range.end
+                    ),
+                ));
+            }
+            Change::Protect(access) => {
+                here.iter().map(|part| Segment { access: *access, ..*part }).collect()
+            }
+            Change::Advise(huge) => {
+                here.iter().map(|part| Segment { huge: *huge, ..*part }).collect()
+            }
+        };
+        let layout = replace(old, range, &new);
+        if layout.len() > SEGMENTS {
+            let why = format_args!("more than {SEGMENTS} parts that are not plain memory");
+            return Err(Error::with(operation, Errno::NOSPC, why));
+        }
+        if let Some(Charge { slot, quota }) = charge {
+            let own = layout.iter().filter(|part| usize::from(part.owner) == slot + 1).count();
+            if own > quota {
+                let why = format_args!("{own} parts of this process, at most {quota}");
+                return Err(Error::with(operation, Errno::DQUOT, why));
+            }
+        }
+        debug_assert_eq!(parse(&words(&layout), self.shape.size).as_ref(), Ok(&layout));
+        // Memory that is mapped begins with zeros: what was there goes in a step of its own, so
+        // that nobody who dies leaves it.
+        let goes = matches!(change, Change::Map { .. }) && !emptied.is_empty();
+        let first = goes.then(|| replace(old, range, &[Segment::hole(range.clone(), next)]));
+        Ok(Plan { first, layout, emptied })
+    }
+
+    /// What the heap manages is not for others to take away.
+    pub(super) fn check_heap(&self, operation: &'static str, range: &Range<u64>) -> Result<()> {
+        let word = self.header().next().load(Ordering::Relaxed);
+        match super::heap::range(word, self.shape.size) {
+            Some(heap) if heap.start < range.end && range.start < heap.end => Err(Error::with(
+                operation,
+                Errno::EXIST,
+                format_args!("the heap lies in {:#x} to {:#x}", heap.start, heap.end),
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Both ends must lie between pages: of the region, and of an object that they cut.
+    fn check_cuts(
+        &self,
+        operation: &'static str,
+        old: &[Segment],
+        range: &Range<u64>,
+    ) -> Result<()> {
+        for end in [range.start, range.end] {
+            let cut = old.iter().find(|part| part.offset < end && end < part.end());
+            let grain = match cut.map(|part| part.backing) {
+                Some(Backing::Object { kind, .. }) => kind.grain(),
+                _ => 1,
+            };
+            let grain = grain.max(self.shape.memory.grain());
+            if !end.is_multiple_of(grain) {
+                return Err(Error::with(
+                    operation,
+                    Errno::INVAL,
+                    format_args!("{end:#x} is inside a page of {grain:#x} bytes"),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Maps it here, commits, and takes pages away.
+    fn carry_out(
+        &self,
+        operation: &'static str,
+        local: &mut Local,
+        old: &[Segment],
+        plan: Plan,
+    ) -> Result<u64> {
+        let Plan { first, layout, emptied } = plan;
+        if let Err(errno) = self.lay_out(local, &layout) {
+            let _ = self.lay_out(local, old);
+            let why = "cannot be mapped in this process";
+            return Err(Error::because(operation, errno, why));
+        }
+        let mut generation = self.ledger().publish(first.as_ref().unwrap_or(&layout));
+        let done = self.empty(&emptied);
+        if first.is_some() {
+            generation = self.ledger().publish(&layout);
+        }
+        local.applied = generation;
+        self.forget_objects();
+        done.op(operation)?;
+        Ok(generation)
+    }
+
+    /// Waits until every live participant follows up to `generation`.
+    pub(super) fn wait(&self, generation: u64, deadline: Instant) -> Acks {
+        /// Who is late is looked at every so often: it may be dead.
+        const GLANCE: Duration = Duration::from_millis(10);
+        let began = Instant::now();
+        let participants = self.ledger().participants();
+        let trouble =
+            |token: &Token| match self.ledger().slot(*token).trouble.load(Ordering::Relaxed) {
+                0 => None,
+                errno => Some(errno.cast_signed()),
+            };
+        let late = loop {
+            let seen = self.ledger().acks().load(Ordering::Acquire);
+            let mut behind = participants.behind(generation);
+            let now = Instant::now();
+            if now > began + GLANCE {
+                behind.retain(|&token| !self.is_dead(token) || !self.bury(token));
+            }
+            // Those that said why they cannot are not waited for.
+            if behind.iter().all(|token| trouble(token).is_some()) || now >= deadline {
+                break behind;
+            }
+            self.sleep(self.ledger().acks(), seen, deadline.min(now + GLANCE));
+        };
+        let waited = began.elapsed();
+        self.waits.count(waited, late.is_empty());
+        if late.is_empty() {
+            self.settle(generation);
+        }
+        let late = late.iter().map(|token| Late { pid: token.pid(), errno: trouble(token) });
+        Acks { generation, late: late.collect(), waited }
+    }
+
+    /// Of a dead one: it counts no more.
+    fn bury(&self, token: Token) -> bool {
+        self.reap(token);
+        true
+    }
+
+    /// Everybody follows up to `generation`: what was touched in holes meanwhile goes, and the
+    /// holes are empty from now on.
+    fn settle(&self, generation: u64) {
+        let emptied = &self.ledger().emptied;
+        if !self.is_full() || emptied.load(Ordering::Relaxed) >= generation {
+            return;
+        }
+        let mut local = self.enter();
+        let patience = Instant::now() + Duration::from_millis(100);
+        // If it cannot be now, the next operation does it.
+        let Ok(token) = self.token(super::SYNC, &mut local) else { return };
+        let Ok(_taken) = self.take(super::SYNC, token, patience) else { return };
+        let Ok((_, layout)) = self.ledger().layout(super::SYNC, self.shape.size) else { return };
+        let vouched = emptied.load(Ordering::Relaxed);
+        let ours = |part: &&Segment| {
+            part.backing == Backing::Hole && (vouched + 1..=generation).contains(&part.since)
+        };
+        let holes: Vec<_> = layout.iter().filter(ours).copied().collect();
+        if vouched < generation && self.empty(&holes).is_ok() {
+            emptied.store(generation, Ordering::Relaxed);
+        }
+    }
+
+    /// Ends the region: nothing lies in it any more, for anybody. Done once.
+    pub(super) fn end(&self) {
+        if !self.is_full() {
+            return;
+        }
+        let mut local = self.enter();
+        let deadline = Instant::now() + Duration::from_secs(1);
+        let Ok(token) = self.token(super::SYNC, &mut local) else { return };
+        let Ok(taken) = self.take(super::SYNC, token, deadline) else { return };
+        if self.ledger().ended.load(Ordering::Relaxed) != 0 {
+            return;
+        }
+        let (generation, size) = (self.ledger().log().generation(), self.shape.size);
+        let hole = Segment::hole(0..size, generation + 1);
+        let published = self.ledger().publish(&[hole]);
+        self.ledger().ended.store(1, Ordering::Relaxed);
+        let _ = self.empty(&[hole]);
+        let _ = self.follow(super::SYNC, &mut local);
+        drop(taken);
+        self.report_following(token, published);
+        drop(local);
+        self.ring();
+    }
+}
+
+/// Is this a range that a change can have?
+///
+/// # Errors
+///
+/// EINVAL with the numbers: empty, backwards, no whole pages, or not inside.
+pub(super) fn check(operation: &'static str, range: &Range<u64>, size: u64) -> Result<()> {
+    let page = crate::sys::map::PAGE as u64;
+    let whole = range.start.is_multiple_of(page) && range.end.is_multiple_of(page);
+    if whole && range.start < range.end && range.end <= size {
+        return Ok(());
+    }
+    let (start, end) = (range.start, range.end);
+    Err(Error::with(
+        operation,
+        Errno::INVAL,
+        format_args!("{start:#x} to {end:#x} is no range of whole pages in {size:#x} bytes"),
+    ))
+}
+
+/// What a change makes.
+struct Plan {
+    /// What is published before.
+    first: Option<Vec<Segment>>,
+    layout: Vec<Segment>,
+    emptied: Vec<Segment>,
+}
+
+impl super::held::Waits {
+    fn count(&self, waited: Duration, complete: bool) {
+        let nanoseconds = u64::try_from(waited.as_nanos()).unwrap_or(u64::MAX);
+        self.count.fetch_add(1, Ordering::Relaxed);
+        self.nanoseconds.fetch_add(nanoseconds, Ordering::Relaxed);
+        if !complete {
+            self.incomplete.fetch_add(1, Ordering::Relaxed);
+        }
+        let mut longest = self.longest.load(Ordering::Relaxed);
+        while longest < nanoseconds {
+            let (relaxed, words) = (Ordering::Relaxed, &self.longest);
+            match words.compare_exchange(longest, nanoseconds, relaxed, relaxed) {
+                Ok(_) => break,
+                Err(now) => longest = now,
+            }
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! How a process follows the log: what the layout says is mapped here.
+
+use super::held::{Held, Local, Object};
+use super::layout::{Backing, Difference, Huge, Kind, Segment, differences, pieces, replace};
+use super::participants::Token;
+use super::wire::Ask;
+use crate::error::{Error, Result};
+use crate::sync::Ordering;
+use crate::sys::map::Access;
+use crate::sys::memfd;
+use core::time::Duration;
+use rustix::fd::AsFd;
+use rustix::io::Errno;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// How long an object may be nowhere to be had, while a server takes over.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+impl Held {
+    /// Maps here what the log says, and tells the others; answers the generation.
+    ///
+    /// # Errors
+    ///
+    /// EBADMSG if the log says what no log says, ENOMEM at the limit of mappings, ENOENT for an
+    /// object that nobody has any more. What cannot be mapped is a hole here.
+    pub(super) fn follow(&self, operation: &'static str, local: &mut Local) -> Result<u64> {
+        let token = self.token(operation, local)?;
+        let (generation, layout) = self.ledger().layout(operation, self.shape.size)?;
+        if local.applied != generation || local.layout.as_ref() != Some(&layout) {
+            if let Err(errno) = self.lay_out(local, &layout) {
+                self.report(token, local.applied, errno);
+                let why = "a part of the region cannot be mapped here, and is a hole";
+                return Err(Error::because(operation, errno, why));
+            }
+            local.applied = generation;
+            self.forget_objects();
+        }
+        self.report_following(token, generation);
+        Ok(generation)
+    }
+
+    /// Maps what this layout says where it differs from what is here.
+    pub(super) fn lay_out(&self, local: &mut Local, layout: &[Segment]) -> rustix::io::Result<()> {
+        let steps = match &local.layout {
+            Some(here) => differences(here, layout, self.shape.size),
+            None => {
+                let all = pieces(layout, 0..self.shape.size);
+                all.into_iter().map(Difference::Lay).collect()
+            }
+        };
+        let mut trouble = Ok(());
+        let mut actual = layout.to_vec();
+        for step in steps {
+            if let Err(errno) = self.step(&step) {
+                let (Difference::Lay(part) | Difference::Protect(part)) = step;
+                let hole = Segment::hole(part.range(), 0);
+                let _ = self.step(&Difference::Lay(hole));
+                actual = replace(&actual, &part.range(), &[hole]);
+                trouble = Err(errno);
+            }
+        }
+        local.layout = Some(actual);
+        trouble
+    }
+
+    fn step(&self, step: &Difference) -> rustix::io::Result<()> {
+        let (Difference::Lay(part) | Difference::Protect(part)) = *step;
+        let (offset, len) = (part.offset as usize, part.len as usize);
+        let access = self.cap(part.access);
+        if matches!(step, Difference::Protect(_)) {
+            // SAFETY: the log is the region's; who relies on an access has read its contract.
+            return unsafe { self.data.protect_part(offset, len, access) };
+        }
+        let found;
+        let file = match part.backing {
+            Backing::Memory => Some((self.data_file(), part.at)),
+            Backing::Hole => None,
+            Backing::Object { id, kind } => {
+                found = self.find(id, kind)?;
+                Some((found.file.as_fd(), part.at))
+            }
+        };
+        // SAFETY: as above.
+        unsafe { self.data.lay(offset, len, access, file) }?;
+        let advice = match part.huge {
+            Huge::Default => return Ok(()),
+            Huge::Yes => libc::MADV_HUGEPAGE,
+            Huge::No => libc::MADV_NOHUGEPAGE,
+        };
+        // A kernel without huge pages is as good as it gets.
+        // SAFETY: takes nothing away.
+        let _ = unsafe { self.data.advise_part(offset, len, advice) };
+        Ok(())
+    }
+
+    /// What the rights of this process leave of an access.
+    fn cap(&self, access: Access) -> Access {
+        let writes = self.rights.contains(super::rights::Rights::WRITE);
+        if access == Access::Write && !writes { Access::Read } else { access }
+    }
+
+    /// The descriptor of an object, from the server if it is not here.
+    fn find(&self, id: u64, kind: Kind) -> rustix::io::Result<Object> {
+        if let Some(object) = self.object(id) {
+            return Ok(object);
+        }
+        let deadline = Instant::now() + PATIENCE;
+        let (reply, mut files) = loop {
+            // The others offer the server what it has not, and it may be us by now.
+            if self.is_serving() {
+                return self.object(id).ok_or(Errno::NOENT);
+            }
+            match self.ask(super::SYNC, Ask::Fetch, [id, 0, 0, 0, 0], None) {
+                Ok(answer) => break answer,
+                Err(error) if Instant::now() > deadline => {
+                    return Err(Errno::from_raw_os_error(error.raw_os_error()));
+                }
+                Err(_) => std::thread::sleep(Duration::from_millis(1)),
+            }
+        };
+        match (files.pop(), files.is_empty()) {
+            (Some(file), true) if Kind::of_code(reply.numbers[0]) == Some(kind) => {
+                let object = Object { id, kind, file: Arc::new(file) };
+                self.keep(object.clone());
+                Ok(object)
+            }
+            _ => Err(Errno::BADMSG),
+        }
+    }
+
+    /// Tells that this process follows up to `generation`.
+    pub(super) fn report_following(&self, token: Token, generation: u64) {
+        if self.is_full() {
+            self.ledger().slot(token).trouble.store(0, Ordering::Relaxed);
+            self.ledger().participants().follow(token, generation);
+            self.wake(self.ledger().acks());
+        } else if self.ledger().participants().followed(token) < generation {
+            self.tell(token, generation, None);
+        }
+    }
+
+    /// Tells why it does not.
+    fn report(&self, token: Token, generation: u64, errno: Errno) {
+        if self.is_full() {
+            let trouble = &self.ledger().slot(token).trouble;
+            trouble.store(errno.raw_os_error().cast_unsigned(), Ordering::Relaxed);
+            self.ledger().participants().follow(token, generation);
+            self.wake(self.ledger().acks());
+        } else {
+            self.tell(token, generation, Some(errno));
+        }
+    }
+
+    /// The same through the server, for who may not write the ledger.
+    fn tell(&self, token: Token, generation: u64, errno: Option<Errno>) {
+        let errno = errno.map_or(0, |errno| errno.raw_os_error() as u64);
+        let numbers = [token.slot as u64, token.life, generation, errno, 0];
+        let deadline = Instant::now() + PATIENCE;
+        let _ = self.ask_patiently(super::SYNC, Ask::Follow, numbers, None, deadline);
+    }
+
+    /// Offers every object that is here to whoever serves now.
+    pub(super) fn offer_all(&self) {
+        let objects = self.objects.enter(Vec::new).clone();
+        for object in objects.iter().filter(|_| self.is_full()) {
+            let numbers = [object.id, object.kind.code(), 0, 0, 0];
+            let _ = self.ask(super::SYNC, Ask::Offer, numbers, Some(object.file.as_fd()));
+        }
+    }
+
+    /// Offers one object to whoever serves, so that the others can fetch it.
+    pub(super) fn offer(&self, object: &Object) -> Result<()> {
+        let numbers = [object.id, object.kind.code(), 0, 0, 0];
+        let deadline = Instant::now() + PATIENCE;
+        let file = Some(object.file.as_fd());
+        self.ask_patiently(super::MAP, Ask::Offer, numbers, file, deadline).map(drop)
+    }
+
+    /// Takes the pages of these parts away from everybody: of memory and of holes what the
+    /// region has there, of our objects what they have.
+    ///
+    /// # Errors
+    ///
+    /// Those of fallocate(2), but not that the file system cannot.
+    pub(super) fn empty(&self, parts: &[Segment]) -> rustix::io::Result<()> {
+        for part in parts {
+            let done = match part.backing {
+                Backing::Memory | Backing::Hole => {
+                    memfd::punch(self.data_file(), part.offset, part.len)
+                }
+                Backing::Object { id, kind } if kind.is_memory() => match self.object(id) {
+                    Some(object) => memfd::punch(&object.file, part.at, part.len),
+                    None => Ok(()),
+                },
+                Backing::Object { .. } => Ok(()),
+            };
+            match done {
+                Ok(()) | Err(Errno::OPNOTSUPP) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        Ok(())
+    }
+
+    /// What an operation that was cut off may have left: empties the holes that `layout` does
+    /// not vouch for, and what no part of it names of our objects.
+    pub(super) fn tidy(&self, layout: &[Segment]) -> rustix::io::Result<()> {
+        let emptied = self.ledger().emptied.load(Ordering::Relaxed);
+        let fresh = |part: &&Segment| part.backing == Backing::Hole && part.since > emptied;
+        let holes: Vec<_> = layout.iter().filter(fresh).copied().collect();
+        if holes.is_empty() {
+            return Ok(());
+        }
+        self.empty(&holes)?;
+        let objects = self.objects.enter(Vec::new).clone();
+        for object in objects.iter().filter(|object| object.kind.is_memory()) {
+            let mut named: Vec<_> = layout
+                .iter()
+                .filter(
+                    |part| matches!(part.backing, Backing::Object { id, .. } if id == object.id),
+                )
+                .map(|part| part.at..part.at + part.len)
+                .collect();
+            // One that lies nowhere is on its way in.
+            if named.is_empty() {
+                continue;
+            }
+            named.sort_by_key(|range| range.start);
+            let size = rustix::fs::fstat(&object.file)?.st_size.cast_unsigned();
+            let mut next = 0;
+            for range in named.into_iter().chain(core::iter::once(size..size)) {
+                if range.start > next {
+                    memfd::punch(&object.file, next, range.start - next)?;
+                }
+                next = next.max(range.end);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,39 @@
+//! The example `kv`, whose servers are killed under load, as a user runs it: no acknowledged change
+//! is lost, and nothing is left. A storm of 10,000 kills where `UNMERGED_STRESS_SECONDS` is set.
+
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::Command;
+
+fn program() -> Command {
+    let directory = std::env::var_os("UNMERGED_EXAMPLES_DIR").map_or_else(
+        || {
+            let test = std::env::current_exe().unwrap();
+            // target/PROFILE/deps/mshare_kv-HASH
+            test.ancestors().nth(2).unwrap().join("examples")
+        },
+        PathBuf::from,
+    );
+    let program = directory.join("kv");
+    assert!(program.exists(), "{} is not built: cargo build --examples", program.display());
+    Command::new(program)
+}
+
+/// A port that nobody had a moment ago.
+fn port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+#[test]
+fn a_storm_of_kills() {
+    let is_long = std::env::var_os("UNMERGED_STRESS_SECONDS").is_some();
+    let kills = if is_long { "10000" } else { "10" };
+    let mut command = program();
+    command.args(["--check", "--kills", kills, "--mib", "256", "--port", &port().to_string()]);
+    let output = command.output().unwrap();
+    let (said, error) = (output.stdout, output.stderr);
+    let said = String::from_utf8_lossy(&said);
+    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&error));
+    assert!(said.contains("none lost, none doubled"), "{said}");
+    assert!(said.contains("no name, socket, mapping or participant is left"), "{said}");
+}

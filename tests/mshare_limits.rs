@@ -1,0 +1,130 @@
+//! Limits of the machine: an error that names it, and a region as before.
+
+mod common;
+
+use common::say;
+use std::ffi::CString;
+use std::io::{Error, Result};
+use std::os::unix::process::CommandExt;
+use tempfile::TempDir;
+use unmerged::mshare::{Advice, Object, Prot, Region};
+
+const PAGE: usize = 4096;
+const SIZE: usize = 64 * PAGE;
+
+/// Not a test: the processes that come to a limit.
+#[test]
+fn child() {
+    match common::role().as_deref() {
+        Some("mappings") => mappings(),
+        Some("room") => room(),
+        _ => {}
+    }
+}
+
+/// As many mappings as a process may have, in a range of its own, until no more can be had.
+fn fill() -> *mut libc::c_void {
+    let len = 70_000 * PAGE;
+    // SAFETY: a new mapping, whose pages are protected in turns so that they do not merge.
+    unsafe {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        let start = libc::mmap(core::ptr::null_mut(), len, libc::PROT_NONE, flags, -1, 0);
+        assert_ne!(start, libc::MAP_FAILED);
+        for at in (PAGE..len - PAGE).step_by(2 * PAGE) {
+            if libc::mprotect(start.byte_add(at), PAGE, libc::PROT_READ) != 0 {
+                return start;
+            }
+        }
+    }
+    common::missing("max-map-count", "a machine without a limit that can be reached");
+    std::process::exit(0);
+}
+
+fn mappings() {
+    let region = Region::builder("region").size(SIZE).create().unwrap();
+    region.map(0..PAGE, Object::revocable()).unwrap();
+    let filled = fill();
+    // Each needs mappings more than there are.
+    let before = region.stats().unwrap().generation;
+    for error in [
+        region.map(8 * PAGE..9 * PAGE, Object::revocable()).unwrap_err(),
+        region.protect(16 * PAGE..17 * PAGE, Prot::READ).unwrap_err(),
+        region.unmap(24 * PAGE..25 * PAGE).unwrap_err(),
+    ] {
+        assert_eq!(error.raw_os_error(), libc::ENOMEM, "{error}");
+    }
+    let error = Region::builder("second").size(SIZE).create().unwrap_err();
+    assert_eq!(error.raw_os_error(), libc::ENOMEM, "{error}");
+    assert_eq!(region.stats().unwrap().generation, before);
+    // SAFETY: mapped by `fill`, and used by nobody.
+    unsafe { libc::munmap(filled, 70_000 * PAGE) };
+    region.map(8 * PAGE..9 * PAGE, Object::revocable()).unwrap();
+    region.protect(16 * PAGE..17 * PAGE, Prot::READ).unwrap();
+    region.unmap(24 * PAGE..25 * PAGE).unwrap();
+    // SAFETY: mapped, and ours alone.
+    unsafe { region.base().add(8 * PAGE).write(1) };
+    std::process::exit(0);
+}
+
+#[test]
+fn no_mapping_is_left() {
+    let dir = TempDir::new().unwrap();
+    let mut command = common::child("child", "mappings");
+    command.env("UNMERGED_RUNTIME_DIR", dir.path());
+    common::succeed(command);
+}
+
+/// A region in a file system with room for half of it.
+fn room() {
+    let dir = std::env::var("UNMERGED_TEST_SMALL").unwrap();
+    let path = format!("{dir}/memory");
+    let region = Region::builder("region").size(SIZE).file(&path).create().unwrap();
+    region.advise(0..SIZE / 4, Advice::Populate).unwrap();
+    let error = region.advise(SIZE / 4..SIZE, Advice::Populate).unwrap_err();
+    assert_eq!(error.raw_os_error(), libc::ENOSPC, "{error}");
+    // What is there works; what is taken away can be had again.
+    region.unmap(0..SIZE / 4).unwrap();
+    region.map(0..SIZE / 4, Object::anonymous()).unwrap();
+    region.advise(0..SIZE / 4, Advice::Populate).unwrap();
+    say("done");
+    std::process::exit(0);
+}
+
+/// In a new process: a file system of 128 KiB at `path`, in name spaces of its own.
+fn mount_small(path: &CString, [uid, gid]: [u32; 2]) -> Result<()> {
+    // SAFETY: system calls, with strings that end.
+    unsafe {
+        if libc::unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNS) != 0 {
+            return Err(Error::last_os_error());
+        }
+        // Who has no number there cannot make a file.
+        std::fs::write("/proc/self/setgroups", "deny")?;
+        std::fs::write("/proc/self/gid_map", format!("{gid} {gid} 1"))?;
+        std::fs::write("/proc/self/uid_map", format!("{uid} {uid} 1"))?;
+        let (kind, data) = (c"tmpfs".as_ptr(), c"size=128k".as_ptr().cast());
+        if libc::mount(kind, path.as_ptr(), kind, 0, data) != 0 {
+            return Err(Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn no_room_is_left() {
+    let (dir, small) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let path = CString::new(small.path().to_str().unwrap()).unwrap();
+    let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
+    let ids = [uid.as_raw(), gid.as_raw()];
+    let mut command = common::child("child", "room");
+    command.env("UNMERGED_RUNTIME_DIR", dir.path()).env("UNMERGED_TEST_SMALL", small.path());
+    // SAFETY: between fork and exec in a copy of a process with threads, so that it could wait
+    // for an allocator's lock; glibc's is whole in a forked child.
+    unsafe { command.pre_exec(move || mount_small(&path, ids)) };
+    match command.output() {
+        Ok(output) => {
+            let error = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "{error}");
+        }
+        Err(error) => common::missing("user-namespaces", &error.to_string()),
+    }
+}
