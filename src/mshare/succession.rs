@@ -95,6 +95,8 @@ impl Desk {
         };
         // From a participant that another has not reaped yet, nobody takes it.
         if ledger.participants().named(seen).is_some() || !ledger.take_lead(seen, token.word()) {
+            // Another was faster, and is to be watched: it may be killed before it rings.
+            self.look_again();
             return true;
         }
         let listener = match listen(super::SYNC, ledger, &held.shape.id) {
