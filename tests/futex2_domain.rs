@@ -127,7 +127,7 @@ fn killed_at_every_step() {
             let reaped = domain.reap();
             assert!(reaped <= 1 && domain.reap() == 0);
             assert!(domain.counted(word).unwrap() >= 1, "step {steps}: a count is too low");
-            while word.wake_in(&domain, 1).unwrap() == 0 {
+            while word.wake_in(&domain, 1).unwrap() == 0 && !waiter.is_finished() {
                 std::thread::yield_now();
             }
             waiter.join().unwrap().unwrap();
@@ -242,7 +242,7 @@ fn forks() {
         assert_eq!(status, 0);
         assert_eq!(domain.reap(), 1);
         assert_eq!(domain.counted(word).unwrap(), 1);
-        while word.wake_in(&domain, 1).unwrap() == 0 {}
+        while word.wake_in(&domain, 1).unwrap() == 0 && !waiter.is_finished() {}
         waiter.join().unwrap().unwrap();
     });
     assert_eq!(domain.counted(word).unwrap(), 0);

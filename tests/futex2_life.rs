@@ -251,7 +251,7 @@ fn looks_take_no_wake() {
                 Key::shared(at).unwrap();
             }
         });
-        scope.spawn(|| {
+        let waiter = scope.spawn(|| {
             while !over.load(Ordering::Relaxed) {
                 word.0.wait(0, Some(Deadline::after(LONG))).unwrap();
                 up.fetch_add(1, Ordering::SeqCst);
@@ -269,7 +269,7 @@ fn looks_take_no_wake() {
             }
         }
         over.store(true, Ordering::Relaxed);
-        while word.0.wake(1) == 0 {
+        while word.0.wake(1) == 0 && !waiter.is_finished() {
             std::thread::yield_now();
         }
     });
@@ -290,7 +290,7 @@ fn counted_wakes_are_noticed() {
     let (word, other, over) = (Futex::<u32>::new(0), Futex::<u32>::new(0), AtomicBool::new(false));
     let up = AtomicU32::new(0);
     std::thread::scope(|scope| {
-        scope.spawn(|| {
+        let waiter = scope.spawn(|| {
             while !over.load(Ordering::Relaxed) {
                 let entries = [other.waiter(0), word.waiter(0)];
                 waitv(&entries, Some(Deadline::after(LONG))).unwrap();
@@ -309,7 +309,7 @@ fn counted_wakes_are_noticed() {
             }
         }
         over.store(true, Ordering::Relaxed);
-        while word.wake(1) == 0 {
+        while word.wake(1) == 0 && !waiter.is_finished() {
             std::thread::yield_now();
         }
     });

@@ -38,7 +38,8 @@ fn in_each_implementation(test: &str) -> bool {
 }
 
 /// Calls `wake` until it has woken `n`, less and less often: one that comes while a waiter is on
-/// its way to sleep sends it back to look at its words. Fails after a minute.
+/// its way to sleep sends it back to look at its words. After many of these it goes, as it does
+/// after one between two naps, and neither is counted. Fails after a minute.
 fn wake_until(n: usize, mut wake: impl FnMut() -> usize) {
     let begin = Instant::now();
     let (mut woken, mut pause) = (0, Duration::from_micros(50));
@@ -64,7 +65,7 @@ fn the_index_of_the_woken_entry() {
                 let entries: Vec<_> = (0..30).map(|n| words[n].waiter(n as u32)).collect();
                 waitv(&entries, long())
             });
-            wake_until(1, || words[at].wake(1));
+            wake_until(1, || words[at].wake(1).max(usize::from(waiter.is_finished())));
             assert_eq!(waiter.join().unwrap().unwrap(), at);
         });
     }
@@ -122,8 +123,7 @@ fn sizes_and_scopes_mix() {
         }
         std::thread::scope(|scope| {
             let waiter = scope.spawn(|| waitv(&entries(), long()));
-            // Between two short sleeps a wake is taken, but not counted.
-            wake_until(1, || wake().max(usize::from(!queues && waiter.is_finished())));
+            wake_until(1, || wake().max(usize::from(waiter.is_finished())));
             assert_eq!(waiter.join().unwrap().unwrap(), at);
         });
     }
@@ -200,7 +200,6 @@ fn beyond_128_entries() {
     for at in [0, 999, 500] {
         std::thread::scope(|scope| {
             let waiter = scope.spawn(|| waitv_with(&entries(), long(), beyond));
-            // With shared ones beside it sleeps for short whiles, and a wake may come between two.
             wake_until(1, || words[at].wake(1).max(usize::from(waiter.is_finished())));
             // Others have the same place in the table: it may have been for them.
             assert!(waiter.join().unwrap().unwrap() >= at);
@@ -261,7 +260,7 @@ fn a_word_that_is_named_twice() {
     std::thread::scope(|scope| {
         let waiter = scope.spawn(|| waitv(&[word.waiter(0), word.waiter(0)], long()));
         let mut woken = 0;
-        while woken == 0 {
+        while woken == 0 && !waiter.is_finished() {
             woken = word.wake_all();
         }
         assert!(woken <= 2 && waiter.join().unwrap().unwrap() < 2);

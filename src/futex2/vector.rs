@@ -180,7 +180,7 @@ impl<'v, 'a> Vector<'v, 'a> {
         let look = || self.waiters.iter().map(|waiter| waiter.seat.seen()).collect::<Vec<_>>();
         let mut seen = look();
         let mut slots = Vec::with_capacity(WAITV_MAX);
-        let (mut tries, mut has_slept) = (0, false);
+        let (mut tries, mut missed, mut has_slept) = (0, 0, false);
         loop {
             // Before the words, as any sequence.
             let list = LISTED.load(Ordering::Acquire);
@@ -194,8 +194,12 @@ impl<'v, 'a> Vector<'v, 'a> {
             // A wake that came before the sleep is none.
             let woken = woken.or_else(|| changed().next());
             match woken {
-                Some(woken) if has_slept => return Ok(woken),
-                Some(_) => seen = look(),
+                // Wakes without end would keep it from sleeping without end.
+                Some(woken) if has_slept || missed == TRIES => return Ok(woken),
+                Some(_) => {
+                    missed += 1;
+                    seen = look();
+                }
                 None => {}
             }
             if !self.waiters.iter().all(Waiter::holds) {

