@@ -61,7 +61,7 @@ fn the_index_of_the_woken_entry() {
     let words: Vec<Futex<u32>> = (0..30).map(Futex::new).collect();
     for at in [29, 0, 17] {
         std::thread::scope(|scope| {
-            let waiter = scope.spawn(|| {
+            let waiter = asleep(scope, || {
                 let entries: Vec<_> = (0..30).map(|n| words[n].waiter(n as u32)).collect();
                 waitv(&entries, long())
             });
@@ -122,7 +122,7 @@ fn sizes_and_scopes_mix() {
             continue;
         }
         std::thread::scope(|scope| {
-            let waiter = scope.spawn(|| waitv(&entries(), long()));
+            let waiter = asleep(scope, || waitv(&entries(), long()));
             wake_until(1, || wake().max(usize::from(waiter.is_finished())));
             assert_eq!(waiter.join().unwrap().unwrap(), at);
         });
@@ -199,7 +199,7 @@ fn beyond_128_entries() {
     assert!(waitv(&entries(), None).unwrap_err().is_invalid());
     for at in [0, 999, 500] {
         std::thread::scope(|scope| {
-            let waiter = scope.spawn(|| waitv_with(&entries(), long(), beyond));
+            let waiter = asleep(scope, || waitv_with(&entries(), long(), beyond));
             wake_until(1, || words[at].wake(1).max(usize::from(waiter.is_finished())));
             // Others have the same place in the table: it may have been for them.
             assert!(waiter.join().unwrap().unwrap() >= at);
