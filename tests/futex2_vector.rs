@@ -7,7 +7,7 @@
 
 mod common;
 
-use common::{asleep, child, missing, own_tid, role, succeed, until_asleep};
+use common::{asleep, child, missing, role, succeed};
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use unmerged::futex2::{
@@ -269,17 +269,10 @@ fn a_word_that_is_named_twice() {
 
 /// Starts `n` waiters, lets them sleep, and calls `then`; all must have returned at its end.
 fn with_waiters(n: usize, wait: impl Fn() + Sync, then: impl FnOnce()) {
-    let (send, receive) = std::sync::mpsc::channel();
-    let wait = &wait;
     std::thread::scope(|scope| {
         for _ in 0..n {
-            let send = send.clone();
-            scope.spawn(move || {
-                send.send(own_tid()).unwrap();
-                wait();
-            });
+            asleep(scope, &wait);
         }
-        receive.iter().take(n).for_each(until_asleep);
         then();
     });
 }
@@ -522,15 +515,11 @@ fn first_in_first_out() {
         let order = std::sync::Mutex::new(Vec::new());
         let order = &order;
         std::thread::scope(|scope| {
-            let (send, receive) = std::sync::mpsc::channel();
             for n in 0..4 {
-                let send = send.clone();
-                scope.spawn(move || {
-                    send.send(own_tid()).unwrap();
+                asleep(scope, move || {
                     word.wait(zero, long()).unwrap();
                     order.lock().unwrap().push(n);
                 });
-                until_asleep(receive.recv().unwrap());
             }
             for n in 0..4 {
                 assert_eq!(word.wake(0), 0);

@@ -7,6 +7,8 @@ use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::ptr::{self, NonNull};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::{Duration, Instant};
 
 /// A kernel feature is missing: says so, with what took over. Where `UNMERGED_REQUIRE` (a
@@ -216,13 +218,32 @@ pub(crate) fn asleep<'s, T: Send + 's>(
     scope: &'s std::thread::Scope<'s, '_>,
     wait: impl FnOnce() -> T + Send + 's,
 ) -> std::thread::ScopedJoinHandle<'s, T> {
-    let (send, receive) = std::sync::mpsc::channel();
+    // No channel: its sender may sleep on a futex, too.
+    let tid = Arc::new(AtomicI32::new(0));
+    let tell = tid.clone();
     let waiter = scope.spawn(move || {
-        send.send(own_tid()).unwrap();
+        tell.store(own_tid(), Ordering::SeqCst);
         wait()
     });
-    until_asleep(receive.recv().unwrap());
+    while tid.load(Ordering::SeqCst) == 0 {
+        std::thread::yield_now();
+    }
+    until_asleep(tid.load(Ordering::SeqCst));
     waiter
+}
+
+/// Until no thread of this process has anything to do, at three looks.
+pub(crate) fn until_idle(pid: u32) {
+    let mut looks = 0;
+    while looks < 3 {
+        let mut tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+        let sleeps = |task: std::io::Result<std::fs::DirEntry>| {
+            let stat = std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap();
+            stat.rsplit_once(") ").unwrap().1.starts_with('S')
+        };
+        looks = if tasks.all(sleeps) { looks + 1 } else { 0 };
+        std::thread::sleep(Duration::from_millis(2));
+    }
 }
 
 /// Pins a thread of this process, 0 being the caller; whether it may run there.
