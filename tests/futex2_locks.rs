@@ -456,6 +456,17 @@ fn semaphore<S: Scope>() {
 }
 
 #[test]
+fn no_permits_wake_nobody_and_forget_nobody() {
+    let semaphore = Semaphore::<Private>::new(0);
+    std::thread::scope(|scope| {
+        let sleeper = common::asleep(scope, || semaphore.acquire());
+        semaphore.release(0).unwrap();
+        semaphore.release(1).unwrap();
+        sleeper.join().unwrap();
+    });
+}
+
+#[test]
 fn semaphore_private() {
     semaphore::<Private>();
 }
