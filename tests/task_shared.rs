@@ -391,23 +391,13 @@ fn a_raw_clone_child_has_a_table_of_its_own_and_dies_visibly() {
     in_fork(|| {
         let me = task_shared::current().unwrap();
         publish();
-        let (flags, none) = (libc::SIGCHLD, 0_usize);
-        // SAFETY: as fork, but without libc's knowledge.
-        let pid = unsafe { libc::syscall(libc::SYS_clone, flags, none, none, none, none) };
-        let pid = libc::pid_t::try_from(pid).unwrap();
-        assert!(pid >= 0);
-        if pid == 0 {
-            let body = || {
-                check_child(me);
-                // Until the parent has seen it.
-                loop {
-                    thread::sleep(Duration::from_secs(1));
-                }
-            };
-            let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
-            // SAFETY: ends the child.
-            unsafe { libc::_exit(1) };
-        }
+        let pid = slots::raw_clone(0, || {
+            check_child(me);
+            // Until the parent has seen it.
+            loop {
+                thread::sleep(Duration::from_secs(1));
+            }
+        });
         let child = pid.cast_unsigned();
         let mut found = None;
         wait_until("a slot of the child", || {

@@ -163,14 +163,8 @@ fn vfork_and_spawn_leave_the_parent_alone() {
     let me = task_shared::current().unwrap();
     let before = (me.address(), me.generation().unwrap(), task_shared::stats().unwrap().births);
     assert!(std::process::Command::new("/proc/self/exe").arg("--list").output().is_ok());
-    let (flags, none) = (libc::CLONE_VFORK | libc::SIGCHLD, 0_usize);
-    // SAFETY: a child with memory of its own that ends at once; the parent waits for it.
-    let pid = unsafe { libc::syscall(libc::SYS_clone, flags, none, none, none, none) };
-    if pid == 0 {
-        // SAFETY: ends the child.
-        unsafe { libc::_exit(0) };
-    }
-    assert_eq!(status_of(pid as libc::pid_t), 0);
+    // It has memory of its own, and its parent waits for it.
+    assert_eq!(status_of(slots::raw_clone(libc::CLONE_VFORK, || ())), 0);
     let now = (me.address(), me.generation().unwrap(), task_shared::stats().unwrap().births);
     assert_eq!(before, now);
     assert!(own().threads().next().unwrap().is_alive());

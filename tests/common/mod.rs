@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
@@ -188,6 +189,22 @@ pub(crate) fn say(what: impl std::fmt::Display) {
 /// In a player: until the parent nudges, or is gone.
 pub(crate) fn wait_for_nudge() {
     let _ = std::io::stdin().read(&mut [0]);
+}
+
+/// The example of this name: the one that cargo built beside this test, or the one in
+/// `UNMERGED_EXAMPLES_DIR`.
+pub(crate) fn example(name: &str) -> PathBuf {
+    let directory = std::env::var_os("UNMERGED_EXAMPLES_DIR").map_or_else(
+        || {
+            let test = std::env::current_exe().unwrap();
+            // target/PROFILE/deps/TEST-HASH
+            test.ancestors().nth(2).unwrap().join("examples")
+        },
+        PathBuf::from,
+    );
+    let program = directory.join(name);
+    assert!(program.exists(), "{} is not built: cargo build --examples", program.display());
+    program
 }
 
 /// The id of the calling thread.
