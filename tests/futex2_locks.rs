@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{child, handle_with, role, succeed};
+use common::{SetAtEnd, child, handle_with, role, succeed};
 use std::cell::UnsafeCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -168,6 +168,7 @@ fn is_asleep(tid: u32) -> bool {
 fn a_greedy_thread_starves_nobody() {
     let (mutex, stop) = (Mutex::<()>::new(()), AtomicBool::new(false));
     std::thread::scope(|scope| {
+        let finish = SetAtEnd(&stop);
         scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
                 let _guard = mutex.lock();
@@ -178,7 +179,7 @@ fn a_greedy_thread_starves_nobody() {
         for _ in 0..20 {
             drop(mutex.lock());
         }
-        stop.store(true, Ordering::Relaxed);
+        drop(finish);
     });
 }
 
@@ -265,6 +266,7 @@ fn rwlock_smoke() {
 fn readers_do_not_starve_a_writer() {
     let (lock, stop) = (RwLock::<u32>::new(0), AtomicBool::new(false));
     std::thread::scope(|scope| {
+        let finish = SetAtEnd(&stop);
         for _ in 0..3 {
             scope.spawn(|| {
                 while !stop.load(Ordering::Relaxed) {
@@ -276,7 +278,7 @@ fn readers_do_not_starve_a_writer() {
         for _ in 0..20 {
             *lock.write() += 1;
         }
-        stop.store(true, Ordering::Relaxed);
+        drop(finish);
     });
 }
 
@@ -868,6 +870,7 @@ fn deadlines_hold_whatever_others_write() {
     let words = Words([const { AtomicU64::new(0) }; 4]);
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let finish = SetAtEnd(&stop);
         scope.spawn(|| {
             let mut seed = 1_u64;
             while !stop.load(Ordering::Relaxed) {
@@ -901,6 +904,6 @@ fn deadlines_hold_whatever_others_write() {
                 let _ = (*at.cast::<Condvar<Shared>>()).wait_until(&mut guard, soon());
             }
         }
-        stop.store(true, Ordering::Relaxed);
+        drop(finish);
     });
 }

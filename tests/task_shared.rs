@@ -9,7 +9,7 @@ mod hostile;
 #[path = "common/slots.rs"]
 mod slots;
 
-use common::{Player, say, wait_for_nudge};
+use common::{Player, SetAtEnd, say, wait_for_nudge};
 use hostile::{NAME, SEALS, SLOTS};
 use rustix::fs::{SealFlags, ftruncate};
 use slots::{gettid, in_fork, own, raw_exit, wait_until};
@@ -451,6 +451,7 @@ fn growth_under_a_reader() {
         let done = AtomicBool::new(false);
         let all = Barrier::new(301);
         thread::scope(|scope| {
+            let finish = SetAtEnd(&done);
             let reader = scope.spawn(|| {
                 let mut most = 0;
                 while !done.load(Ordering::Relaxed) {
@@ -479,7 +480,7 @@ fn growth_under_a_reader() {
             for thread in threads {
                 thread.join().unwrap();
             }
-            done.store(true, Ordering::Relaxed);
+            drop(finish);
             assert!(reader.join().unwrap() <= 301);
         });
         assert_eq!(monitor.threads().count(), 1);
@@ -495,6 +496,7 @@ fn reuse_storm_never_mixes_threads() {
     };
     thread::scope(|scope| {
         scope.spawn(|| {
+            let finish = SetAtEnd(&done);
             for _ in 0..2000 {
                 let work = || {
                     let me = task_shared::current().unwrap();
@@ -502,7 +504,7 @@ fn reuse_storm_never_mixes_threads() {
                 };
                 thread::spawn(work).join().unwrap();
             }
-            done.store(true, Ordering::Relaxed);
+            drop(finish);
         });
         while !done.load(Ordering::Relaxed) {
             for mut thread in monitor.threads() {

@@ -5,6 +5,7 @@ mod common;
 #[path = "common/slots.rs"]
 mod slots;
 
+use common::SetAtEnd;
 use slots::{alone, c_thread, gettid, own, status_of};
 use std::ptr;
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicUsize, Ordering};
@@ -180,6 +181,7 @@ fn fork_in_a_storm() {
     take();
     let done = std::sync::atomic::AtomicBool::new(false);
     thread::scope(|scope| {
+        let finish = SetAtEnd(&done);
         for _ in 0..2 {
             scope.spawn(|| {
                 while !done.load(Ordering::Relaxed) {
@@ -200,7 +202,7 @@ fn fork_in_a_storm() {
             }
             assert_eq!(status_of(pid), 0);
         }
-        done.store(true, Ordering::Relaxed);
+        drop(finish);
     });
     let used = task_shared::stats().unwrap();
     assert_eq!((used.held, used.births - used.deaths), (1, 1), "{used:?}");
@@ -323,6 +325,7 @@ fn words_of_one_moment() {
     let done = std::sync::atomic::AtomicBool::new(false);
     let tid = gettid();
     thread::scope(|scope| {
+        let finish = SetAtEnd(&done);
         let reader = scope.spawn(|| {
             let seen = monitor.threads().find(|thread| thread.tid() == tid).unwrap();
             let (mut words, mut whole) = ([0; 7], 0);
@@ -341,7 +344,7 @@ fn words_of_one_moment() {
             }
             me.publish_words(0, &[n; 7]).unwrap();
         }
-        done.store(true, Ordering::Relaxed);
+        drop(finish);
         reader.join().unwrap();
     });
 }

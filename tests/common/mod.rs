@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::time::{Duration, Instant};
 
 /// A kernel feature is missing: says so, with what took over. Where `UNMERGED_REQUIRE` (a
@@ -92,6 +92,16 @@ pub(crate) fn in_each_implementation_with(test: &str, environment: &[(&str, &str
 pub(crate) fn stress(usual: Duration) -> Duration {
     let seconds = std::env::var("UNMERGED_STRESS_SECONDS").ok();
     seconds.map_or(usual, |seconds| Duration::from_secs(seconds.parse().unwrap()))
+}
+
+/// Sets its flag at the end, a panic's too: threads that work until then would otherwise work on
+/// after a failed assertion, and the scope that waits for them hide it.
+pub(crate) struct SetAtEnd<'a>(pub(crate) &'a AtomicBool);
+
+impl Drop for SetAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// From here on this system call fails with `errno`, in this process and what it executes.
