@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{child, handle_with, missing, role, succeed};
+use common::{SetAtEnd, child, handle_with, missing, role, succeed};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -207,6 +207,7 @@ fn churning_neighbours() {
     fn run<S: unmerged::futex2::Scope>(around: &Around<S>) {
         let stop = AtomicBool::new(false);
         std::thread::scope(|scope| {
+            let finish = SetAtEnd(&stop);
             scope.spawn(|| {
                 while !stop.load(Ordering::Relaxed) {
                     around.1.fetch_add(1, Ordering::Relaxed);
@@ -223,7 +224,7 @@ fn churning_neighbours() {
                 around.0.wake(1);
             }
             waiter.join().unwrap();
-            stop.store(true, Ordering::Relaxed);
+            drop(finish);
         });
     }
     run(&Around::<unmerged::futex2::Private>(Futex::new(0), Futex::new(0)));

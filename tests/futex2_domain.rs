@@ -200,6 +200,8 @@ fn wakes_look_for_the_dead() {
     while domain.counted(word).unwrap() == 0 {
         std::thread::yield_now();
     }
+    // Killed before it is in the ledger, it would be counted for good.
+    common::until_idle(player.pid());
     player.kill();
     assert_ne!(domain.counted(word).unwrap(), 0);
     for _ in 0..10_000 {

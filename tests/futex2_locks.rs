@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{child, handle_with, role, succeed};
+use common::{SetAtEnd, child, handle_with, role, succeed};
 use std::cell::UnsafeCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -211,7 +211,7 @@ fn turns_of_hogs(
         (Some(tid), Some(done)) => {
             tid.store(gettid(), Ordering::SeqCst);
             for _ in 0..WANTS {
-                while !inside.load(Ordering::SeqCst) {
+                while !inside.load(Ordering::SeqCst) && turns.load(Ordering::SeqCst) < MOST {
                     std::thread::yield_now();
                 }
                 want();
@@ -356,6 +356,7 @@ fn rwlock_smoke() {
 fn readers_do_not_starve_a_writer() {
     let (lock, stop) = (RwLock::<u32>::new(0), AtomicBool::new(false));
     std::thread::scope(|scope| {
+        let finish = SetAtEnd(&stop);
         for _ in 0..3 {
             scope.spawn(|| {
                 while !stop.load(Ordering::Relaxed) {
@@ -367,7 +368,7 @@ fn readers_do_not_starve_a_writer() {
         for _ in 0..20 {
             *lock.write() += 1;
         }
-        stop.store(true, Ordering::Relaxed);
+        drop(finish);
     });
 }
 
@@ -544,6 +545,17 @@ fn semaphore<S: Scope>() {
     semaphore.release(Semaphore::<S>::MOST).unwrap();
     let error = semaphore.release(1).unwrap_err();
     assert_eq!((error.raw_os_error(), semaphore.try_acquire()), (libc::EOVERFLOW, true));
+}
+
+#[test]
+fn no_permits_wake_nobody_and_forget_nobody() {
+    let semaphore = Semaphore::<Private>::new(0);
+    std::thread::scope(|scope| {
+        let sleeper = common::asleep(scope, || semaphore.acquire());
+        semaphore.release(0).unwrap();
+        semaphore.release(1).unwrap();
+        sleeper.join().unwrap();
+    });
 }
 
 #[test]
@@ -954,6 +966,7 @@ fn deadlines_hold_whatever_others_write() {
     let words = Words([const { AtomicU64::new(0) }; 4]);
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let finish = SetAtEnd(&stop);
         scope.spawn(|| {
             let mut seed = 1_u64;
             while !stop.load(Ordering::Relaxed) {
@@ -987,6 +1000,6 @@ fn deadlines_hold_whatever_others_write() {
                 let _ = (*at.cast::<Condvar<Shared>>()).wait_until(&mut guard, soon());
             }
         }
-        stop.store(true, Ordering::Relaxed);
+        drop(finish);
     });
 }

@@ -7,7 +7,7 @@
 
 mod common;
 
-use common::{asleep, child, missing, own_tid, role, succeed, until_asleep};
+use common::{asleep, child, missing, role, succeed};
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use unmerged::futex2::{
@@ -61,7 +61,7 @@ fn the_index_of_the_woken_entry() {
     let words: Vec<Futex<u32>> = (0..30).map(Futex::new).collect();
     for at in [29, 0, 17] {
         std::thread::scope(|scope| {
-            let waiter = scope.spawn(|| {
+            let waiter = asleep(scope, || {
                 let entries: Vec<_> = (0..30).map(|n| words[n].waiter(n as u32)).collect();
                 waitv(&entries, long())
             });
@@ -122,7 +122,7 @@ fn sizes_and_scopes_mix() {
             continue;
         }
         std::thread::scope(|scope| {
-            let waiter = scope.spawn(|| waitv(&entries(), long()));
+            let waiter = asleep(scope, || waitv(&entries(), long()));
             wake_until(1, || wake().max(usize::from(waiter.is_finished())));
             assert_eq!(waiter.join().unwrap().unwrap(), at);
         });
@@ -199,7 +199,7 @@ fn beyond_128_entries() {
     assert!(waitv(&entries(), None).unwrap_err().is_invalid());
     for at in [0, 999, 500] {
         std::thread::scope(|scope| {
-            let waiter = scope.spawn(|| waitv_with(&entries(), long(), beyond));
+            let waiter = asleep(scope, || waitv_with(&entries(), long(), beyond));
             wake_until(1, || words[at].wake(1).max(usize::from(waiter.is_finished())));
             // Others have the same place in the table: it may have been for them.
             assert!(waiter.join().unwrap().unwrap() >= at);
@@ -269,17 +269,10 @@ fn a_word_that_is_named_twice() {
 
 /// Starts `n` waiters, lets them sleep, and calls `then`; all must have returned at its end.
 fn with_waiters(n: usize, wait: impl Fn() + Sync, then: impl FnOnce()) {
-    let (send, receive) = std::sync::mpsc::channel();
-    let wait = &wait;
     std::thread::scope(|scope| {
         for _ in 0..n {
-            let send = send.clone();
-            scope.spawn(move || {
-                send.send(own_tid()).unwrap();
-                wait();
-            });
+            asleep(scope, &wait);
         }
-        receive.iter().take(n).for_each(until_asleep);
         then();
     });
 }
@@ -522,15 +515,11 @@ fn first_in_first_out() {
         let order = std::sync::Mutex::new(Vec::new());
         let order = &order;
         std::thread::scope(|scope| {
-            let (send, receive) = std::sync::mpsc::channel();
             for n in 0..4 {
-                let send = send.clone();
-                scope.spawn(move || {
-                    send.send(own_tid()).unwrap();
+                asleep(scope, move || {
                     word.wait(zero, long()).unwrap();
                     order.lock().unwrap().push(n);
                 });
-                until_asleep(receive.recv().unwrap());
             }
             for n in 0..4 {
                 assert_eq!(word.wake(0), 0);

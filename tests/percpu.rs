@@ -3,8 +3,8 @@
 mod common;
 
 use common::{
-    alarm, alarm_again, child, handle, in_each_implementation, map, missing, pin, refuse, role,
-    stress, succeed,
+    SetAtEnd, alarm, alarm_again, child, handle, in_each_implementation, map, missing, pin, refuse,
+    role, stress, succeed,
 };
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -404,6 +404,7 @@ fn storms_of_fences_lose_nothing() {
     register(Fence::Rseq).unwrap();
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let finish = SetAtEnd(&stop);
         scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
                 fence(Fence::Rseq).unwrap();
@@ -412,7 +413,7 @@ fn storms_of_fences_lose_nothing() {
         for _ in 0..400_000 {
             HITS.add(1);
         }
-        stop.store(true, Ordering::Relaxed);
+        drop(finish);
     });
     assert_eq!(HITS.sum(), 400_000);
 }

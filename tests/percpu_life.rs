@@ -3,9 +3,9 @@
 
 mod common;
 
-use common::{alarm, alarm_again, child, in_each_implementation, missing, role, succeed};
+use common::{SetAtEnd, alarm, alarm_again, child, in_each_implementation, missing, role, succeed};
 use std::cell::RefCell;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use unmerged::percpu::{Counter, Node, Stack, Word, gs, implementation, stats};
 use unmerged::sys::{features::features, gs::Claim, rseq};
 
@@ -30,10 +30,11 @@ fn fork_while_others_work() {
     for n in 0..64 {
         SPARE.push(Node::new(n));
     }
-    let stop = AtomicU64::new(0);
+    let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let finish = SetAtEnd(&stop);
         scope.spawn(|| {
-            while stop.load(Ordering::Relaxed) == 0 {
+            while !stop.load(Ordering::Relaxed) {
                 if let Some(node) = SPARE.pop() {
                     SPARE.push(node);
                 }
@@ -41,7 +42,7 @@ fn fork_while_others_work() {
             }
         });
         scope.spawn(|| {
-            while stop.load(Ordering::Relaxed) == 0 {
+            while !stop.load(Ordering::Relaxed) {
                 let mut all = Vec::new();
                 SPARE.drain(|node| all.push(node)).unwrap();
                 all.into_iter().for_each(|node| SPARE.push(node));
@@ -57,7 +58,10 @@ fn fork_while_others_work() {
                 let count = SPARE.drain(|node| sum += **node).unwrap_or(usize::MAX);
                 let mut good = count <= 64 && sum <= 63 * 64 / 2;
                 SPARE.push(Node::new(7));
-                good &= SPARE.pop().is_some_and(|node| **node == 7);
+                // On another CPU by now, it is not popped but drained.
+                let mut left: Vec<_> = SPARE.pop().into_iter().collect();
+                good &= SPARE.drain(|node| left.push(node)).is_ok();
+                good &= matches!(&left[..], [node] if ***node == 7);
                 for _ in 0..100 {
                     HITS.add(1);
                 }
@@ -67,7 +71,7 @@ fn fork_while_others_work() {
             }
             reap(pid);
         }
-        stop.store(1, Ordering::Relaxed);
+        drop(finish);
     });
     let mut all = Vec::new();
     SPARE.drain(|node| all.push(node.into_inner())).unwrap();

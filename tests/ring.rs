@@ -3,7 +3,8 @@
 mod common;
 
 use common::{
-    alarm_again, child, handle, in_each_implementation, map, missing, pin, role, stress, succeed,
+    SetAtEnd, alarm_again, child, handle, in_each_implementation, map, missing, pin, role, stress,
+    succeed,
 };
 use proptest::prelude::*;
 use std::arch::asm;
@@ -300,6 +301,7 @@ fn storm_on_one_ring(when_full: WhenFull) {
     let (stop, cpus) = (AtomicBool::new(false), cpus());
     let mut seen = Seen::default();
     std::thread::scope(|scope| {
+        let finish = SetAtEnd(&stop);
         let (stop, cpus) = (&stop, &cpus);
         let writers = [0, 1, 2, 3, 4, 5, 6, 7].map(|me: u32| {
             scope.spawn(move || {
@@ -327,7 +329,7 @@ fn storm_on_one_ring(when_full: WhenFull) {
             seen
         });
         std::thread::sleep(stress(Duration::from_millis(400)));
-        stop.store(true, Ordering::Relaxed);
+        drop(finish);
         // The end of a scope is not the end of its threads: a handler may still run in one.
         let _ = writers.map(|writer| writer.join().unwrap());
         seen = reader.join().unwrap();
@@ -368,6 +370,7 @@ fn storms_of_fences_lose_nothing() {
     let (ring, stop) = (Ring::private(4096, WhenFull::Overwrite).unwrap(), AtomicBool::new(false));
     let mut seen = Seen::default();
     std::thread::scope(|scope| {
+        let finish = SetAtEnd(&stop);
         scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
                 fence(Fence::Rseq).unwrap();
@@ -379,7 +382,7 @@ fn storms_of_fences_lose_nothing() {
                 ring.drain(|record| seen.see(record)).unwrap();
             }
         }
-        stop.store(true, Ordering::Relaxed);
+        drop(finish);
     });
     ring.drain(|record| seen.see(record)).unwrap();
     assert_conserved(ring.stats(), 30_000, seen.records, 0);
@@ -675,6 +678,7 @@ fn fork_beside_writers() {
     }
     let (ring, stop) = (Ring::private(4096, WhenFull::Overwrite).unwrap(), AtomicBool::new(false));
     std::thread::scope(|scope| {
+        let finish = SetAtEnd(&stop);
         for me in 0..4 {
             let (ring, stop) = (&ring, &stop);
             scope.spawn(move || {
@@ -697,7 +701,7 @@ fn fork_beside_writers() {
             });
             assert_eq!(reap(child), 0);
         }
-        stop.store(true, Ordering::Relaxed);
+        drop(finish);
     });
 }
 
@@ -718,6 +722,7 @@ fn nonsense_is_survived() {
         let stop = AtomicBool::new(false);
         let (mut corrupt, mut delivered) = (0, 0);
         std::thread::scope(|scope| {
+            let finish = SetAtEnd(&stop);
             scope.spawn(|| {
                 let mut random = Random(11);
                 while !stop.load(Ordering::Relaxed) {
@@ -764,7 +769,7 @@ fn nonsense_is_survived() {
                 let _ = ring.stats();
                 ring.resident().unwrap();
             }
-            stop.store(true, Ordering::Relaxed);
+            drop(finish);
         });
         assert!(corrupt + delivered > 0, "{corrupt} {delivered}");
     }

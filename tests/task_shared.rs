@@ -9,7 +9,7 @@ mod hostile;
 #[path = "common/slots.rs"]
 mod slots;
 
-use common::{Player, say, wait_for_nudge};
+use common::{Player, SetAtEnd, say, wait_for_nudge};
 use hostile::{NAME, SEALS, SLOTS};
 use rustix::fs::{SealFlags, ftruncate};
 use slots::{gettid, in_fork, own, raw_exit, wait_until};
@@ -391,23 +391,13 @@ fn a_raw_clone_child_has_a_table_of_its_own_and_dies_visibly() {
     in_fork(|| {
         let me = task_shared::current().unwrap();
         publish();
-        let (flags, none) = (libc::SIGCHLD, 0_usize);
-        // SAFETY: as fork, but without libc's knowledge.
-        let pid = unsafe { libc::syscall(libc::SYS_clone, flags, none, none, none, none) };
-        let pid = libc::pid_t::try_from(pid).unwrap();
-        assert!(pid >= 0);
-        if pid == 0 {
-            let body = || {
-                check_child(me);
-                // Until the parent has seen it.
-                loop {
-                    thread::sleep(Duration::from_secs(1));
-                }
-            };
-            let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
-            // SAFETY: ends the child.
-            unsafe { libc::_exit(1) };
-        }
+        let pid = slots::raw_clone(0, || {
+            check_child(me);
+            // Until the parent has seen it.
+            loop {
+                thread::sleep(Duration::from_secs(1));
+            }
+        });
         let child = pid.cast_unsigned();
         let mut found = None;
         wait_until("a slot of the child", || {
@@ -461,6 +451,7 @@ fn growth_under_a_reader() {
         let done = AtomicBool::new(false);
         let all = Barrier::new(301);
         thread::scope(|scope| {
+            let finish = SetAtEnd(&done);
             let reader = scope.spawn(|| {
                 let mut most = 0;
                 while !done.load(Ordering::Relaxed) {
@@ -489,7 +480,7 @@ fn growth_under_a_reader() {
             for thread in threads {
                 thread.join().unwrap();
             }
-            done.store(true, Ordering::Relaxed);
+            drop(finish);
             assert!(reader.join().unwrap() <= 301);
         });
         assert_eq!(monitor.threads().count(), 1);
@@ -505,6 +496,7 @@ fn reuse_storm_never_mixes_threads() {
     };
     thread::scope(|scope| {
         scope.spawn(|| {
+            let finish = SetAtEnd(&done);
             for _ in 0..2000 {
                 let work = || {
                     let me = task_shared::current().unwrap();
@@ -512,7 +504,7 @@ fn reuse_storm_never_mixes_threads() {
                 };
                 thread::spawn(work).join().unwrap();
             }
-            done.store(true, Ordering::Relaxed);
+            drop(finish);
         });
         while !done.load(Ordering::Relaxed) {
             for mut thread in monitor.threads() {

@@ -5,6 +5,7 @@ mod common;
 #[path = "common/slots.rs"]
 mod slots;
 
+use common::SetAtEnd;
 use slots::{alone, c_thread, gettid, own, status_of};
 use std::ptr;
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicUsize, Ordering};
@@ -163,14 +164,8 @@ fn vfork_and_spawn_leave_the_parent_alone() {
     let me = task_shared::current().unwrap();
     let before = (me.address(), me.generation().unwrap(), task_shared::stats().unwrap().births);
     assert!(std::process::Command::new("/proc/self/exe").arg("--list").output().is_ok());
-    let (flags, none) = (libc::CLONE_VFORK | libc::SIGCHLD, 0_usize);
-    // SAFETY: a child with memory of its own that ends at once; the parent waits for it.
-    let pid = unsafe { libc::syscall(libc::SYS_clone, flags, none, none, none, none) };
-    if pid == 0 {
-        // SAFETY: ends the child.
-        unsafe { libc::_exit(0) };
-    }
-    assert_eq!(status_of(pid as libc::pid_t), 0);
+    // It has memory of its own, and its parent waits for it.
+    assert_eq!(status_of(slots::raw_clone(libc::CLONE_VFORK, || ())), 0);
     let now = (me.address(), me.generation().unwrap(), task_shared::stats().unwrap().births);
     assert_eq!(before, now);
     assert!(own().threads().next().unwrap().is_alive());
@@ -186,6 +181,7 @@ fn fork_in_a_storm() {
     take();
     let done = std::sync::atomic::AtomicBool::new(false);
     thread::scope(|scope| {
+        let finish = SetAtEnd(&done);
         for _ in 0..2 {
             scope.spawn(|| {
                 while !done.load(Ordering::Relaxed) {
@@ -206,7 +202,7 @@ fn fork_in_a_storm() {
             }
             assert_eq!(status_of(pid), 0);
         }
-        done.store(true, Ordering::Relaxed);
+        drop(finish);
     });
     let used = task_shared::stats().unwrap();
     assert_eq!((used.held, used.births - used.deaths), (1, 1), "{used:?}");
@@ -329,6 +325,7 @@ fn words_of_one_moment() {
     let done = std::sync::atomic::AtomicBool::new(false);
     let tid = gettid();
     thread::scope(|scope| {
+        let finish = SetAtEnd(&done);
         let reader = scope.spawn(|| {
             let seen = monitor.threads().find(|thread| thread.tid() == tid).unwrap();
             let (mut words, mut whole) = ([0; 7], 0);
@@ -347,7 +344,7 @@ fn words_of_one_moment() {
             }
             me.publish_words(0, &[n; 7]).unwrap();
         }
-        done.store(true, Ordering::Relaxed);
+        drop(finish);
         reader.join().unwrap();
     });
 }

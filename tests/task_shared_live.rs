@@ -173,25 +173,15 @@ fn a_raw_clone_child_lives() {
     }
     let me = task_shared::current().unwrap();
     me.register_rseq().unwrap();
-    let (flags, none) = (libc::SIGCHLD, 0_usize);
-    // SAFETY: as fork, but without libc's knowledge.
-    let pid = unsafe { libc::syscall(libc::SYS_clone, flags, none, none, none, none) };
-    let pid = libc::pid_t::try_from(pid).unwrap();
-    assert!(pid >= 0);
-    if pid == 0 {
-        let body = || {
-            for _ in 0..10 {
-                thread::sleep(Duration::from_millis(1));
-            }
-            // From here on it writes to memory of its own.
-            let mine = task_shared::current().unwrap();
-            mine.register_rseq().unwrap();
-            assert!(find(&own(), gettid()).whereabouts().is_some());
-        };
-        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
-        // SAFETY: ends the child.
-        unsafe { libc::_exit(i32::from(outcome.is_err())) };
-    }
+    let pid = slots::raw_clone(0, || {
+        for _ in 0..10 {
+            thread::sleep(Duration::from_millis(1));
+        }
+        // From here on it writes to memory of its own.
+        let mine = task_shared::current().unwrap();
+        mine.register_rseq().unwrap();
+        assert!(find(&own(), gettid()).whereabouts().is_some());
+    });
     assert_eq!(status_of(pid), 0);
     let monitor = own();
     let seen = find(&monitor, gettid());

@@ -6,7 +6,7 @@ mod hostile;
 #[path = "common/slots.rs"]
 mod slots;
 
-use common::{Player, say, wait_for_nudge};
+use common::{Player, SetAtEnd, say, wait_for_nudge};
 use hostile::{Hostile, SEALS, SLOTS};
 use proptest::prelude::*;
 use rustix::fs::{MemfdFlags, SealFlags, ftruncate};
@@ -145,6 +145,7 @@ fn storm_of_births() {
     let end = Instant::now() + common::stress(Duration::from_millis(700));
     let mut seen: BTreeMap<Handle, u32> = BTreeMap::new();
     thread::scope(|scope| {
+        let finish = SetAtEnd(&done);
         for _ in 0..3 {
             scope.spawn(|| {
                 while !done.load(Ordering::Relaxed) {
@@ -178,7 +179,7 @@ fn storm_of_births() {
                 }
             }
         }
-        done.store(true, Ordering::Relaxed);
+        drop(finish);
     });
     assert!(monitor.births() > born.load(Ordering::Relaxed));
     assert_eq!(monitor.births(), monitor.deaths() + 1);
@@ -387,6 +388,7 @@ fn a_table_that_changes_under_the_reader() {
     // Of an event word that never rests comes no hang.
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
+        let finish = SetAtEnd(&done);
         scope.spawn(|| {
             for n in 0.. {
                 put(64, n);
@@ -396,7 +398,7 @@ fn a_table_that_changes_under_the_reader() {
             }
         });
         let _ = monitor.wait(Deadline::after(Duration::from_millis(50)));
-        done.store(true, Ordering::Relaxed);
+        drop(finish);
     });
 }
 
@@ -628,6 +630,7 @@ fn storm_of_two_writers() {
     let (monitor, done) = (own(), AtomicBool::new(false));
     let end = Instant::now() + common::stress(Duration::from_millis(700));
     thread::scope(|scope| {
+        let finish = SetAtEnd(&done);
         scope.spawn(|| {
             let me = task_shared::current().unwrap();
             while !done.load(Ordering::Relaxed) {
@@ -662,7 +665,7 @@ fn storm_of_two_writers() {
                 }
             }
         }
-        done.store(true, Ordering::Relaxed);
+        drop(finish);
     });
     assert!(sampler.stats().rounds > 10);
 }

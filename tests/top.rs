@@ -12,7 +12,6 @@ use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use unmerged::task_shared::{self, Config, Word};
 
@@ -25,22 +24,8 @@ const NAME: &str = "a \"b\\c\" d";
 /// turns the direction of writing.
 const HOSTILE: &str = "\x1b]0;\u{9b}2J\x7f\r\n\u{202e}";
 
-fn program() -> PathBuf {
-    let directory = std::env::var_os("UNMERGED_EXAMPLES_DIR").map_or_else(
-        || {
-            let test = std::env::current_exe().unwrap();
-            // target/PROFILE/deps/top-HASH
-            test.ancestors().nth(2).unwrap().join("examples")
-        },
-        PathBuf::from,
-    );
-    let program = directory.join("top");
-    assert!(program.exists(), "{} is not built: cargo build --examples", program.display());
-    program
-}
-
 fn top(args: &[&str]) -> Output {
-    Command::new(program()).args(args).output().unwrap()
+    Command::new(common::example("top")).args(args).output().unwrap()
 }
 
 /// What it prints, of a run that succeeds.
@@ -196,7 +181,12 @@ fn show(pid: &str, columns: u16) -> (Child, File, File) {
     let (user, end) = terminal(columns);
     let ours = || Stdio::from(end.try_clone().unwrap());
     let args = [pid, "--interval", "50"];
-    let child = Command::new(program()).args(args).stdin(ours()).stdout(ours()).spawn().unwrap();
+    let child = Command::new(common::example("top"))
+        .args(args)
+        .stdin(ours())
+        .stdout(ours())
+        .spawn()
+        .unwrap();
     (child, user, end)
 }
 

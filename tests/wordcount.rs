@@ -3,6 +3,8 @@
 //! The program is the one that cargo built beside this test, or the one in
 //! `UNMERGED_EXAMPLES_DIR`.
 
+mod common;
+
 use rustix::process::{Pid, Signal, geteuid, kill_process};
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -12,20 +14,6 @@ use std::process::{Child, Command, Output, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
-
-fn program() -> PathBuf {
-    let directory = std::env::var_os("UNMERGED_EXAMPLES_DIR").map_or_else(
-        || {
-            let test = std::env::current_exe().unwrap();
-            // target/PROFILE/deps/wordcount-HASH
-            test.ancestors().nth(2).unwrap().join("examples")
-        },
-        PathBuf::from,
-    );
-    let program = directory.join("wordcount");
-    assert!(program.exists(), "{} is not built: cargo build --examples", program.display());
-    program
-}
 
 /// Files to count, and a runtime directory beside them.
 struct Place {
@@ -59,7 +47,7 @@ impl Place {
     }
 
     fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(program());
+        let mut command = Command::new(common::example("wordcount"));
         command
             .args(args)
             .env("UNMERGED_RUNTIME_DIR", self.names.path())

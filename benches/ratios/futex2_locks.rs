@@ -2,9 +2,10 @@
 
 use crate::harness::{Options, Row, Target, by_all_on, each, pinned};
 use crate::peer::Peer;
+use crate::pthread::{Pthread, add_one};
 use crossbeam_utils::CachePadded;
 use ipc_channel::ipc::{self, IpcOneShotServer, IpcReceiver, IpcSender};
-use std::cell::{Cell, UnsafeCell};
+use std::cell::Cell;
 use std::hint::black_box;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, RwLock};
@@ -38,34 +39,6 @@ pub(crate) fn rows(options: &Options) {
     }
     channel_2t(options);
     channel_processes(options);
-}
-
-fn add_one(value: &mut u64) {
-    *value = black_box(*value + 1);
-}
-
-/// libc's mutex and what it protects.
-struct Pthread(UnsafeCell<(libc::pthread_mutex_t, u64)>);
-
-// SAFETY: the value is reached by the mutex's owner.
-unsafe impl Sync for Pthread {}
-// SAFETY: as above; it is sent unlocked.
-unsafe impl Send for Pthread {}
-
-impl Pthread {
-    fn new() -> CachePadded<Self> {
-        CachePadded::new(Self(UnsafeCell::new((libc::PTHREAD_MUTEX_INITIALIZER, 0))))
-    }
-
-    fn add_one(&self) {
-        let both = self.0.get();
-        // SAFETY: an initialised mutex that stays where it is; the value is its owner's.
-        unsafe {
-            libc::pthread_mutex_lock(&raw mut (*both).0);
-            add_one(&mut (*both).1);
-            libc::pthread_mutex_unlock(&raw mut (*both).0);
-        }
-    }
 }
 
 fn uncontended(options: &Options) {

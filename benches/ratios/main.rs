@@ -17,6 +17,7 @@ mod percpu;
 mod percpu_lock;
 mod percpu_ring;
 mod percpu_structures;
+mod pthread;
 mod task_shared;
 mod task_shared_read;
 

@@ -1,6 +1,7 @@
 //! The rows of per-CPU locks, arrays and histograms.
 
 use crate::harness::{Options, Row, Target, by_all, each, in_turn, pinned};
+use crate::pthread::{Pthread, add_one};
 use crossbeam_utils::CachePadded;
 use std::array;
 use std::cell::UnsafeCell;
@@ -22,37 +23,8 @@ pub(crate) fn rows(options: &Options) {
 
 static LOCK: Lock<u64> = Lock::new(|| 0);
 
-/// What all locks do while they are held.
-fn add_one(value: &mut u64) {
-    *value = black_box(*value + 1);
-}
-
 fn ours() {
     add_one(&mut LOCK.lock());
-}
-
-/// libc's mutex and what it protects.
-struct Pthread(UnsafeCell<(libc::pthread_mutex_t, u64)>);
-
-// SAFETY: the value is reached by the mutex's owner.
-unsafe impl Sync for Pthread {}
-// SAFETY: as above; it is sent unlocked.
-unsafe impl Send for Pthread {}
-
-impl Pthread {
-    fn new() -> CachePadded<Self> {
-        CachePadded::new(Self(UnsafeCell::new((libc::PTHREAD_MUTEX_INITIALIZER, 0))))
-    }
-
-    fn add_one(&self) {
-        let both = self.0.get();
-        // SAFETY: an initialised mutex that stays where it is; the value is its owner's.
-        unsafe {
-            libc::pthread_mutex_lock(&raw mut (*both).0);
-            add_one(&mut (*both).1);
-            libc::pthread_mutex_unlock(&raw mut (*both).0);
-        }
-    }
 }
 
 /// A swap until it was free, a store to leave.

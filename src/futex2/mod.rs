@@ -71,8 +71,8 @@
 //!
 //! Where wakes are not exact: a shadowed or listed waiter may be woken beside the `n` that were
 //! asked for; a wake of a shared byte may count a vector that waits on another byte of the same
-//! 32 bits; an overlapping wake of 64 bits may count a wait on 64 bits twice; who sleeps for 2
-//! milliseconds again and again takes a wake that comes between two of them, which counts it not.
+//! 32 bits; an overlapping wake of 64 bits may count a wait on 64 bits twice; a
+//! shadowed or listed waiter that is not asleep yet takes a wake that does not count it.
 //!
 //! # A wake that nobody waits for
 //!

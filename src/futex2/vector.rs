@@ -177,10 +177,9 @@ impl<'v, 'a> Vector<'v, 'a> {
         if listed.is_some() || shadowed.iter().any(Option::is_some) {
             self.sure &= fence::waiter();
         }
-        let look = || self.waiters.iter().map(|waiter| waiter.seat.seen()).collect::<Vec<_>>();
-        let mut seen = look();
+        let seen: Vec<_> = self.waiters.iter().map(|waiter| waiter.seat.seen()).collect();
         let mut slots = Vec::with_capacity(WAITV_MAX);
-        let (mut tries, mut missed, mut has_slept) = (0, 0, false);
+        let mut tries = 0;
         loop {
             // Before the words, as any sequence.
             let list = LISTED.load(Ordering::Acquire);
@@ -191,16 +190,9 @@ impl<'v, 'a> Vector<'v, 'a> {
                     .filter(|&at| self.waiters[at].seat.seen() != seen[at])
             };
             let woken = changed().find(|&at| self.waiters[at].seat.was_last());
-            // A wake that came before the sleep is none.
-            let woken = woken.or_else(|| changed().next());
-            match woken {
-                // Wakes without end would keep it from sleeping without end.
-                Some(woken) if has_slept || missed == TRIES => return Ok(woken),
-                Some(_) => {
-                    missed += 1;
-                    seen = look();
-                }
-                None => {}
+            // Also before it slept: whom that wake has counted may have been another sleeper.
+            if let Some(woken) = woken.or_else(|| changed().next()) {
+                return Ok(woken);
             }
             if !self.waiters.iter().all(Waiter::holds) {
                 return Err(Errno::AGAIN);
@@ -228,11 +220,10 @@ impl<'v, 'a> Vector<'v, 'a> {
                 Ok(Some(index)) => return Ok(self.of_one_place(index, &seen)),
                 // Listed: the sequences tell, but for a wake that had advanced them before.
                 Ok(None) if waking => return Ok(self.of_the_list(&seen)),
-                Ok(None) => has_slept = true,
+                Ok(None) => {}
                 Err(Errno::AGAIN) => tries += 1,
-                // What came while the signal was handled is no wake of ours; it has woken nobody.
-                Err(Errno::INTR) if !options.interruptible => has_slept = false,
-                Err(Errno::TIMEDOUT) if naps => has_slept = true,
+                Err(Errno::INTR) if !options.interruptible => {}
+                Err(Errno::TIMEDOUT) if naps => {}
                 Err(errno) => return Err(errno),
             }
         }

@@ -27,8 +27,6 @@ pub(super) enum Slept {
     Woken,
     /// The word has to be looked at again.
     Look,
-    /// The same: a wake came on the way to sleep, which has woken nobody.
-    Missed,
 }
 
 /// Clock and time for the kernel.
@@ -60,7 +58,7 @@ impl Place {
         const OPERATION: &str = "futex2::wait";
         options.check(OPERATION, self.bytes)?;
         let mut waiting = seat.enter();
-        let (mut tries, mut missed) = (0, 0);
+        let mut tries = 0;
         loop {
             // SAFETY: forwarded.
             if unsafe { self.load() } != expected {
@@ -83,9 +81,6 @@ impl Place {
             match slept {
                 Ok(Slept::Woken) => return Ok(()),
                 Ok(Slept::Look) => {}
-                // Wakes without end would keep it from sleeping without end.
-                Ok(Slept::Missed) if missed == TRIES => return Ok(()),
-                Ok(Slept::Missed) => missed += 1,
                 // A neighbour, or the other half, changed. The loop finds out whether the
                 // word did.
                 Err(Errno::AGAIN) => tries += 1,
@@ -158,7 +153,6 @@ impl Place {
         let shadowed = waiting.shadow();
         let seen = seat.seen();
         let sure = private && shadowed.is_sure();
-        let mut has_slept = false;
         loop {
             // SAFETY: forwarded.
             if unsafe { self.load() } != expected {
@@ -176,16 +170,11 @@ impl Place {
             let mask = self.mask_in_shadow(options);
             let slept = futex::wait_bitset(word, private, value, clock, timespec.as_ref(), mask);
             match slept {
-                Ok(()) => return Ok(Slept::Woken),
-                // Between two short sleeps. A wake that came before the first one is none.
-                Err(Errno::AGAIN) if has_slept => return Ok(Slept::Woken),
-                Err(Errno::AGAIN) => return Ok(Slept::Missed),
+                // Also before it slept: whom that wake has counted may have been another sleeper.
+                Ok(()) | Err(Errno::AGAIN) => return Ok(Slept::Woken),
                 Err(Errno::TIMEDOUT) if seat.seen() != seen => return Ok(Slept::Woken),
                 Err(Errno::TIMEDOUT)
-                    if !sure && deadline.is_none_or(|deadline| !deadline.has_passed()) =>
-                {
-                    has_slept = true;
-                }
+                    if !sure && deadline.is_none_or(|deadline| !deadline.has_passed()) => {}
                 Err(errno) => return Err(errno),
             }
         }

@@ -5,8 +5,11 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::ptr::{self, NonNull};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::time::{Duration, Instant};
 
 /// A kernel feature is missing: says so, with what took over. Where `UNMERGED_REQUIRE` (a
@@ -89,6 +92,16 @@ pub(crate) fn in_each_implementation_with(test: &str, environment: &[(&str, &str
 pub(crate) fn stress(usual: Duration) -> Duration {
     let seconds = std::env::var("UNMERGED_STRESS_SECONDS").ok();
     seconds.map_or(usual, |seconds| Duration::from_secs(seconds.parse().unwrap()))
+}
+
+/// Sets its flag at the end, a panic's too: threads that work until then would otherwise work on
+/// after a failed assertion, and the scope that waits for them hide it.
+pub(crate) struct SetAtEnd<'a>(pub(crate) &'a AtomicBool);
+
+impl Drop for SetAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// From here on this system call fails with `errno`, in this process and what it executes.
@@ -193,6 +206,22 @@ pub(crate) fn wait_for_nudge() {
     let _ = std::io::stdin().read(&mut [0]);
 }
 
+/// The example of this name: the one that cargo built beside this test, or the one in
+/// `UNMERGED_EXAMPLES_DIR`.
+pub(crate) fn example(name: &str) -> PathBuf {
+    let directory = std::env::var_os("UNMERGED_EXAMPLES_DIR").map_or_else(
+        || {
+            let test = std::env::current_exe().unwrap();
+            // target/PROFILE/deps/TEST-HASH
+            test.ancestors().nth(2).unwrap().join("examples")
+        },
+        PathBuf::from,
+    );
+    let program = directory.join(name);
+    assert!(program.exists(), "{} is not built: cargo build --examples", program.display());
+    program
+}
+
 /// The id of the calling thread.
 pub(crate) fn own_tid() -> i32 {
     // SAFETY: a number.
@@ -221,13 +250,32 @@ pub(crate) fn asleep<'s, T: Send + 's>(
     scope: &'s std::thread::Scope<'s, '_>,
     wait: impl FnOnce() -> T + Send + 's,
 ) -> std::thread::ScopedJoinHandle<'s, T> {
-    let (send, receive) = std::sync::mpsc::channel();
+    // No channel: its sender may sleep on a futex, too.
+    let tid = Arc::new(AtomicI32::new(0));
+    let tell = tid.clone();
     let waiter = scope.spawn(move || {
-        send.send(own_tid()).unwrap();
+        tell.store(own_tid(), Ordering::SeqCst);
         wait()
     });
-    until_asleep(receive.recv().unwrap());
+    while tid.load(Ordering::SeqCst) == 0 {
+        std::thread::yield_now();
+    }
+    until_asleep(tid.load(Ordering::SeqCst));
     waiter
+}
+
+/// Until no thread of this process has anything to do, at three looks.
+pub(crate) fn until_idle(pid: u32) {
+    let mut looks = 0;
+    while looks < 3 {
+        let mut tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+        let sleeps = |task: std::io::Result<std::fs::DirEntry>| {
+            let stat = std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap();
+            stat.rsplit_once(") ").unwrap().1.starts_with('S')
+        };
+        looks = if tasks.all(sleeps) { looks + 1 } else { 0 };
+        std::thread::sleep(Duration::from_millis(2));
+    }
 }
 
 /// Pins a thread of this process, 0 being the caller; whether it may run there.

@@ -68,7 +68,19 @@ pub(crate) fn in_fork(body: impl FnOnce()) {
 pub(crate) fn fork(body: impl FnOnce()) -> libc::pid_t {
     // SAFETY: the child runs on with what fork leaves it: its own thread and memory, glibc's
     // allocator made whole. It ends by _exit.
-    let pid = unsafe { libc::fork() };
+    end_after(unsafe { libc::fork() }, body)
+}
+
+/// The same by clone(2), without libc's knowledge.
+pub(crate) fn raw_clone(flags: libc::c_int, body: impl FnOnce()) -> libc::pid_t {
+    let (flags, none) = (flags | libc::SIGCHLD, 0_usize);
+    // SAFETY: as fork; the callers have no other thread that holds a lock of libc.
+    let pid = unsafe { libc::syscall(libc::SYS_clone, flags, none, none, none, none) };
+    end_after(libc::pid_t::try_from(pid).unwrap(), body)
+}
+
+/// In the child, which has `pid` 0: executes `body` and ends.
+fn end_after(pid: libc::pid_t, body: impl FnOnce()) -> libc::pid_t {
     assert!(pid >= 0);
     if pid == 0 {
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));

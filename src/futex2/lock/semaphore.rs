@@ -245,6 +245,10 @@ fn take<C: Cell<u32>>(word: &C, deadline: Option<Deadline>) -> Result<()> {
 /// Gives `n` permits, of at most `most`; or as many as fit.
 #[inline]
 fn give<C: Cell<u32>>(word: &C, n: u32, most: u32, saturate: bool) -> Result<()> {
+    // Who takes the mark of sleepers away has to wake one.
+    if n == 0 {
+        return Ok(());
+    }
     let mut seen = word.load(Relaxed);
     loop {
         let now = seen & !PARKED;
