@@ -293,8 +293,9 @@ pub(super) mod model {
     modelled!(AtomicU64, u64);
 }
 
-/// A word without other threads: whoever waits on it is woken after a turn of somebody who gives the
-/// lock back and takes it again before the woken one can look.
+/// A word without other threads, but with hogs: whoever waits on it sees turns of those who have
+/// the lock until one of them wakes it. `turn` gives the lock back; `seize` comes after each change
+/// of the word, and takes the lock if it is free, before anybody else can do anything.
 #[cfg(all(test, not(loom)))]
 pub(super) mod hogged {
     use super::*;
@@ -303,8 +304,21 @@ pub(super) mod hogged {
 
     pub(in super::super) struct Hogged<'a, A> {
         pub(in super::super) word: A,
-        pub(in super::super) turn: &'a dyn Fn(),
-        pub(in super::super) turns: Plain<u32>,
+        turn: &'a dyn Fn(),
+        seize: &'a dyn Fn(),
+        turns: Plain<u32>,
+        wakes: Plain<u32>,
+    }
+
+    impl<'a, A> Hogged<'a, A> {
+        pub(in super::super) fn new(word: A, turn: &'a dyn Fn(), seize: &'a dyn Fn()) -> Self {
+            Self { word, turn, seize, turns: Plain::new(0), wakes: Plain::new(0) }
+        }
+
+        /// How many turns they had.
+        pub(in super::super) fn turns(&self) -> u32 {
+            self.turns.get()
+        }
     }
 
     macro_rules! hogged {
@@ -314,7 +328,9 @@ pub(super) mod hogged {
                     self.word.load(order)
                 }
                 fn swap(&self, value: $value, order: Ordering) -> $value {
-                    self.word.swap(value, order)
+                    let before = self.word.swap(value, order);
+                    (self.seize)();
+                    before
                 }
                 fn compare_exchange(
                     &self,
@@ -323,22 +339,32 @@ pub(super) mod hogged {
                     success: Ordering,
                     failure: Ordering,
                 ) -> core::result::Result<$value, $value> {
-                    self.word.compare_exchange(current, new, success, failure)
+                    let before = self.word.compare_exchange(current, new, success, failure);
+                    (self.seize)();
+                    before
                 }
                 fn fetch_and(&self, bits: $value, order: Ordering) -> $value {
-                    self.word.fetch_and(bits, order)
+                    let before = self.word.fetch_and(bits, order);
+                    (self.seize)();
+                    before
                 }
                 fn fetch_add(&self, n: $value, order: Ordering) -> $value {
-                    self.word.fetch_add(n, order)
+                    let before = self.word.fetch_add(n, order);
+                    (self.seize)();
+                    before
                 }
                 fn wait(&self, expected: $value, _: Option<Deadline>) -> Result<Slept> {
                     assert_eq!(self.word.load(Ordering::Relaxed), expected);
-                    self.turns.set(self.turns.get() + 1);
-                    assert!(self.turns.get() < 10, "starved");
-                    (self.turn)();
+                    let wakes = self.wakes.get();
+                    while self.wakes.get() == wakes {
+                        self.turns.set(self.turns.get() + 1);
+                        assert!(self.turns.get() < 10, "starved");
+                        (self.turn)();
+                    }
                     Ok(Slept::Woken)
                 }
                 fn wake(&self, _: u32) -> usize {
+                    self.wakes.set(self.wakes.get() + 1);
                     1
                 }
                 fn is_long(&self, _: &mut Option<Deadline>) -> bool {

@@ -226,20 +226,20 @@ mod tests {
     /// However quickly the lock is taken again: the one who was woken in vain says so, and the next
     /// unlock is a hand-over.
     #[test]
-    fn a_hog_has_two_turns() {
+    fn hogs_have_two_turns() {
         let cell = core::cell::OnceCell::<&Hogged<'_, AtomicU8>>::new();
-        let turn = || {
-            let hogged = *cell.get().unwrap();
-            unlock(hogged, false);
-            if hogged.load(Relaxed) & HANDED == 0 {
-                assert!(try_quick(hogged) || try_slowly(hogged));
+        let seize = || {
+            let word = &cell.get().unwrap().word;
+            let seen = word.load(Relaxed);
+            if seen & (LOCKED | HANDED) == 0 {
+                word.store(seen | LOCKED, Relaxed);
             }
         };
-        let hogged =
-            Hogged { word: AtomicU8::new(LOCKED), turn: &turn, turns: core::cell::Cell::new(0) };
+        let again = || unlock(*cell.get().unwrap(), false);
+        let hogged = Hogged::new(AtomicU8::new(LOCKED), &again, &seize);
         assert!(cell.set(&hogged).is_ok());
         lock_contended(&hogged, None, false).unwrap();
-        assert_eq!(hogged.turns.get(), 2);
+        assert_eq!(hogged.turns(), 2);
     }
 }
 

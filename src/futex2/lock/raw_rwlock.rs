@@ -336,15 +336,14 @@ impl<C: Cell<u32>> Words<'_, C> {
     fn unlock_read(&self) {
         let left = self.state.fetch_add(1_u32.wrapping_neg(), Release).wrapping_sub(1);
         if left & MASK == 0 && left != 0 {
-            self.next(left);
+            self.next(left, 0);
         }
     }
 
     #[inline]
     fn unlock_write(&self) {
-        let left = self.state.fetch_add(WRITER.wrapping_neg(), Release).wrapping_sub(WRITER);
-        if left != 0 {
-            self.next(left);
+        if let Err(seen) = self.state.compare_exchange(WRITER, 0, Release, Relaxed) {
+            self.next(seen, WRITER);
         }
     }
 
@@ -365,13 +364,18 @@ impl<C: Cell<u32>> Words<'_, C> {
         self.turn.wake(1) > 0
     }
 
-    /// The lock is free, and somebody may sleep.
+    /// Gives back what is `held`, a writer's lock or nothing any more, and wakes who is next.
+    ///
+    /// A writer does both in one step, and so wakes somebody whoever takes the lock meanwhile. Were
+    /// it free for an instant with the sleepers still to be called, another writer that looks at
+    /// it without pause would take it each time, and the call, and with it the knowledge of who is
+    /// late. After readers that cannot go on for long: such a writer gives it back as a writer.
     #[cold]
     #[inline(never)]
-    fn next(&self, mut state: u32) {
+    fn next(&self, mut state: u32, mut held: u32) {
         step();
         // Whoever has taken it since sees to them.
-        while state & MASK == 0 {
+        while state & MASK == held {
             let sleepers = state & (READERS | WRITERS);
             let is_late = sleepers != 0 && state & (LATE_READERS | LATE_WRITER) != 0;
             let handed = if is_late { HANDED } else { 0 };
@@ -379,10 +383,11 @@ impl<C: Cell<u32>> Words<'_, C> {
                 sleepers & READERS != 0 && (sleepers & WRITERS == 0 || state & LATE_READERS != 0);
             let called = if readers { READERS } else { WRITERS };
             let left = sleepers & !called;
-            if let Err(now) = self.state.compare_exchange(state, left | handed, Relaxed, Relaxed) {
+            if let Err(now) = self.state.compare_exchange(state, left | handed, Release, Relaxed) {
                 state = now;
                 continue;
             }
+            held = 0;
             step();
             let is_woken = match sleepers {
                 0 => true,
@@ -417,34 +422,37 @@ mod tests {
     use super::super::cell::hogged::Hogged;
     use super::*;
     use crate::sync::AtomicU32;
-    use core::cell::{Cell as Plain, OnceCell};
+    use core::cell::OnceCell;
 
     type Hog<'a> = Hogged<'a, AtomicU32>;
 
-    /// How many turns a writer has that takes the lock again at once, until `want` has got it.
-    fn turns_of_a_hog(want: fn(&Words<'_, Hog<'_>>) -> Result<()>) -> u32 {
+    /// How many turns hogs have until `want` has got it: writers that take it at the very instant
+    /// at which it is free.
+    fn turns_of_hogs(want: fn(&Words<'_, Hog<'_>>) -> Result<()>) -> u32 {
         let cells = OnceCell::<[&Hog<'_>; 2]>::new();
-        let again = || {
-            let [state, turn] = *cells.get().unwrap();
-            let words = Words { state, turn };
-            words.unlock_write();
-            if !is_reserved(state.load(Relaxed)) {
-                assert!(words.try_write());
+        let seize = || {
+            let [state, _] = *cells.get().unwrap();
+            let seen = state.word.load(Relaxed);
+            if seen & (MASK | HANDED) == 0 {
+                state.word.store(seen | WRITER, Relaxed);
             }
         };
-        let cell =
-            |value| Hogged { word: AtomicU32::new(value), turn: &again, turns: Plain::new(0) };
+        let again = || {
+            let [state, turn] = *cells.get().unwrap();
+            Words { state, turn }.unlock_write();
+        };
+        let cell = |value| Hogged::new(AtomicU32::new(value), &again, &seize);
         let (state, turn) = (cell(WRITER), cell(0));
         assert!(cells.set([&state, &turn]).is_ok());
         want(&Words { state: &state, turn: &turn }).unwrap();
-        state.turns.get() + turn.turns.get()
+        state.turns() + turn.turns()
     }
 
     /// The one who was woken in vain says so, and the next unlock is a hand-over.
     #[test]
-    fn a_hog_has_two_turns() {
-        assert_eq!(turns_of_a_hog(|words| words.read_slowly(None)), 2);
-        assert_eq!(turns_of_a_hog(|words| words.write_slowly(None)), 2);
+    fn hogs_have_two_turns() {
+        assert_eq!(turns_of_hogs(|words| words.read_slowly(None)), 2);
+        assert_eq!(turns_of_hogs(|words| words.write_slowly(None)), 2);
     }
 }
 
