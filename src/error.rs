@@ -37,6 +37,12 @@ enum Detail {
         len: usize,
         most: usize,
     },
+    /// More than can be of something that is counted. The same.
+    TooMany {
+        now: u32,
+        more: u32,
+        most: u32,
+    },
 }
 
 impl Error {
@@ -69,6 +75,12 @@ impl Error {
     #[cold]
     pub(crate) const fn too_large(operation: &'static str, len: usize, most: usize) -> Self {
         Self { operation, errno: Errno::MSGSIZE, detail: Detail::TooLarge { len, most } }
+    }
+
+    /// EOVERFLOW with the numbers, without an allocation.
+    #[cold]
+    pub(crate) const fn too_many(operation: &'static str, now: u32, more: u32, most: u32) -> Self {
+        Self { operation, errno: Errno::OVERFLOW, detail: Detail::TooMany { now, more, most } }
     }
 
     /// The same, as what came of `operation`, in which another one failed.
@@ -150,6 +162,9 @@ impl fmt::Display for Error {
             Detail::Numbers(numbers) => write!(f, "{numbers}: ")?,
             Detail::Bytes(bytes) => write!(f, "{bytes} bytes: ")?,
             Detail::TooLarge { len, most } => write!(f, "{len} bytes of at most {most}: ")?,
+            Detail::TooMany { now, more, most } => {
+                write!(f, "{now} + {more} of at most {most}: ")?;
+            }
         }
         // std knows the words for an errno.
         std::io::Error::from(self.errno).fmt(f)

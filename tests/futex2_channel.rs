@@ -525,7 +525,7 @@ fn waiting_for_one_of_two_locks<S: Scope>() {
                         yield_now();
                     }
                     if round % 5 == 0 {
-                        value.unlock_fair();
+                        unmerged::futex2::lock::MutexGuard::unlock_fair(value);
                     }
                 }
             });

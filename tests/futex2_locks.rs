@@ -9,8 +9,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 use unmerged::futex2::lock::{
-    AutoEvent, Channel, Condvar, Event, Locked, Mutex, MutexGuard, Once, RobustMutex, RwLock,
-    Semaphore, select,
+    AutoEvent, Channel, Condvar, Event, Locked, Mutex, MutexGuard, Once, Orphan, RobustMutex,
+    RwLock, RwLockWriteGuard, Semaphore, select,
 };
 use unmerged::futex2::{Deadline, Private, Scope, Shared};
 
@@ -83,7 +83,7 @@ fn mutex<S: Scope>() {
             // SAFETY: the lock is held.
             unsafe { plain.add_one() };
             if round % 7 == 0 {
-                guard.unlock_fair();
+                MutexGuard::unlock_fair(guard);
             }
         }
     });
@@ -147,7 +147,7 @@ fn is_handed_over() -> bool {
         while tid.load(Ordering::SeqCst) == 0 || !is_asleep(tid.load(Ordering::SeqCst)) {
             std::thread::yield_now();
         }
-        guard.unlock_fair();
+        MutexGuard::unlock_fair(guard);
         // Who locks would wait for the sleeper as well, but not for long.
         while mutex.is_locked() {
             std::thread::yield_now();
@@ -284,7 +284,7 @@ fn rwlock<S: Scope>() {
                     // SAFETY: the only writer, without readers.
                     unsafe { plain.add_one() };
                     writes.fetch_add(1, Ordering::Relaxed);
-                    let guard = guard.downgrade();
+                    let guard = RwLockWriteGuard::downgrade(guard);
                     plain.check();
                     drop(guard);
                 }
@@ -343,7 +343,7 @@ fn rwlock_smoke() {
     assert!(lock.try_read().is_none() && lock.try_write().is_none());
     assert!(lock.try_read_until(soon()).unwrap_err().is_timed_out());
     *guard = 2;
-    let guard = guard.downgrade();
+    let guard = RwLockWriteGuard::downgrade(guard);
     assert!(*guard == 2 && lock.try_read().is_some() && lock.try_write().is_none());
     drop(guard);
     *lock.get_mut() = 3;
@@ -708,7 +708,7 @@ fn the_end_of_a_holder_is_told() {
     let Locked::Orphaned(mut orphan) = locked else { panic!("not told") };
     assert_eq!(*orphan, 2);
     *orphan = 3;
-    assert_eq!(*orphan.make_consistent(), 3);
+    assert_eq!(*Orphan::make_consistent(orphan), 3);
     assert!(!mutex.lock().unwrap().is_orphaned());
     // One that sleeps already.
     let (me, held) = (gettid(), AtomicBool::new(false));

@@ -159,7 +159,7 @@ fn robust_mutex_in_a_storm() {
                         give_up("two holders");
                     }
                     orphan[1] = one;
-                    orphan.make_consistent()
+                    unmerged::futex2::lock::Orphan::make_consistent(orphan)
                 }
                 Err(error) => give_up(&error.to_string()),
             };
@@ -317,7 +317,7 @@ fn programs_meet() {
             let mut both = stage.lock.write();
             both[0] += 1;
             both[1] += 1;
-            let both = both.downgrade();
+            let both = unmerged::futex2::lock::RwLockWriteGuard::downgrade(both);
             assert_eq!(both[0], both[1]);
             drop(both);
             stage.permits.release(1).unwrap();

@@ -224,7 +224,9 @@ fn mutex_storm() {
                 stage.mutex.try_lock_until(far()).inspect_err(|_| stage.stop.store(9, SeqCst))
             };
             match guard {
-                Ok(guard) if dice.next(3) == 0 => guard.unlock_fair(),
+                Ok(guard) if dice.next(3) == 0 => {
+                    unmerged::futex2::lock::MutexGuard::unlock_fair(guard)
+                }
                 _ => {}
             }
             stage.stop.load(SeqCst) != 9
@@ -242,7 +244,11 @@ fn rwlock_storm() {
     if alone("rwlock_storm") {
         let turn = |stage: &Stage, dice: &mut Dice| match dice.next(6) {
             0 => stage.lock.try_write_until(far()).is_ok(),
-            1 => stage.lock.try_write_until(far()).map(|guard| guard.downgrade()).is_ok(),
+            1 => stage
+                .lock
+                .try_write_until(far())
+                .map(unmerged::futex2::lock::RwLockWriteGuard::downgrade)
+                .is_ok(),
             2 => {
                 let _ = stage.lock.try_write_until(soon());
                 true

@@ -213,11 +213,30 @@ impl Place {
         if n == 0 || (skip && !seat.has_waiters()) {
             return Ok(0);
         }
-        self.wake_waiters(seat, n, &options).map_err(|errno| Error::new("futex2::wake", errno))
+        match self.wake_waiters(seat, n, &options) {
+            Ok((woken, _)) => Ok(woken),
+            Err(errno) => Err(Error::new("futex2::wake", errno)),
+        }
     }
 
+    /// Wakes up to `n` waiters of 32 bits; how many slept on those, and not on what stands for all
+    /// words of a place.
+    pub(super) fn wake_own(&self, seat: Seat<'_>, n: u32) -> usize {
+        if n == 0 || !seat.has_waiters() {
+            return 0;
+        }
+        // EFAULT: the memory behind a shared word is gone, and with it whoever waited.
+        self.wake_waiters(seat, n, &Options::new()).map_or(0, |(_, own)| own)
+    }
+
+    /// How many were woken, and how many of them for sure by the word.
     #[inline(never)]
-    fn wake_waiters(&self, seat: Seat<'_>, n: u32, options: &Options) -> rustix::io::Result<usize> {
+    fn wake_waiters(
+        &self,
+        seat: Seat<'_>,
+        n: u32,
+        options: &Options,
+    ) -> rustix::io::Result<(usize, usize)> {
         let wake = |word, n, mask| futex::wake_bitset(word, self.private, n, mask);
         let most = n as usize;
         let mut woken = 0;
@@ -227,7 +246,8 @@ impl Place {
         if self.bytes < 4 && !seat.counts() {
             woken += wake(self.word(), u32::MAX, NOBODY)?;
         }
-        woken = most.min(woken + wake(self.word(), n, self.mask(options))?);
+        let own = wake(self.word(), n, self.mask(options))?;
+        woken = most.min(woken + own);
         if self.bytes == 8 && options.overlapping && woken < most {
             woken += wake(self.word().wrapping_add(1), n - woken as u32, self.mask(options))?;
         }
@@ -237,7 +257,7 @@ impl Place {
         if let Some((domain, _)) = seat.domain {
             domain.noticed(woken);
         }
-        Ok(woken)
+        Ok((woken, own))
     }
 
     /// Wakes those that sleep on something else; how many of `most`.

@@ -309,6 +309,12 @@ impl<T: Word, S: Scope> Futex<T, S> {
         self.wake_with(n, Options::new()).unwrap_or(0)
     }
 
+    /// The same; how many slept on this very word, of which a few may be left out. [`wake`](Self::wake)
+    /// may count waiters of other words.
+    pub(super) fn wake_own(&self, n: u32) -> usize {
+        self.place().wake_own(self.seat(), n)
+    }
+
     /// [`wake`](Self::wake) with options: a mask, overlapping sizes.
     ///
     /// # Errors

@@ -3,45 +3,12 @@
 //! In the library that is a [`Futex`]; in a model it is an atomic of loom's and a queue behind a
 //! lock of loom's, so that a lost wake is a deadlock that loom reports.
 
+use super::waiting::{BEAT, PASSED_OVER, Slept, sleep};
 use crate::error::Result;
 use crate::futex2::step::step;
 use crate::futex2::{Deadline, Futex, Scope, Word};
 use crate::sync::Ordering;
-use crate::sys::futex::Clock;
 use core::time::Duration;
-use rustix::io::Errno;
-use rustix::time::{ClockId, clock_gettime};
-
-/// How long a waiter in shared memory sleeps before it looks again. So the death of one that was
-/// woken, or of one that was about to wake, delays the others by as much at the most.
-pub(super) const BEAT: Duration = Duration::from_millis(50);
-
-/// How long a waiter is passed over before the next unlock hands the lock to the longest sleeper.
-///
-/// A hand-over leaves the lock idle until the sleeper runs, for 5 to 50 µs. Between 30 µs and 1 ms
-/// the throughput under contention was the same, and with 100 µs the shares were the most even.
-const PATIENCE: Duration = Duration::from_micros(100);
-
-/// How long a newcomer leaves a lock alone that was handed to a sleeper.
-const RESPECT: Duration = Duration::from_millis(1);
-
-/// How a sleep ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Slept {
-    /// Woken, or for no reason.
-    Woken,
-    /// The word has another value.
-    Changed,
-    /// It is time to look again.
-    Beat,
-}
-
-impl Slept {
-    /// Whether a wake may have been spent on this waiter, who then has to see to the next one.
-    pub(super) fn owes(self) -> bool {
-        self != Self::Changed
-    }
-}
 
 /// An atomic word with a queue.
 pub(super) trait Cell<T> {
@@ -56,17 +23,26 @@ pub(super) trait Cell<T> {
     ) -> core::result::Result<T, T>;
     fn fetch_and(&self, bits: T, order: Ordering) -> T;
     fn fetch_add(&self, n: T, order: Ordering) -> T;
-    /// Sleeps while the word holds `expected`; ETIMEDOUT at the deadline.
-    fn wait(&self, expected: T, deadline: Option<Deadline>) -> Result<Slept>;
-    /// Wakes up to `n`; how many, if they can be counted.
+    /// Sleeps while the word holds `expected`, no longer than a nap. Without a nap, in shared memory
+    /// for a beat at the most.
+    ///
+    /// # Errors
+    ///
+    /// ETIMEDOUT at the deadline, be the word what it may, unless a wake may have been spent on
+    /// this waiter.
+    fn nap(&self, expected: T, deadline: Option<Deadline>, nap: Option<Duration>) -> Result<Slept>;
+    /// The same without a nap.
+    fn wait(&self, expected: T, deadline: Option<Deadline>) -> Result<Slept> {
+        self.nap(expected, deadline, None)
+    }
+    /// Wakes up to `n`; how many. Sleepers of other words may be among them, who were woken by
+    /// mistake.
     fn wake(&self, n: u32) -> usize;
+    /// The same; whether a sleeper of this word surely was. It may say no though one was.
+    fn wake_own(&self, n: u32) -> bool;
     /// Whether a wait that began at the first call with this `since` has been a long one.
     fn is_long(&self, since: &mut Option<Deadline>) -> bool {
-        since.get_or_insert_with(|| Deadline::after(PATIENCE)).has_passed()
-    }
-    /// The deadline, or a moment from now if that is sooner.
-    fn briefly(deadline: Option<Deadline>) -> Deadline {
-        Deadline::or_sooner(deadline, RESPECT)
+        since.get_or_insert_with(|| Deadline::after(PASSED_OVER)).has_passed()
     }
 }
 
@@ -97,8 +73,9 @@ impl<T: Word, S: Scope> Cell<T> for Futex<T, S> {
     fn fetch_add(&self, n: T, order: Ordering) -> T {
         Self::fetch_add(self, n, order)
     }
-    fn wait(&self, expected: T, deadline: Option<Deadline>) -> Result<Slept> {
-        sleep::<S>(deadline, |until| Self::wait(self, expected, until))
+    fn nap(&self, expected: T, deadline: Option<Deadline>, nap: Option<Duration>) -> Result<Slept> {
+        let nap = if S::PRIVATE { nap } else { nap.or(Some(BEAT)) };
+        sleep(deadline, nap, |until| Self::wait(self, expected, until))?.in_time(deadline)
     }
     fn wake(&self, n: u32) -> usize {
         step();
@@ -106,79 +83,17 @@ impl<T: Word, S: Scope> Cell<T> for Futex<T, S> {
         step();
         woken
     }
-}
-
-/// Sleeps by `wait`, in a shared scope for a beat at the most.
-pub(super) fn sleep<S: Scope>(
-    deadline: Option<Deadline>,
-    wait: impl FnOnce(Option<Deadline>) -> Result<()>,
-) -> Result<Slept> {
-    let until = if S::PRIVATE { deadline } else { Some(beat(deadline)) };
-    step();
-    let slept = wait(until);
-    step();
-    match slept {
-        Ok(()) => Ok(Slept::Woken),
-        Err(error) if error.is_would_block() => Ok(Slept::Changed),
-        Err(error)
-            if error.is_timed_out() && !deadline.is_some_and(|deadline| deadline.has_passed()) =>
-        {
-            Ok(Slept::Beat)
-        }
-        Err(error) => Err(error),
-    }
-}
-
-/// The deadline, or the next beat if that is sooner.
-fn beat(deadline: Option<Deadline>) -> Deadline {
-    let left = deadline.map_or(BEAT, |deadline| {
-        let now = clock_gettime(match deadline.clock() {
-            Clock::Monotonic => ClockId::Monotonic,
-            Clock::Realtime => ClockId::Realtime,
-        });
-        deadline.at().saturating_sub(Duration::try_from(now).unwrap_or(Duration::ZERO))
-    });
-    Deadline::after(left.min(BEAT))
-}
-
-/// ETIMEDOUT.
-#[cold]
-pub(super) fn late(operation: &'static str) -> crate::Error {
-    crate::Error::new(operation, Errno::TIMEDOUT)
-}
-
-/// Rounds of looking before sleeping.
-///
-/// Each round gives the CPU to others, if only to enter the kernel and to come back: 0.1 to 0.3 µs
-/// in which the word is left alone. A holder on another CPU gets some ten turns out of that, with
-/// the line in its cache; one that waits for this CPU gets it at once. Pauses before (parking_lot
-/// has 3 rounds of 2, 4 and 8, then 7 like these) look at the word more often and move the
-/// line. The mutex under contention, 2 to 16 threads on 2 CPUs, time of a turn: with those
-/// pauses 1.01 to 1.09 times as much, up to 1.4 times while others used the machine; std's mutex,
-/// which has pauses alone, 1.4 to 2.4 times. 7 or 20 rounds were within 6 % of 10.
-#[derive(Debug)]
-pub(super) struct Spins(u32);
-
-impl Spins {
-    const MOST: u32 = if cfg!(all(test, loom)) { 0 } else { 10 };
-
-    pub(super) fn new() -> Self {
-        Self(0)
-    }
-
-    /// Whether it is time to sleep; otherwise lets some time pass.
-    pub(super) fn are_over(&mut self) -> bool {
-        if self.0 >= Self::MOST {
-            return true;
-        }
-        self.0 += 1;
-        rustix::thread::sched_yield();
-        false
+    fn wake_own(&self, n: u32) -> bool {
+        step();
+        let woken = Self::wake_own(self, n);
+        step();
+        woken != 0
     }
 }
 
 #[cfg(all(test, loom))]
 pub(super) mod model {
+    use super::super::waiting::late;
     use super::*;
     use crate::sync::{AtomicU8, AtomicU32, AtomicU64, fence};
     use loom::sync::{Condvar, Mutex};
@@ -191,15 +106,56 @@ pub(super) mod model {
         woken: Condvar,
         /// Whoever has slept has been passed over for long.
         impatient: bool,
+        /// Every sleep is a nap, as in shared memory.
+        shared: bool,
+        /// What a wake answers, beside those that it has woken.
+        counted: Counted,
+    }
+
+    /// How well wakes are counted.
+    #[derive(Clone, Copy, PartialEq)]
+    pub(in super::super) enum Counted {
+        Exactly,
+        /// With a sleeper of another word.
+        WithOthers,
+        /// It cannot be told whose sleepers they were.
+        NotOwn,
     }
 
     #[derive(Default)]
     struct Queue {
         asleep: usize,
         wakes: usize,
+        /// Naps that are over, of whoever takes one, and deadlines.
+        naps: usize,
+        deadlines: usize,
     }
 
     impl<A> Modelled<A> {
+        pub(in super::super) fn impatient(self) -> Self {
+            Self { impatient: true, ..self }
+        }
+
+        pub(in super::super) fn shared(self) -> Self {
+            Self { shared: true, ..self }
+        }
+
+        pub(in super::super) fn counted(self, counted: Counted) -> Self {
+            Self { counted, ..self }
+        }
+
+        /// The next `n` naps are over, be they begun or not.
+        pub(in super::super) fn end_naps(&self, n: usize) {
+            self.queue.lock().unwrap().naps += n;
+            self.woken.notify_all();
+        }
+
+        /// The same of deadlines.
+        pub(in super::super) fn end_deadlines(&self, n: usize) {
+            self.queue.lock().unwrap().deadlines += n;
+            self.woken.notify_all();
+        }
+
         /// Moves `n` sleepers of another word to this one's queue.
         pub(in super::super) fn adopt(&self, n: usize) {
             self.queue.lock().unwrap().asleep += n;
@@ -224,12 +180,9 @@ pub(super) mod model {
                         queue: Mutex::new(Queue::default()),
                         woken: Condvar::new(),
                         impatient: false,
+                        shared: false,
+                        counted: Counted::Exactly,
                     }
-                }
-
-                #[allow(dead_code, reason = "not for all sizes")]
-                pub(in super::super) fn impatient(value: $value) -> Self {
-                    Self { impatient: true, ..Self::new(value) }
                 }
             }
 
@@ -255,18 +208,35 @@ pub(super) mod model {
                 fn fetch_add(&self, n: $value, order: Ordering) -> $value {
                     self.word.fetch_add(n, order)
                 }
-                fn wait(&self, expected: $value, _: Option<Deadline>) -> Result<Slept> {
+                fn nap(
+                    &self,
+                    expected: $value,
+                    deadline: Option<Deadline>,
+                    nap: Option<Duration>,
+                ) -> Result<Slept> {
                     let mut queue = self.queue.lock().unwrap();
                     fence(Ordering::SeqCst);
                     if self.word.load(Ordering::Relaxed) != expected {
                         return Ok(Slept::Changed);
                     }
                     queue.asleep += 1;
-                    while queue.wakes == 0 {
+                    loop {
+                        if queue.wakes > 0 {
+                            queue.wakes -= 1;
+                            return Ok(Slept::Woken);
+                        }
+                        if deadline.is_some() && queue.deadlines > 0 {
+                            queue.deadlines -= 1;
+                            queue.asleep -= 1;
+                            return Err(late("futex2::wait"));
+                        }
+                        if (nap.is_some() || self.shared) && queue.naps > 0 {
+                            queue.naps -= 1;
+                            queue.asleep -= 1;
+                            return Ok(Slept::Beat);
+                        }
                         queue = self.woken.wait(queue).unwrap();
                     }
-                    queue.wakes -= 1;
-                    Ok(Slept::Woken)
                 }
                 fn wake(&self, n: u32) -> usize {
                     fence(Ordering::SeqCst);
@@ -277,10 +247,11 @@ pub(super) mod model {
                     if woken > 0 {
                         self.woken.notify_all();
                     }
-                    woken
+                    woken + usize::from(self.counted == Counted::WithOthers)
                 }
-                fn briefly(_: Option<Deadline>) -> Deadline {
-                    Deadline::monotonic(Duration::MAX)
+                fn wake_own(&self, n: u32) -> bool {
+                    let others = usize::from(self.counted == Counted::WithOthers);
+                    self.wake(n) > others && self.counted != Counted::NotOwn
                 }
                 fn is_long(&self, _: &mut Option<Deadline>) -> bool {
                     self.impatient
@@ -353,7 +324,12 @@ pub(super) mod hogged {
                     (self.seize)();
                     before
                 }
-                fn wait(&self, expected: $value, _: Option<Deadline>) -> Result<Slept> {
+                fn nap(
+                    &self,
+                    expected: $value,
+                    _: Option<Deadline>,
+                    _: Option<Duration>,
+                ) -> Result<Slept> {
                     assert_eq!(self.word.load(Ordering::Relaxed), expected);
                     let wakes = self.wakes.get();
                     while self.wakes.get() == wakes {
@@ -366,6 +342,9 @@ pub(super) mod hogged {
                 fn wake(&self, _: u32) -> usize {
                     self.wakes.set(self.wakes.get() + 1);
                     1
+                }
+                fn wake_own(&self, n: u32) -> bool {
+                    self.wake(n) != 0
                 }
                 fn is_long(&self, _: &mut Option<Deadline>) -> bool {
                     true

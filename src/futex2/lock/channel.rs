@@ -1,13 +1,13 @@
 //! A bounded channel, in this process or between several.
 
 use super::bell::Bell;
-use super::cell::{Cell, Slept, late};
+use super::cell::Cell;
 use super::channel_memory::{Control, Slot};
 use super::claims::Claims;
 use super::identity::{is_dead, me};
 use super::items::SendError;
-use super::raw_robust::Patience;
 use super::ring::{Ring, Shape, Tried};
+use super::waiting::{Patience, Slept, late};
 use crate::error::{Error, Result};
 use crate::futex2::{Deadline, Futex, Private, Scope};
 use crate::sync::Ordering::{Acquire, Release};

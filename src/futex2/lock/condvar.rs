@@ -23,9 +23,9 @@
 //! address has to be kept in memory that others write. The moved ones are woken one by one, by
 //! the unlocks of the mutex: each sleeps with the mask of the mutex's byte.
 
-use super::cell::{Slept, sleep};
 use super::mutex::MutexGuard;
 use super::raw_mutex::lock_contended;
+use super::waiting::{BEAT, Slept, late, sleep, without_fail};
 use crate::abi::futex2::MATCH_ANY;
 use crate::error::{Error, Result};
 use crate::futex2::place::Place;
@@ -94,7 +94,7 @@ impl<S: Scope> Condvar<S> {
     /// Gives the mutex back, sleeps until a notification, and takes the mutex again. It may return
     /// for no reason.
     pub fn wait<T: ?Sized>(&self, guard: &mut MutexGuard<'_, T, S>) {
-        // Without a deadline nothing fails on 32 bits.
+        // Should the kernel refuse to wait after all, this returns for no reason.
         let _ = self.wait_for(guard, None);
     }
 
@@ -204,8 +204,7 @@ impl<S: Scope> Condvar<S> {
             self.take_along(way, &place);
         }
         // A wake of the mutex may have been spent on this thread.
-        let locked = lock_contended(mutex.word(), None, true);
-        debug_assert!(locked.is_ok(), "no deadline");
+        without_fail(|| lock_contended(mutex.word(), None, true));
         slept
     }
 
@@ -219,19 +218,15 @@ impl<S: Scope> Condvar<S> {
                 futex::wait_bitset(word, S::PRIVATE, seen, clock, timespec.as_ref(), mask)
                     .map_err(|errno| Error::new(OPERATION, errno))
             };
-            let slept = if sure {
-                sleep::<S>(deadline, wait)
-            } else {
-                // A notifier may miss the count.
-                sleep::<super::super::Shared>(deadline, wait)
-            };
-            match slept {
+            // A notifier may miss the count.
+            let beat = (!S::PRIVATE || !sure).then_some(BEAT);
+            match sleep(deadline, beat, wait) {
                 // Still not notified.
                 Ok(Slept::Beat) if self.sequence.load(Relaxed) == seen => {}
                 Ok(_) => return Ok(()),
                 Err(error) if error.raw_os_error() == libc::EINTR => {
                     if deadline.is_some_and(|deadline| deadline.has_passed()) {
-                        return Err(super::cell::late(OPERATION));
+                        return Err(late(OPERATION));
                     }
                 }
                 Err(error) => return Err(error),

@@ -8,8 +8,9 @@
 //!
 //! The number makes a waiter see that it was set, though it may be reset when the waiter wakes.
 
-use super::cell::{Cell, Slept, Spins, late};
+use super::cell::Cell;
 use super::select::{Announced, Ready, Source};
+use super::waiting::Spins;
 use crate::error::Result;
 use crate::futex2::{Deadline, Futex, Private, Scope};
 use crate::sync::Ordering::{AcqRel, Acquire, Relaxed};
@@ -133,10 +134,7 @@ fn wait<C: Cell<u32>>(word: &C, deadline: Option<Deadline>) -> Result<()> {
         if seen != parked && word.compare_exchange(seen, parked, Relaxed, Relaxed).is_err() {
             continue;
         }
-        let slept = word.wait(parked, deadline)?;
-        if slept == Slept::Changed && deadline.is_some_and(|deadline| deadline.has_passed()) {
-            return Err(late("futex2::Event::wait"));
-        }
+        word.wait(parked, deadline).map_err(|error| error.within("futex2::Event::wait"))?;
     }
 }
 

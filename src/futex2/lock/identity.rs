@@ -6,16 +6,12 @@
 //! | 22 to 61 | when it began, in clock ticks since boot; 0 if `/proc` does not tell |
 //!
 //! The second part tells a thread from an earlier one with its id. A thread keeps its number in
-//! a thread-local word, with the tag of its process: a child of fork has another tag, by a page
-//! that the kernel wipes there, and finds its own number anew.
+//! a thread-local word, with the number of its process: a child of fork has another one, and finds
+//! its own identity anew.
 
-use crate::sync::{AtomicPtr, AtomicU32, Ordering};
-use crate::sys::map::{Access, Mapping, PAGE};
-use crate::sys::{task, thread};
+use crate::sys::{fork, task, thread};
 use core::cell::Cell;
-use core::ptr;
 use rustix::io::Errno;
-use rustix::mm::Advice;
 
 /// The bits of an identity.
 pub(super) const ID: u64 = (1 << 62) - 1;
@@ -23,62 +19,25 @@ pub(super) const ID: u64 = (1 << 62) - 1;
 const TID_BITS: u32 = 22;
 
 thread_local! {
-    static MINE: Cell<(u32, u64)> = const { Cell::new((0, 0)) };
+    static MINE: Cell<(u64, u64)> = const { Cell::new((0, 0)) };
 }
-
-/// The word in the page; null until somebody needs it, never unmapped.
-static TAG: AtomicPtr<AtomicU32> = AtomicPtr::new(ptr::null_mut());
-
-/// The last tag in the line of ancestors.
-static LAST: AtomicU32 = AtomicU32::new(0);
 
 /// The calling thread.
 #[inline]
 pub(super) fn me() -> u64 {
-    let (tag, id) = MINE.get();
-    // SAFETY: null, or in a page that is mapped for good.
-    let now = unsafe { TAG.load(Ordering::Acquire).as_ref() };
-    match now.map_or(0, |now| now.load(Ordering::Relaxed)) {
-        now if now == tag && tag != 0 => id,
-        now => find(now),
-    }
+    let (process, id) = MINE.get();
+    let now = fork::own();
+    if process == now { id } else { find(now) }
 }
 
 #[cold]
 #[inline(never)]
-fn find(tag: u32) -> u64 {
-    let tag = if tag == 0 { make() } else { tag };
+fn find(process: u64) -> u64 {
     let tid = thread::id();
     let start = task::stat(tid).map_or(0, |(_, start)| start);
     let id = (u64::from(tid) & ((1 << TID_BITS) - 1) | start << TID_BITS) & ID;
-    // Without the page a child could not be told apart: the number is found each time.
-    MINE.set((tag, id));
+    MINE.set((process, id));
     id
-}
-
-/// The tag of this process; 0 if there can be none.
-fn make() -> u32 {
-    let page = || {
-        let page = Mapping::anonymous(PAGE, Access::Write)?;
-        // SAFETY: the page is new; what a fork takes away is what it is for.
-        unsafe { page.advise(Advice::LinuxWipeOnFork) }?;
-        rustix::io::Result::Ok(page)
-    };
-    if TAG.load(Ordering::Acquire).is_null() {
-        let Ok(page) = page() else { return 0 };
-        let ours = page.start().cast().as_ptr();
-        let (success, failure) = (Ordering::AcqRel, Ordering::Acquire);
-        if TAG.compare_exchange(ptr::null_mut(), ours, success, failure).is_ok() {
-            page.leak();
-        }
-    }
-    // SAFETY: not null any more, mapped for good.
-    let word = unsafe { &*TAG.load(Ordering::Acquire) };
-    let next = LAST.fetch_add(1, Ordering::Relaxed).wrapping_add(1).max(1);
-    match word.compare_exchange(0, next, Ordering::Relaxed, Ordering::Relaxed) {
-        Ok(_) => next,
-        Err(first) => first,
-    }
 }
 
 /// Whether the thread is gone. Seen at once if its process was waited for; otherwise only a

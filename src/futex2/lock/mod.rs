@@ -84,9 +84,11 @@ mod raw_rwlock;
 mod ring;
 mod robust;
 mod rwlock;
+mod rwlock_words;
 mod select;
 mod select_mutex;
 mod semaphore;
+mod waiting;
 
 pub use channel::{Channel, Items};
 pub use channel_select::{Receiving, Sending};
@@ -99,13 +101,16 @@ pub use once::Once;
 pub use raw_mutex::RawMutex;
 pub use raw_rwlock::RawRwLock;
 pub use robust::{Locked, Orphan, RobustGuard, RobustMutex};
-pub use rwlock::{ReadGuard, RwLock, WriteGuard};
+pub use rwlock::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 pub use select::{Announced, Ready, Source, select};
 pub use semaphore::{AutoEvent, Semaphore};
 
 crate::sync::assert_layout!(
     size_of::<Mutex<u8, super::Shared>>() == 2,
     size_of::<RawMutex>() == 1,
+    align_of::<RawMutex>() == 1,
+    size_of::<RawMutex<super::Shared>>() == 1,
+    align_of::<RawMutex<super::Shared>>() == 1,
     size_of::<RawRwLock>() == 8,
     size_of::<Condvar>() == 24,
     size_of::<Semaphore>() == 4,

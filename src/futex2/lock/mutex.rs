@@ -116,9 +116,12 @@ pub struct MutexGuard<'a, T: ?Sized, S: Scope = Private> {
 unsafe impl<T: ?Sized + Sync, S: Scope> Sync for MutexGuard<'_, T, S> {}
 
 impl<'a, T: ?Sized, S: Scope> MutexGuard<'a, T, S> {
-    /// Gives the lock to the longest sleeper, if there is one.
-    pub fn unlock_fair(self) {
-        let this = core::mem::ManuallyDrop::new(self);
+    /// Gives the lock back for those who sleep, if there are any: one of them is woken, and the lock is
+    /// kept for those who have slept. A newcomer waits for that, but for no longer than 1 ms;
+    /// [`try_lock`](Mutex::try_lock) may still take it. An associated function, so that it does
+    /// not hide a method of `T`.
+    pub fn unlock_fair(this: Self) {
+        let this = core::mem::ManuallyDrop::new(this);
         // SAFETY: the guard holds the lock, and is not dropped.
         unsafe { this.mutex.raw.unlock_fair() };
     }

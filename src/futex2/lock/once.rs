@@ -7,7 +7,8 @@
 //! | 2, `AWAITED` | the same, and somebody may sleep |
 //! | 3, `DONE` | |
 
-use super::cell::{Cell, Slept, late};
+use super::cell::Cell;
+use super::waiting::without_fail;
 use crate::error::Result;
 use crate::futex2::{Deadline, Futex, Private, Scope};
 use crate::sync::Ordering::{AcqRel, Acquire, Relaxed, Release};
@@ -20,7 +21,8 @@ const DONE: u8 = 3;
 
 /// Runs a function once, whoever comes first; the others wait for it.
 ///
-/// A function that panics has not been run: the next one tries. In shared memory zeros are a new
+/// A function that panics has not been run: the next one tries. One that calls its own `Once`
+/// waits for itself, for ever. In shared memory zeros are a new
 /// one; a process that dies in its function leaves the others waiting, so give them a
 /// [deadline](Self::call_once_until).
 ///
@@ -52,8 +54,8 @@ impl<S: Scope> Once<S> {
     #[inline]
     pub fn call_once(&self, f: impl FnOnce()) {
         if !self.is_done() {
-            // Without a deadline nothing fails on a byte.
-            let _ = call(&self.word, None, f);
+            let mut f = Some(f);
+            without_fail(|| call(&self.word, None, || f.take().into_iter().for_each(|f| f())));
         }
     }
 
@@ -103,6 +105,8 @@ impl<C: Cell<u8>> Drop for Run<'_, C> {
     }
 }
 
+const OPERATION: &str = "futex2::Once::call_once";
+
 #[cold]
 fn call<C: Cell<u8>>(word: &C, deadline: Option<Deadline>, f: impl FnOnce()) -> Result<()> {
     loop {
@@ -122,10 +126,7 @@ fn call<C: Cell<u8>>(word: &C, deadline: Option<Deadline>, f: impl FnOnce()) -> 
                 }
             }
         }
-        let slept = word.wait(AWAITED, deadline)?;
-        if slept == Slept::Changed && deadline.is_some_and(|deadline| deadline.has_passed()) {
-            return Err(late("futex2::Once::call_once"));
-        }
+        word.wait(AWAITED, deadline).map_err(|error| error.within(OPERATION))?;
     }
 }
 
@@ -172,6 +173,25 @@ mod models {
                 assert_eq!(shared.1.with(|data| unsafe { *data }), 1);
             }
             runner.join().unwrap();
+        });
+    }
+
+    /// One leaves at its deadline, or sees it done: the other one does.
+    #[test]
+    fn one_gives_up() {
+        model(|| {
+            let word = Arc::new(Modelled::<AtomicU8>::new(RUNNING));
+            let bodies = [None, Some(Deadline::monotonic(core::time::Duration::MAX))];
+            let bodies = bodies.map(|deadline| {
+                let word = word.clone();
+                thread::spawn(move || {
+                    let done = call(&*word, deadline, || panic!("it runs already"));
+                    assert!(deadline.is_some() || done.is_ok());
+                })
+            });
+            word.end_deadlines(1);
+            drop(Run { word: &*word, then: DONE });
+            bodies.into_iter().for_each(|body| body.join().unwrap());
         });
     }
 }

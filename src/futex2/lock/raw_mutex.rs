@@ -4,7 +4,7 @@
 //! |---|---|---|---|
 //! | 0 | `LOCKED` | who takes it | somebody holds it |
 //! | 1 | `PARKED` | who goes to sleep | somebody may sleep who is nobody's duty yet |
-//! | 2 | `HANDED` | a fair unlock | it is free, for one who has slept |
+//! | 2 | `HANDED` | a fair unlock | it is free, kept for those who have slept |
 //! | 3 | `STARVED` | a sleeper passed over for long | the next unlock is a fair one |
 //!
 //! # Protocol
@@ -22,7 +22,8 @@
 //! So at any time, if somebody sleeps, then `PARKED` is set, or a woken thread has the duty, or
 //! an unlock is about to wake.
 
-use super::cell::{Cell, Slept, Spins, late};
+use super::cell::Cell;
+use super::waiting::{RESPECT, Spins, without_fail};
 use crate::error::Result;
 use crate::futex2::{Deadline, Futex, Private, Scope};
 use crate::sync::Ordering::{Acquire, Relaxed, Release};
@@ -35,6 +36,7 @@ const STARVED: u8 = 8;
 
 /// A mutex without data: one byte, 0 being unlocked. [`Mutex`](super::Mutex) is this with its
 /// data; lock_api's mutex can be, by the feature `lock_api`.
+#[repr(transparent)]
 pub struct RawMutex<S: Scope = Private> {
     word: Futex<u8, S>,
 }
@@ -72,7 +74,7 @@ impl<S: Scope> RawMutex<S> {
         lock_contended(&self.word, Some(deadline), false)
     }
 
-    /// Whether somebody holds it, or has been handed it.
+    /// Whether somebody holds it, or it is kept for one who has slept.
     pub fn is_locked(&self) -> bool {
         self.word.load(Relaxed) & (LOCKED | HANDED) != 0
     }
@@ -87,7 +89,9 @@ impl<S: Scope> RawMutex<S> {
         unlock(&self.word, false);
     }
 
-    /// Gives it to the longest sleeper, if there is one.
+    /// Gives it back for those who sleep, if there are any: one of them is woken, and it is kept for
+    /// those who have slept. Newcomers wait for that, but for no longer than 1 ms;
+    /// [`try_lock`](Self::try_lock) may still take it.
     ///
     /// # Safety
     ///
@@ -135,9 +139,10 @@ pub(super) fn try_slowly<C: Cell<u8>>(word: &C) -> bool {
 #[cold]
 #[inline(never)]
 fn lock_slowly<C: Cell<u8>>(word: &C) {
-    // Without a deadline there is nothing that fails on a byte.
-    let _ = lock_contended(word, None, false);
+    without_fail(|| lock_contended(word, None, false));
 }
+
+const OPERATION: &str = "futex2::Mutex::lock";
 
 /// Takes it. With a duty, see the head of the file.
 pub(super) fn lock_contended<C: Cell<u8>>(
@@ -171,18 +176,8 @@ pub(super) fn lock_contended<C: Cell<u8>>(
         }
         // The duty is the holder's now.
         duty = false;
-        let until = if next & HANDED == 0 { deadline } else { Some(C::briefly(deadline)) };
-        let slept = match word.wait(next, until) {
-            Ok(slept) => slept,
-            Err(_) if until != deadline && !deadline.is_some_and(|end| end.has_passed()) => {
-                Slept::Beat
-            }
-            Err(error) => return Err(error),
-        };
-        // A word that never rests ends no wait that has a deadline.
-        if slept == Slept::Changed && deadline.is_some_and(|deadline| deadline.has_passed()) {
-            return Err(late("futex2::lock"));
-        }
+        let nap = (next & HANDED != 0).then_some(RESPECT);
+        let slept = word.nap(next, deadline, nap).map_err(|error| error.within(OPERATION))?;
         duty |= slept.owes();
         has_slept |= duty;
         // It looks once and sleeps again: in rounds it would give its share of the CPU to those who
@@ -201,18 +196,33 @@ pub(super) fn unlock<C: Cell<u8>>(word: &C, fair: bool) {
 #[inline(never)]
 fn unlock_slowly<C: Cell<u8>>(word: &C, fair: bool) {
     let mut seen = word.load(Relaxed);
-    loop {
+    let next = loop {
         let fair = fair || seen & STARVED != 0;
         let next = if fair && seen & PARKED != 0 { HANDED } else { 0 };
         match word.compare_exchange(seen, next, Release, Relaxed) {
-            Ok(_) => break,
+            Ok(_) => break next,
             Err(now) => seen = now,
         }
+    };
+    // From here on the next holder may have freed the word: an ordinary unlock does not write to it.
+    if seen & PARKED != 0 && word.wake(1) == 0 && next == HANDED {
+        withdraw(word);
     }
-    if seen & PARKED != 0 && word.wake(1) == 0 {
-        // Nobody slept: whoever was about to has seen the word change, and may sleep since.
-        if word.fetch_and(!HANDED, Relaxed) & (PARKED | LOCKED) == PARKED {
-            word.wake(1);
+}
+
+/// What was handed over is for all, as nobody slept: whoever was about to has seen the word change,
+/// and may sleep since because of that.
+fn withdraw<C: Cell<u8>>(word: &C) {
+    let mut seen = HANDED;
+    while seen & (LOCKED | HANDED) == HANDED {
+        match word.compare_exchange(seen, seen & !HANDED, Relaxed, Relaxed) {
+            Ok(_) => {
+                if seen & PARKED != 0 {
+                    word.wake(1);
+                }
+                return;
+            }
+            Err(now) => seen = now,
         }
     }
 }
@@ -245,7 +255,7 @@ mod tests {
 
 #[cfg(all(test, loom))]
 mod models {
-    use super::super::cell::model::Modelled;
+    use super::super::cell::model::{Counted, Modelled};
     use super::*;
     use crate::sync::{AtomicU8, model};
     use loom::cell::UnsafeCell;
@@ -264,9 +274,12 @@ mod models {
     }
 
     fn run(threads: u32, fair: bool) {
+        run_with(|| Modelled::<AtomicU8>::new(0), threads, fair);
+    }
+
+    fn run_with(word: fn() -> Modelled<AtomicU8>, threads: u32, fair: bool) {
         model(move || {
-            let shared =
-                Arc::new(Shared { word: Modelled::<AtomicU8>::new(0), data: UnsafeCell::new(0) });
+            let shared = Arc::new(Shared { word: word(), data: UnsafeCell::new(0) });
             let body = move |shared: &Shared| {
                 lock(&shared.word);
                 // SAFETY: the lock is held.
@@ -303,5 +316,50 @@ mod models {
     #[test]
     fn hand_over() {
         run(3, true);
+    }
+
+    /// A hand-over wakes a sleeper that is none of this word's, and nobody takes what was handed: who
+    /// left it alone has it after a moment.
+    #[test]
+    fn handed_to_nobody() {
+        let word = || {
+            let word = Modelled::<AtomicU8>::new(0).counted(Counted::WithOthers);
+            word.end_naps(2);
+            word
+        };
+        run_with(word, 2, true);
+    }
+
+    /// Whoever is passed over asks for a hand-over, among three.
+    #[test]
+    fn passed_over() {
+        run_with(|| Modelled::<AtomicU8>::new(0).impatient(), 3, false);
+    }
+
+    /// Of two that sleep one leaves at its deadline, or has the lock: the other one has it, too.
+    #[test]
+    fn one_gives_up() {
+        for fair in [false, true] {
+            model(move || {
+                let word = Arc::new(Modelled::<AtomicU8>::new(LOCKED));
+                let other = word.clone();
+                let patient = thread::spawn(move || {
+                    lock(&other);
+                    unlock(&*other, fair);
+                });
+                let other = word.clone();
+                let late = thread::spawn(move || {
+                    let far = Deadline::monotonic(core::time::Duration::MAX);
+                    if lock_contended(&*other, Some(far), false).is_ok() {
+                        unlock(&*other, fair);
+                    }
+                });
+                word.end_deadlines(1);
+                unlock(&*word, fair);
+                patient.join().unwrap();
+                late.join().unwrap();
+                assert_eq!(word.load(Relaxed) & (LOCKED | HANDED), 0);
+            });
+        }
     }
 }

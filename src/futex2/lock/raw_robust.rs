@@ -12,12 +12,14 @@
 //! not the kernel's robust list, in which the links lie beside the words, and libc follows
 //! those of its neighbours.
 //!
-//! Who waits looks whether the holder lives: before each sleep, thoroughly after each beat.
+//! Who waits looks whether the holder lives: before each sleep, thoroughly after each beat and
+//! before it gives up at its deadline. A thread of one process dies as silently as another
+//! process, so there are beats in private memory, too.
 
-use super::cell::{Cell, Slept, Spins, late};
+use super::cell::Cell;
 use super::identity::ID;
+use super::waiting::{BEAT, Patience, Slept, Spins};
 use crate::error::{Error, Result};
-use crate::futex2::Deadline;
 use crate::sync::Ordering::{Acquire, Relaxed, Release};
 use rustix::io::Errno;
 
@@ -31,14 +33,6 @@ pub(super) enum Taken {
     Clean,
     /// Held by one who is dead.
     Orphaned,
-}
-
-/// How long to wait.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Patience {
-    None,
-    Until(Deadline),
-    Endless,
 }
 
 const OPERATION: &str = "futex2::RobustMutex::lock";
@@ -58,12 +52,12 @@ pub(super) fn take<C: Cell<u64>>(
     patience: Patience,
     is_dead: impl Fn(u64, bool) -> bool,
 ) -> Result<Taken> {
-    let mut spins = Spins::new();
-    let (mut duty, mut thorough) = (false, matches!(patience, Patience::None));
-    let deadline = match patience {
-        Patience::Until(deadline) => Some(deadline),
-        _ => None,
+    let (mut spins, mut thorough, deadline) = match patience {
+        Patience::None => (Spins::none(), true, None),
+        Patience::Until(deadline) => (Spins::new(), false, Some(deadline)),
+        Patience::Endless => (Spins::new(), false, None),
     };
+    let (mut duty, mut over) = (false, None);
     loop {
         let seen = word.load(Relaxed);
         let holder = seen & ID;
@@ -97,18 +91,26 @@ pub(super) fn take<C: Cell<u64>>(
         if matches!(patience, Patience::None) {
             return Err(Error::new(OPERATION, Errno::AGAIN));
         }
+        if let Some(error) = over {
+            return Err(error);
+        }
         let parked = seen | PARKED;
         if parked != seen && word.compare_exchange(seen, parked, Relaxed, Relaxed).is_err() {
             continue;
         }
         duty = false;
-        let slept = word.wait(parked, deadline)?;
-        if slept == Slept::Changed && deadline.is_some_and(|deadline| deadline.has_passed()) {
-            return Err(late(OPERATION));
+        match word.nap(parked, deadline, Some(BEAT)) {
+            Ok(slept) => {
+                duty |= slept.owes();
+                thorough = slept == Slept::Beat;
+                spins = Spins::new();
+            }
+            // The last look.
+            Err(error) => {
+                over = Some(error.within(OPERATION));
+                thorough = true;
+            }
         }
-        duty |= slept.owes();
-        thorough = slept == Slept::Beat;
-        spins = Spins::new();
     }
 }
 
@@ -254,6 +256,69 @@ mod models {
             });
             let sum: u32 = bodies.map(|body| body.join().unwrap()).iter().sum();
             assert_eq!(sum, 1);
+        });
+    }
+
+    /// One dies with the lock while others sleep, or are about to: after a beat one of them is told.
+    #[test]
+    fn a_death_is_told_to_sleepers() {
+        model(|| {
+            let shared = Shared::new();
+            shared.take(1);
+            let bodies = [2, 3].map(|me| {
+                let shared = shared.clone();
+                thread::spawn(move || {
+                    let taken = shared.take(me);
+                    if taken == Taken::Orphaned {
+                        make_consistent(&shared.word);
+                    }
+                    give_back(&shared.word, me);
+                    taken
+                })
+            });
+            shared.dead.store(true, Release);
+            shared.word.end_naps(2);
+            let told = bodies.map(|body| body.join().unwrap() == Taken::Orphaned);
+            assert!(told[0] != told[1]);
+        });
+    }
+
+    /// The deadline is before the first beat: the last look finds the death.
+    #[test]
+    fn a_death_is_seen_at_the_deadline() {
+        model(|| {
+            let shared = Shared::new();
+            shared.take(1);
+            // Killed, and not waited for yet: only a thorough look tells.
+            shared.word.end_deadlines(1);
+            let far =
+                Patience::Until(crate::futex2::Deadline::monotonic(core::time::Duration::MAX));
+            let taken = take(&shared.word, 2, far, |id, thorough| id == 1 && thorough);
+            assert_eq!(taken.unwrap(), Taken::Orphaned);
+        });
+    }
+
+    /// Of two that sleep one leaves at its deadline, or has the lock: the other one has it, too.
+    #[test]
+    fn one_gives_up() {
+        model(|| {
+            let shared = Shared::new();
+            shared.take(1);
+            let bodies = [2, 3].map(|me| {
+                let shared = shared.clone();
+                thread::spawn(move || {
+                    let far = crate::futex2::Deadline::monotonic(core::time::Duration::MAX);
+                    let patience = if me == 2 { Patience::Until(far) } else { Patience::Endless };
+                    let taken = take(&shared.word, me, patience, |_, _| false);
+                    if taken.is_ok() {
+                        give_back(&shared.word, me);
+                    }
+                })
+            });
+            shared.word.end_deadlines(1);
+            give_back(&shared.word, 1);
+            bodies.into_iter().for_each(|body| body.join().unwrap());
+            assert_eq!(shared.word.load(Relaxed) & ID, 0);
         });
     }
 }

@@ -1,44 +1,11 @@
-//! The words of a readers-writer lock.
-//!
-//! `state`:
-//!
-//! | bits | mean |
-//! |---|---|
-//! | 0 to 26 | readers, or all ones: a writer |
-//! | 27, `LATE_WRITER` | a writer that sleeps has been passed over for long |
-//! | 28, `LATE_READERS` | the same of readers |
-//! | 29, `HANDED` | it is for those who have slept: free, or held by readers of whom more may come |
-//! | 30, `READERS` | readers may sleep, on `state` |
-//! | 31, `WRITERS` | writers may sleep, on `turn` |
-//!
-//! `turn` counts how often a writer was called.
-//!
-//! The protocol is that of std's futex lock: while a writer may sleep, no new reader enters, so
-//! readers cannot starve writers; the last one out calls one writer, and if none slept, all readers.
-//! Three things are added. A writer that gives up at its deadline takes its bit away and wakes
-//! whom it held up. A reader that has slept for a beat in shared memory takes a lock that
-//! nobody holds, whatever the bits say: the writer that was called may be dead.
-//!
-//! And whoever is passed over for long says so; then the last one out hands the lock over: to
-//! the readers if they are late, otherwise to a writer. Who has not slept leaves it alone, but
-//! not for long, as with a mutex. A writer takes the bit away with the lock; readers leave
-//! it, so that all that were woken come in, and the last one out takes it away.
+//! A readers-writer lock without its data.
 
-use super::cell::{Cell, Slept, Spins, late};
+use super::rwlock_words::{HANDED, MASK, WRITER, Words};
+use super::waiting::without_fail;
 use crate::error::Result;
-use crate::futex2::step::step;
 use crate::futex2::{Deadline, Futex, Private, Scope};
-use crate::sync::Ordering::{Acquire, Relaxed, Release};
+use crate::sync::Ordering::Relaxed;
 use core::fmt;
-
-const MASK: u32 = (1 << 27) - 1;
-const WRITER: u32 = MASK;
-const MOST_READERS: u32 = MASK - 1;
-const LATE_WRITER: u32 = 1 << 27;
-const LATE_READERS: u32 = 1 << 28;
-const HANDED: u32 = 1 << 29;
-const READERS: u32 = 1 << 30;
-const WRITERS: u32 = 1 << 31;
 
 /// A readers-writer lock without data: 8 bytes, zeros being unlocked. [`RwLock`](super::RwLock)
 /// is this with its data.
@@ -61,16 +28,16 @@ impl<S: Scope> RawRwLock<S> {
     /// Takes it for reading, sleeping while a writer holds it or waits.
     #[inline]
     pub fn read(&self) {
-        if !self.words().try_read() {
-            // Without a deadline nothing fails on 32 bits.
-            let _ = self.words().read_slowly(None);
+        if !self.words().read_quickly() {
+            without_fail(|| self.words().read_slowly(None));
         }
     }
 
-    /// Takes it for reading if that can be done at once.
+    /// Takes it for reading if nobody holds it, or readers do and nobody waits.
     #[inline]
     pub fn try_read(&self) -> bool {
-        self.words().try_read()
+        let words = self.words();
+        words.read_quickly() || words.read_freed()
     }
 
     /// Takes it for reading, sleeping until the deadline at the most.
@@ -80,14 +47,17 @@ impl<S: Scope> RawRwLock<S> {
     /// ETIMEDOUT at the deadline.
     #[inline]
     pub fn try_read_until(&self, deadline: Deadline) -> Result<()> {
-        if self.words().try_read() { Ok(()) } else { self.words().read_slowly(Some(deadline)) }
+        if self.words().read_quickly() {
+            return Ok(());
+        }
+        self.words().read_slowly(Some(deadline))
     }
 
     /// Takes it for writing, sleeping while anybody holds it.
     #[inline]
     pub fn write(&self) {
         if !self.words().write_quickly() {
-            let _ = self.words().write_slowly(None);
+            without_fail(|| self.words().write_slowly(None));
         }
     }
 
@@ -140,7 +110,7 @@ impl<S: Scope> RawRwLock<S> {
         self.words().downgrade();
     }
 
-    /// Whether anybody holds it, or has been handed it; stale at once.
+    /// Whether anybody holds it, or it is kept for those who have slept; stale at once.
     pub fn is_locked(&self) -> bool {
         self.state.load(Relaxed) & (MASK | HANDED) != 0
     }
@@ -166,388 +136,5 @@ impl<S: Scope> fmt::Debug for RawRwLock<S> {
             _ => "read",
         };
         f.debug_tuple("RawRwLock").field(&name).finish()
-    }
-}
-
-/// The protocol over borrowed words.
-struct Words<'a, C> {
-    state: &'a C,
-    turn: &'a C,
-}
-
-/// Whether a reader may enter at once.
-fn admits(state: u32) -> bool {
-    state & (READERS | WRITERS | HANDED) == 0 && state & MASK < MOST_READERS
-}
-
-/// Whether it is free, but for one who has slept.
-fn is_reserved(state: u32) -> bool {
-    state & (MASK | HANDED) == HANDED
-}
-
-impl<C: Cell<u32>> Words<'_, C> {
-    #[inline]
-    fn try_read(&self) -> bool {
-        let mut seen = self.state.load(Relaxed);
-        while admits(seen) {
-            match self.state.compare_exchange(seen, seen + 1, Acquire, Relaxed) {
-                Ok(_) => return true,
-                Err(now) => seen = now,
-            }
-        }
-        false
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn read_slowly(&self, deadline: Option<Deadline>) -> Result<()> {
-        let mut spins = Spins::new();
-        let (mut since, mut has_slept, mut beaten) = (None, false, false);
-        loop {
-            let seen = self.state.load(Relaxed);
-            let handed = has_slept && seen & HANDED != 0 && seen & MASK < MOST_READERS;
-            if admits(seen) || handed || (beaten && seen & MASK == 0) {
-                if self.state.compare_exchange(seen, seen + 1, Acquire, Relaxed).is_ok() {
-                    return Ok(());
-                }
-                continue;
-            }
-            if seen & (READERS | WRITERS) == 0 && !spins.are_over() {
-                continue;
-            }
-            let mut parked = seen | READERS;
-            if has_slept && self.state.is_long(&mut since) {
-                parked |= LATE_READERS;
-            }
-            if parked != seen
-                && self.state.compare_exchange(seen, parked, Relaxed, Relaxed).is_err()
-            {
-                continue;
-            }
-            let slept = if is_reserved(seen) {
-                briefly::<C>(deadline, |until| self.state.wait(parked, until))?
-            } else {
-                self.state.wait(parked, deadline)?
-            };
-            if slept == Slept::Changed && deadline.is_some_and(|deadline| deadline.has_passed()) {
-                return Err(late("futex2::RwLock::read"));
-            }
-            beaten = slept == Slept::Beat;
-            has_slept |= slept.owes();
-            spins = Spins::new();
-        }
-    }
-
-    /// Takes it if nobody has it and nobody sleeps. A look before would cost as much again.
-    #[inline]
-    fn write_quickly(&self) -> bool {
-        self.state.compare_exchange(0, WRITER, Acquire, Relaxed).is_ok()
-    }
-
-    #[inline]
-    fn try_write(&self) -> bool {
-        let mut seen = self.state.load(Relaxed);
-        while seen & MASK == 0 {
-            let next = (seen | WRITER) & !HANDED;
-            match self.state.compare_exchange(seen, next, Acquire, Relaxed) {
-                Ok(_) => return true,
-                Err(now) => seen = now,
-            }
-        }
-        false
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn write_slowly(&self, deadline: Option<Deadline>) -> Result<()> {
-        let mut spins = Spins::new();
-        // Whoever has slept cannot know whether others do.
-        let mut others = 0;
-        let (mut since, mut has_slept) = (None, false);
-        loop {
-            let seen = self.state.load(Relaxed);
-            if seen & MASK == 0 && (has_slept || !is_reserved(seen)) {
-                let next = (seen | WRITER | others) & !HANDED;
-                if self.state.compare_exchange(seen, next, Acquire, Relaxed).is_ok() {
-                    return Ok(());
-                }
-                continue;
-            }
-            if seen & WRITERS == 0 && !spins.are_over() {
-                continue;
-            }
-            let mut parked = seen | WRITERS;
-            if has_slept && self.state.is_long(&mut since) {
-                parked |= LATE_WRITER;
-            }
-            if parked != seen
-                && self.state.compare_exchange(seen, parked, Relaxed, Relaxed).is_err()
-            {
-                continue;
-            }
-            others = WRITERS;
-            // A call that comes after the look at the state changes the turn.
-            let turn = self.turn.load(Acquire);
-            let seen = self.state.load(Relaxed);
-            let reserved = is_reserved(seen) && !has_slept;
-            if (seen & MASK == 0 && !reserved) || seen & WRITERS == 0 {
-                if deadline.is_some_and(|deadline| deadline.has_passed()) && seen & MASK != 0 {
-                    self.give_up();
-                    return Err(late("futex2::RwLock::write"));
-                }
-                continue;
-            }
-            let slept = if reserved {
-                briefly::<C>(deadline, |until| self.turn.wait(turn, until))
-            } else {
-                self.turn.wait(turn, deadline)
-            };
-            match slept {
-                Ok(Slept::Changed) if deadline.is_some_and(|deadline| deadline.has_passed()) => {
-                    self.give_up();
-                    return Err(late("futex2::RwLock::write"));
-                }
-                Ok(slept) => {
-                    has_slept |= slept.owes();
-                    spins = Spins::new();
-                }
-                Err(error) => {
-                    self.give_up();
-                    return Err(error);
-                }
-            }
-        }
-    }
-
-    /// A writer leaves without the lock: those whom its bit held up look again, and announce
-    /// themselves anew.
-    fn give_up(&self) {
-        let seen = self.state.fetch_and(!(READERS | WRITERS | HANDED), Relaxed);
-        step();
-        if seen & WRITERS != 0 {
-            self.call();
-        }
-        if seen & READERS != 0 {
-            self.state.wake(u32::MAX);
-        }
-    }
-
-    #[inline]
-    fn unlock_read(&self) {
-        let left = self.state.fetch_add(1_u32.wrapping_neg(), Release).wrapping_sub(1);
-        if left & MASK == 0 && left != 0 {
-            self.next(left, 0);
-        }
-    }
-
-    #[inline]
-    fn unlock_write(&self) {
-        if let Err(seen) = self.state.compare_exchange(WRITER, 0, Release, Relaxed) {
-            self.next(seen, WRITER);
-        }
-    }
-
-    fn downgrade(&self) {
-        let now = self.state.fetch_add((WRITER - 1).wrapping_neg(), Release);
-        let now = now.wrapping_sub(WRITER - 1);
-        // With a writer in line readers stay where they are.
-        if now & (READERS | WRITERS) == READERS {
-            self.state.fetch_and(!(READERS | LATE_READERS), Relaxed);
-            self.state.wake(u32::MAX);
-        }
-    }
-
-    /// Calls one writer; whether one slept.
-    fn call(&self) -> bool {
-        step();
-        self.turn.fetch_add(1, Release);
-        self.turn.wake(1) > 0
-    }
-
-    /// Gives back what is `held`, a writer's lock or nothing any more, and wakes who is next.
-    ///
-    /// A writer does both in one step, and so wakes somebody whoever takes the lock meanwhile. Were
-    /// it free for an instant with the sleepers still to be called, another writer that looks at
-    /// it without pause would take it each time, and the call, and with it the knowledge of who is
-    /// late. After readers that cannot go on for long: such a writer gives it back as a writer.
-    #[cold]
-    #[inline(never)]
-    fn next(&self, mut state: u32, mut held: u32) {
-        step();
-        // Whoever has taken it since sees to them.
-        while state & MASK == held {
-            let sleepers = state & (READERS | WRITERS);
-            let is_late = sleepers != 0 && state & (LATE_READERS | LATE_WRITER) != 0;
-            let handed = if is_late { HANDED } else { 0 };
-            let readers =
-                sleepers & READERS != 0 && (sleepers & WRITERS == 0 || state & LATE_READERS != 0);
-            let called = if readers { READERS } else { WRITERS };
-            let left = sleepers & !called;
-            if let Err(now) = self.state.compare_exchange(state, left | handed, Release, Relaxed) {
-                state = now;
-                continue;
-            }
-            held = 0;
-            step();
-            let is_woken = match sleepers {
-                0 => true,
-                _ if readers => self.state.wake(u32::MAX) > 0,
-                _ => self.call(),
-            };
-            if is_woken {
-                return;
-            }
-            // Nobody slept.
-            state = if is_late { self.state.fetch_and(!HANDED, Relaxed) & !HANDED } else { left };
-            if state & (READERS | WRITERS) == 0 {
-                return;
-            }
-        }
-    }
-}
-
-/// Sleeps until the deadline, but not for long.
-fn briefly<C: Cell<u32>>(
-    deadline: Option<Deadline>,
-    wait: impl FnOnce(Option<Deadline>) -> Result<Slept>,
-) -> Result<Slept> {
-    match wait(Some(C::briefly(deadline))) {
-        Err(_) if !deadline.is_some_and(|deadline| deadline.has_passed()) => Ok(Slept::Beat),
-        slept => slept,
-    }
-}
-
-#[cfg(all(test, not(loom)))]
-mod tests {
-    use super::super::cell::hogged::Hogged;
-    use super::*;
-    use crate::sync::AtomicU32;
-    use core::cell::OnceCell;
-
-    type Hog<'a> = Hogged<'a, AtomicU32>;
-
-    /// How many turns hogs have until `want` has got it: writers that take it at the very instant
-    /// at which it is free.
-    fn turns_of_hogs(want: fn(&Words<'_, Hog<'_>>) -> Result<()>) -> u32 {
-        let cells = OnceCell::<[&Hog<'_>; 2]>::new();
-        let seize = || {
-            let [state, _] = *cells.get().unwrap();
-            let seen = state.word.load(Relaxed);
-            if seen & (MASK | HANDED) == 0 {
-                state.word.store(seen | WRITER, Relaxed);
-            }
-        };
-        let again = || {
-            let [state, turn] = *cells.get().unwrap();
-            Words { state, turn }.unlock_write();
-        };
-        let cell = |value| Hogged::new(AtomicU32::new(value), &again, &seize);
-        let (state, turn) = (cell(WRITER), cell(0));
-        assert!(cells.set([&state, &turn]).is_ok());
-        want(&Words { state: &state, turn: &turn }).unwrap();
-        state.turns() + turn.turns()
-    }
-
-    /// The one who was woken in vain says so, and the next unlock is a hand-over.
-    #[test]
-    fn hogs_have_two_turns() {
-        assert_eq!(turns_of_hogs(|words| words.read_slowly(None)), 2);
-        assert_eq!(turns_of_hogs(|words| words.write_slowly(None)), 2);
-    }
-}
-
-#[cfg(all(test, loom))]
-mod models {
-    use super::super::cell::model::Modelled;
-    use super::*;
-    use crate::sync::{AtomicU32, model};
-    use loom::cell::UnsafeCell;
-    use loom::sync::Arc;
-    use loom::thread;
-
-    struct Shared {
-        state: Modelled<AtomicU32>,
-        turn: Modelled<AtomicU32>,
-        data: UnsafeCell<u32>,
-    }
-
-    impl Shared {
-        fn words(&self) -> Words<'_, Modelled<AtomicU32>> {
-            Words { state: &self.state, turn: &self.turn }
-        }
-        fn read(&self) {
-            if !self.words().try_read() {
-                self.words().read_slowly(None).unwrap();
-            }
-            // SAFETY: held for reading.
-            self.data.with(|data| unsafe { *data });
-            self.words().unlock_read();
-        }
-        fn write(&self) {
-            if !self.words().write_quickly() {
-                self.words().write_slowly(None).unwrap();
-            }
-            // SAFETY: held for writing.
-            self.data.with_mut(|data| unsafe { *data += 1 });
-            self.words().unlock_write();
-        }
-        fn downgrade(&self) {
-            if !self.words().try_write() {
-                self.words().write_slowly(None).unwrap();
-            }
-            // SAFETY: held for writing.
-            self.data.with_mut(|data| unsafe { *data += 1 });
-            self.words().downgrade();
-            // SAFETY: held for reading.
-            self.data.with(|data| unsafe { *data });
-            self.words().unlock_read();
-        }
-    }
-
-    fn run(bodies: [fn(&Shared); 2], own: fn(&Shared)) {
-        run_with(Modelled::<AtomicU32>::new, bodies, own);
-    }
-
-    fn run_with(state: fn(u32) -> Modelled<AtomicU32>, bodies: [fn(&Shared); 2], own: fn(&Shared)) {
-        model(move || {
-            let shared = Arc::new(Shared {
-                state: state(0),
-                turn: Modelled::<AtomicU32>::new(0),
-                data: UnsafeCell::new(0),
-            });
-            let others = bodies.map(|body| {
-                let shared = shared.clone();
-                thread::spawn(move || body(&shared))
-            });
-            own(&shared);
-            others.into_iter().for_each(|other| other.join().unwrap());
-            assert!(shared.words().try_write());
-        });
-    }
-
-    #[test]
-    fn a_writer_and_readers() {
-        run([Shared::read, Shared::write], Shared::read);
-    }
-
-    #[test]
-    fn writers_and_a_reader() {
-        run([Shared::write, Shared::read], Shared::write);
-    }
-
-    #[test]
-    fn a_writer_turns_reader() {
-        run([Shared::downgrade, Shared::read], Shared::write);
-    }
-
-    /// Whoever is woken and finds it held is late: with hand-overs, to readers and to writers.
-    #[test]
-    fn hand_over() {
-        run_with(Modelled::<AtomicU32>::impatient, [Shared::read, Shared::write], Shared::write);
-    }
-
-    #[test]
-    fn hand_over_to_readers() {
-        run_with(Modelled::<AtomicU32>::impatient, [Shared::read, Shared::read], Shared::write);
     }
 }

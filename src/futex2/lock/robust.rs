@@ -1,9 +1,11 @@
 //! A mutex whose holder's death is told.
 
-use super::identity::{is_dead, me};
-use super::raw_robust::{Patience, Taken, give_back, make_consistent, take, try_quick};
+use super::identity::{ID, is_dead, me};
+use super::raw_robust::{Taken, give_back, make_consistent, take, try_quick};
+use super::waiting::Patience;
 use crate::error::Result;
 use crate::futex2::{Deadline, Futex, Scope, Shared};
+use crate::sync::Ordering::Relaxed;
 use core::cell::UnsafeCell;
 use core::fmt;
 use core::marker::PhantomData;
@@ -30,6 +32,10 @@ impl<S: Scope> RawRobust<S> {
         take(&self.word, me, patience, is_dead)
     }
 
+    pub(super) fn is_locked(&self) -> bool {
+        self.word.load(Relaxed) & ID != 0
+    }
+
     pub(super) fn make_consistent(&self) {
         make_consistent(&self.word);
     }
@@ -48,10 +54,15 @@ impl<S: Scope> RawRobust<S> {
 /// unlocked one. It has 8 bytes, no limit on how many are held, and needs no registration.
 ///
 /// A death is noticed by the next one that locks. One that sleeps already looks every 50
-/// milliseconds. A process that was killed and that its parent has not waited for is dead.
+/// milliseconds, and at its deadline. A process that was killed and that its parent has not waited for
+/// is dead; that is seen at a look into `/proc`, within those times or by
+/// [`try_lock`](Self::try_lock).
+///
+/// Who comes at the right moment takes it before one who sleeps: nothing is handed over, so under
+/// contention without end a sleeper may starve.
 ///
 /// ```
-/// use unmerged::futex2::lock::{Locked, RobustMutex};
+/// use unmerged::futex2::lock::{Locked, Orphan, RobustMutex};
 ///
 /// static ACCOUNTS: RobustMutex<[i64; 2]> = RobustMutex::new([100, 0]);
 ///
@@ -59,7 +70,7 @@ impl<S: Scope> RawRobust<S> {
 ///     Locked::Clean(guard) => guard,
 ///     Locked::Orphaned(mut orphan) => {
 ///         orphan[1] = 100 - orphan[0]; // whatever makes it good
-///         orphan.make_consistent()
+///         Orphan::make_consistent(orphan)
 ///     }
 /// };
 /// accounts[0] -= 30;
@@ -67,27 +78,27 @@ impl<S: Scope> RawRobust<S> {
 /// # Ok::<(), unmerged::Error>(())
 /// ```
 #[repr(C)]
-pub struct RobustMutex<T, S: Scope = Shared> {
+pub struct RobustMutex<T: ?Sized, S: Scope = Shared> {
     raw: RawRobust<S>,
     value: UnsafeCell<T>,
 }
 
 // SAFETY: the value is reached by the holder alone.
-unsafe impl<T: Send, S: Scope> Send for RobustMutex<T, S> {}
+unsafe impl<T: ?Sized + Send, S: Scope> Send for RobustMutex<T, S> {}
 // SAFETY: as above.
-unsafe impl<T: Send, S: Scope> Sync for RobustMutex<T, S> {}
+unsafe impl<T: ?Sized + Send, S: Scope> Sync for RobustMutex<T, S> {}
 
 /// A robust mutex that was taken.
 #[derive(Debug)]
 #[must_use = "the lock is given back at once"]
-pub enum Locked<'a, T, S: Scope = Shared> {
+pub enum Locked<'a, T: ?Sized, S: Scope = Shared> {
     /// Its last holder gave it back.
     Clean(RobustGuard<'a, T, S>),
     /// Its last holder died: EOWNERDEAD.
     Orphaned(Orphan<'a, T, S>),
 }
 
-impl<'a, T, S: Scope> Locked<'a, T, S> {
+impl<'a, T: ?Sized, S: Scope> Locked<'a, T, S> {
     /// The lock; if its last holder died, `repair` makes the data good first.
     ///
     /// # Panics
@@ -98,7 +109,7 @@ impl<'a, T, S: Scope> Locked<'a, T, S> {
             Self::Clean(guard) => guard,
             Self::Orphaned(mut orphan) => {
                 repair(&mut orphan);
-                orphan.make_consistent()
+                Orphan::make_consistent(orphan)
             }
         }
     }
@@ -115,6 +126,13 @@ impl<T, S: Scope> RobustMutex<T, S> {
         Self { raw: RawRobust::new(), value: UnsafeCell::new(value) }
     }
 
+    /// The value, of a mutex that nobody else has. Whether its last holder died is not asked.
+    pub fn into_inner(self) -> T {
+        self.value.into_inner()
+    }
+}
+
+impl<T: ?Sized, S: Scope> RobustMutex<T, S> {
     /// Takes the lock, sleeping while a living thread holds it.
     ///
     /// # Errors
@@ -128,6 +146,9 @@ impl<T, S: Scope> RobustMutex<T, S> {
 
     /// Takes the lock if no living thread holds it. It may be used in signal handlers once this
     /// thread has used a robust mutex outside of one.
+    ///
+    /// If it is held, this asks the kernel about the holder and, if there is such a thread, reads
+    /// about it in `/proc`: some 10 µs. It does not wait.
     ///
     /// # Errors
     ///
@@ -148,6 +169,16 @@ impl<T, S: Scope> RobustMutex<T, S> {
         self.locked(Patience::Until(deadline))
     }
 
+    /// Whether it is held, be it by one who is dead; stale at once.
+    pub fn is_locked(&self) -> bool {
+        self.raw.is_locked()
+    }
+
+    /// The value, of a mutex that nobody else can reach. Whether its last holder died is not asked.
+    pub fn get_mut(&mut self) -> &mut T {
+        self.value.get_mut()
+    }
+
     #[inline]
     fn locked(&self, patience: Patience) -> Result<Locked<'_, T, S>> {
         let taken = self.raw.lock(patience)?;
@@ -159,7 +190,13 @@ impl<T, S: Scope> RobustMutex<T, S> {
     }
 }
 
-impl<T, S: Scope> fmt::Debug for RobustMutex<T, S> {
+impl<T: Default, S: Scope> Default for RobustMutex<T, S> {
+    fn default() -> Self {
+        Self::new(T::default())
+    }
+}
+
+impl<T: ?Sized, S: Scope> fmt::Debug for RobustMutex<T, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RobustMutex").field("word", &self.raw.word).finish_non_exhaustive()
     }
@@ -167,15 +204,15 @@ impl<T, S: Scope> fmt::Debug for RobustMutex<T, S> {
 
 /// The lock of a robust mutex, held until this is dropped.
 #[must_use = "the lock is given back at once"]
-pub struct RobustGuard<'a, T, S: Scope = Shared> {
+pub struct RobustGuard<'a, T: ?Sized, S: Scope = Shared> {
     mutex: &'a RobustMutex<T, S>,
     thread: PhantomData<*const ()>,
 }
 
 // SAFETY: a shared guard gives shared access to the value.
-unsafe impl<T: Sync, S: Scope> Sync for RobustGuard<'_, T, S> {}
+unsafe impl<T: ?Sized + Sync, S: Scope> Sync for RobustGuard<'_, T, S> {}
 
-impl<T, S: Scope> Deref for RobustGuard<'_, T, S> {
+impl<T: ?Sized, S: Scope> Deref for RobustGuard<'_, T, S> {
     type Target = T;
 
     #[inline]
@@ -185,7 +222,7 @@ impl<T, S: Scope> Deref for RobustGuard<'_, T, S> {
     }
 }
 
-impl<T, S: Scope> DerefMut for RobustGuard<'_, T, S> {
+impl<T: ?Sized, S: Scope> DerefMut for RobustGuard<'_, T, S> {
     #[inline]
     fn deref_mut(&mut self) -> &mut T {
         // SAFETY: the lock is held, and the guard borrowed for as long.
@@ -193,14 +230,14 @@ impl<T, S: Scope> DerefMut for RobustGuard<'_, T, S> {
     }
 }
 
-impl<T, S: Scope> Drop for RobustGuard<'_, T, S> {
+impl<T: ?Sized, S: Scope> Drop for RobustGuard<'_, T, S> {
     #[inline]
     fn drop(&mut self) {
         self.mutex.raw.unlock();
     }
 }
 
-impl<T: fmt::Debug, S: Scope> fmt::Debug for RobustGuard<'_, T, S> {
+impl<T: ?Sized + fmt::Debug, S: Scope> fmt::Debug for RobustGuard<'_, T, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         (**self).fmt(f)
     }
@@ -209,20 +246,20 @@ impl<T: fmt::Debug, S: Scope> fmt::Debug for RobustGuard<'_, T, S> {
 /// The lock of a robust mutex whose last holder died. Dropped as it is, it gives the data up: the
 /// mutex is ENOTRECOVERABLE from then on, for everybody.
 #[must_use = "the data is given up at once"]
-pub struct Orphan<'a, T, S: Scope = Shared> {
+pub struct Orphan<'a, T: ?Sized, S: Scope = Shared> {
     guard: RobustGuard<'a, T, S>,
 }
 
-impl<'a, T, S: Scope> Orphan<'a, T, S> {
-    /// The data is good again.
-    pub fn make_consistent(self) -> RobustGuard<'a, T, S> {
-        let this = ManuallyDrop::new(self);
+impl<'a, T: ?Sized, S: Scope> Orphan<'a, T, S> {
+    /// The data is good again. An associated function, so that it does not hide a method of `T`.
+    pub fn make_consistent(this: Self) -> RobustGuard<'a, T, S> {
+        let this = ManuallyDrop::new(this);
         this.guard.mutex.raw.make_consistent();
         RobustGuard { mutex: this.guard.mutex, thread: PhantomData }
     }
 }
 
-impl<T, S: Scope> Deref for Orphan<'_, T, S> {
+impl<T: ?Sized, S: Scope> Deref for Orphan<'_, T, S> {
     type Target = T;
 
     fn deref(&self) -> &T {
@@ -230,14 +267,14 @@ impl<T, S: Scope> Deref for Orphan<'_, T, S> {
     }
 }
 
-impl<T, S: Scope> DerefMut for Orphan<'_, T, S> {
+impl<T: ?Sized, S: Scope> DerefMut for Orphan<'_, T, S> {
     fn deref_mut(&mut self) -> &mut T {
         &mut self.guard
     }
 }
 
-impl<T: fmt::Debug, S: Scope> fmt::Debug for Orphan<'_, T, S> {
+impl<T: ?Sized + fmt::Debug, S: Scope> fmt::Debug for Orphan<'_, T, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Orphan").field(&**self).finish()
+        f.debug_tuple("Orphan").field(&&**self).finish()
     }
 }

@@ -14,7 +14,8 @@ use core::ops::{Deref, DerefMut};
 /// `RwLock<T, Shared>` works in memory that several processes map; zeros are an unlocked one. A
 /// reader or writer that [dies](super#what-goes-wrong) holds it for ever.
 ///
-/// A thread that reads must not read again: if a writer has come between, both wait for ever.
+/// A thread that reads must not read again: if somebody has begun to wait in between, it waits for
+/// that one, and that one for it. [`try_read`](Self::try_read) fails then.
 ///
 /// ```
 /// use unmerged::futex2::lock::RwLock;
@@ -49,14 +50,15 @@ impl<T, S: Scope> RwLock<T, S> {
 impl<T: ?Sized, S: Scope> RwLock<T, S> {
     /// Takes the lock for reading.
     #[inline]
-    pub fn read(&self) -> ReadGuard<'_, T, S> {
+    pub fn read(&self) -> RwLockReadGuard<'_, T, S> {
         self.raw.read();
         self.reading()
     }
 
-    /// Takes the lock for reading if that can be done at once. It may be used in signal handlers.
+    /// Takes the lock for reading if nobody holds it, or readers do and nobody waits. It may be used
+    /// in signal handlers.
     #[inline]
-    pub fn try_read(&self) -> Option<ReadGuard<'_, T, S>> {
+    pub fn try_read(&self) -> Option<RwLockReadGuard<'_, T, S>> {
         self.raw.try_read().then(|| self.reading())
     }
 
@@ -65,21 +67,21 @@ impl<T: ?Sized, S: Scope> RwLock<T, S> {
     /// # Errors
     ///
     /// ETIMEDOUT ([`is_timed_out`](crate::Error::is_timed_out)) at the deadline.
-    pub fn try_read_until(&self, deadline: Deadline) -> Result<ReadGuard<'_, T, S>> {
+    pub fn try_read_until(&self, deadline: Deadline) -> Result<RwLockReadGuard<'_, T, S>> {
         self.raw.try_read_until(deadline)?;
         Ok(self.reading())
     }
 
     /// Takes the lock for writing.
     #[inline]
-    pub fn write(&self) -> WriteGuard<'_, T, S> {
+    pub fn write(&self) -> RwLockWriteGuard<'_, T, S> {
         self.raw.write();
         self.writing()
     }
 
     /// Takes the lock for writing if nobody holds it. It may be used in signal handlers.
     #[inline]
-    pub fn try_write(&self) -> Option<WriteGuard<'_, T, S>> {
+    pub fn try_write(&self) -> Option<RwLockWriteGuard<'_, T, S>> {
         self.raw.try_write().then(|| self.writing())
     }
 
@@ -88,7 +90,7 @@ impl<T: ?Sized, S: Scope> RwLock<T, S> {
     /// # Errors
     ///
     /// ETIMEDOUT ([`is_timed_out`](crate::Error::is_timed_out)) at the deadline.
-    pub fn try_write_until(&self, deadline: Deadline) -> Result<WriteGuard<'_, T, S>> {
+    pub fn try_write_until(&self, deadline: Deadline) -> Result<RwLockWriteGuard<'_, T, S>> {
         self.raw.try_write_until(deadline)?;
         Ok(self.writing())
     }
@@ -104,13 +106,13 @@ impl<T: ?Sized, S: Scope> RwLock<T, S> {
     }
 
     #[inline]
-    fn reading(&self) -> ReadGuard<'_, T, S> {
-        ReadGuard { lock: self, thread: PhantomData }
+    fn reading(&self) -> RwLockReadGuard<'_, T, S> {
+        RwLockReadGuard { lock: self, thread: PhantomData }
     }
 
     #[inline]
-    fn writing(&self) -> WriteGuard<'_, T, S> {
-        WriteGuard { lock: self, thread: PhantomData }
+    fn writing(&self) -> RwLockWriteGuard<'_, T, S> {
+        RwLockWriteGuard { lock: self, thread: PhantomData }
     }
 }
 
@@ -128,15 +130,15 @@ impl<T: ?Sized, S: Scope> fmt::Debug for RwLock<T, S> {
 
 /// The lock, held for reading until this is dropped.
 #[must_use = "the lock is given back at once"]
-pub struct ReadGuard<'a, T: ?Sized, S: Scope = Private> {
+pub struct RwLockReadGuard<'a, T: ?Sized, S: Scope = Private> {
     lock: &'a RwLock<T, S>,
     thread: PhantomData<*const ()>,
 }
 
 // SAFETY: a shared guard gives shared access to the value.
-unsafe impl<T: ?Sized + Sync, S: Scope> Sync for ReadGuard<'_, T, S> {}
+unsafe impl<T: ?Sized + Sync, S: Scope> Sync for RwLockReadGuard<'_, T, S> {}
 
-impl<T: ?Sized, S: Scope> Deref for ReadGuard<'_, T, S> {
+impl<T: ?Sized, S: Scope> Deref for RwLockReadGuard<'_, T, S> {
     type Target = T;
 
     #[inline]
@@ -146,7 +148,7 @@ impl<T: ?Sized, S: Scope> Deref for ReadGuard<'_, T, S> {
     }
 }
 
-impl<T: ?Sized, S: Scope> Drop for ReadGuard<'_, T, S> {
+impl<T: ?Sized, S: Scope> Drop for RwLockReadGuard<'_, T, S> {
     #[inline]
     fn drop(&mut self) {
         // SAFETY: held for reading.
@@ -154,7 +156,7 @@ impl<T: ?Sized, S: Scope> Drop for ReadGuard<'_, T, S> {
     }
 }
 
-impl<T: ?Sized + fmt::Debug, S: Scope> fmt::Debug for ReadGuard<'_, T, S> {
+impl<T: ?Sized + fmt::Debug, S: Scope> fmt::Debug for RwLockReadGuard<'_, T, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         (**self).fmt(f)
     }
@@ -162,25 +164,26 @@ impl<T: ?Sized + fmt::Debug, S: Scope> fmt::Debug for ReadGuard<'_, T, S> {
 
 /// The lock, held for writing until this is dropped.
 #[must_use = "the lock is given back at once"]
-pub struct WriteGuard<'a, T: ?Sized, S: Scope = Private> {
+pub struct RwLockWriteGuard<'a, T: ?Sized, S: Scope = Private> {
     lock: &'a RwLock<T, S>,
     thread: PhantomData<*const ()>,
 }
 
 // SAFETY: a shared guard gives shared access to the value.
-unsafe impl<T: ?Sized + Sync, S: Scope> Sync for WriteGuard<'_, T, S> {}
+unsafe impl<T: ?Sized + Sync, S: Scope> Sync for RwLockWriteGuard<'_, T, S> {}
 
-impl<'a, T: ?Sized, S: Scope> WriteGuard<'a, T, S> {
-    /// Goes on as a reader; no other writer comes between.
-    pub fn downgrade(self) -> ReadGuard<'a, T, S> {
-        let this = ManuallyDrop::new(self);
+impl<'a, T: ?Sized, S: Scope> RwLockWriteGuard<'a, T, S> {
+    /// Goes on as a reader; no other writer comes between. An associated function, so that it does
+    /// not hide a method of `T`.
+    pub fn downgrade(this: Self) -> RwLockReadGuard<'a, T, S> {
+        let this = ManuallyDrop::new(this);
         // SAFETY: held for writing; the guard is not dropped.
         unsafe { this.lock.raw.downgrade() };
         this.lock.reading()
     }
 }
 
-impl<T: ?Sized, S: Scope> Deref for WriteGuard<'_, T, S> {
+impl<T: ?Sized, S: Scope> Deref for RwLockWriteGuard<'_, T, S> {
     type Target = T;
 
     #[inline]
@@ -190,7 +193,7 @@ impl<T: ?Sized, S: Scope> Deref for WriteGuard<'_, T, S> {
     }
 }
 
-impl<T: ?Sized, S: Scope> DerefMut for WriteGuard<'_, T, S> {
+impl<T: ?Sized, S: Scope> DerefMut for RwLockWriteGuard<'_, T, S> {
     #[inline]
     fn deref_mut(&mut self) -> &mut T {
         // SAFETY: held for writing, and the guard borrowed for as long.
@@ -198,7 +201,7 @@ impl<T: ?Sized, S: Scope> DerefMut for WriteGuard<'_, T, S> {
     }
 }
 
-impl<T: ?Sized, S: Scope> Drop for WriteGuard<'_, T, S> {
+impl<T: ?Sized, S: Scope> Drop for RwLockWriteGuard<'_, T, S> {
     #[inline]
     fn drop(&mut self) {
         // SAFETY: held for writing.
@@ -206,7 +209,7 @@ impl<T: ?Sized, S: Scope> Drop for WriteGuard<'_, T, S> {
     }
 }
 
-impl<T: ?Sized + fmt::Debug, S: Scope> fmt::Debug for WriteGuard<'_, T, S> {
+impl<T: ?Sized + fmt::Debug, S: Scope> fmt::Debug for RwLockWriteGuard<'_, T, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         (**self).fmt(f)
     }

@@ -1,9 +1,9 @@
 //! Waiting for the first of several.
 
 use super::bell::Listener;
-use super::cell::sleep;
+use super::waiting::{BEAT, sleep};
 use crate::error::{Error, Result};
-use crate::futex2::{Deadline, Shared, Waiter, waitv};
+use crate::futex2::{Deadline, Waiter, waitv};
 use core::time::Duration;
 use rustix::io::Errno;
 
@@ -100,8 +100,8 @@ pub fn select(sources: &[&dyn Source], deadline: Option<Deadline>) -> Result<usi
             return Err(Error::new(OPERATION, Errno::TIMEDOUT));
         }
         let until = nap.map(|nap| Deadline::or_sooner(deadline, nap)).or(deadline);
-        // With a beat, as shared words need.
-        match sleep::<Shared>(until, |until| waitv(&waiters, until).map(drop)) {
+        let beat = waiters.iter().any(|waiter| !waiter.place.private).then_some(BEAT);
+        match sleep(until, beat, |until| waitv(&waiters, until).map(drop)) {
             Err(error) if !error.is_timed_out() => return Err(error),
             _ => slept = true,
         }

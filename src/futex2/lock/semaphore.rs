@@ -9,17 +9,23 @@
 //! as many as it brings permits. Whoever was woken takes its permit and sets the bit again,
 //! because others may sleep; and if permits are left, it wakes one more.
 
-use super::cell::{Cell, Slept, Spins, late};
+use super::cell::Cell;
 use super::select::{Announced, Ready, Source};
+use super::waiting::{Spins, without_fail};
 use crate::error::{Error, Result};
 use crate::futex2::{Deadline, Futex, Private, Scope};
 use crate::sync::Ordering::{Acquire, Relaxed, Release};
 use core::fmt;
-use rustix::io::Errno;
 
 const PARKED: u32 = 1 << 31;
+const ACQUIRE: &str = "futex2::Semaphore::acquire";
+const RELEASE: &str = "futex2::Semaphore::release";
+const WAIT: &str = "futex2::AutoEvent::wait";
 
 /// A counting semaphore: permits that are taken and given back, by anybody.
+///
+/// Who comes at the right moment takes a permit before one who sleeps: there is no queue, so
+/// under contention without end a sleeper may starve.
 ///
 /// In shared memory zeros are one without permits. The permits of a process that dies are gone.
 ///
@@ -57,8 +63,7 @@ impl<S: Scope> Semaphore<S> {
     #[inline]
     pub fn acquire(&self) {
         if !try_take(&self.word) {
-            // Without a deadline nothing fails on 32 bits.
-            let _ = take(&self.word, None);
+            without_fail(|| take(&self.word, None, ACQUIRE));
         }
     }
 
@@ -74,7 +79,7 @@ impl<S: Scope> Semaphore<S> {
     ///
     /// ETIMEDOUT at the deadline.
     pub fn acquire_until(&self, deadline: Deadline) -> Result<()> {
-        if try_take(&self.word) { Ok(()) } else { take(&self.word, Some(deadline)) }
+        if try_take(&self.word) { Ok(()) } else { take(&self.word, Some(deadline), ACQUIRE) }
     }
 
     /// Gives `n` permits.
@@ -90,6 +95,13 @@ impl<S: Scope> Semaphore<S> {
     /// Permits now; stale at once.
     pub fn available(&self) -> u32 {
         self.word.load(Relaxed) & !PARKED
+    }
+}
+
+impl<S: Scope> Default for Semaphore<S> {
+    /// Without permits.
+    fn default() -> Self {
+        Self::new(0)
     }
 }
 
@@ -109,7 +121,8 @@ impl<S: Scope> Source for Semaphore<S> {
     }
 }
 
-/// An event that lets one waiter through and resets itself: what others call auto-reset.
+/// An event that lets one waiter through and resets itself: what others call auto-reset. Which one,
+/// a sleeper or one that comes just then, is open.
 ///
 /// In shared memory zeros are one that is not set.
 #[repr(C)]
@@ -137,7 +150,7 @@ impl<S: Scope> AutoEvent<S> {
     /// Waits until it is set, and resets it.
     pub fn wait(&self) {
         if !try_take(&self.word) {
-            let _ = take(&self.word, None);
+            without_fail(|| take(&self.word, None, WAIT));
         }
     }
 
@@ -147,12 +160,19 @@ impl<S: Scope> AutoEvent<S> {
     ///
     /// ETIMEDOUT at the deadline.
     pub fn wait_until(&self, deadline: Deadline) -> Result<()> {
-        if try_take(&self.word) { Ok(()) } else { take(&self.word, Some(deadline)) }
+        if try_take(&self.word) { Ok(()) } else { take(&self.word, Some(deadline), WAIT) }
     }
 
     /// Whether it is set; stale at once.
     pub fn is_set(&self) -> bool {
         self.word.load(Relaxed) & !PARKED != 0
+    }
+}
+
+impl<S: Scope> Default for AutoEvent<S> {
+    /// Not set.
+    fn default() -> Self {
+        Self::new(false)
     }
 }
 
@@ -191,9 +211,17 @@ fn announce<C: Cell<u32>>(word: &C) -> Option<u32> {
     }
 }
 
-/// One who was woken does not take its permit: the next one may.
+/// One who was woken takes nothing here: the next one may. If there is no permit any more, the next
+/// release has to wake, and is told so.
 fn pass_on<C: Cell<u32>>(word: &C) {
-    if word.load(Relaxed) & !PARKED != 0 {
+    let mut seen = word.load(Relaxed);
+    while seen == 0 {
+        match word.compare_exchange(0, PARKED, Relaxed, Relaxed) {
+            Ok(_) => return,
+            Err(now) => seen = now,
+        }
+    }
+    if seen & !PARKED != 0 {
         word.wake(1);
     }
 }
@@ -212,7 +240,7 @@ fn try_take<C: Cell<u32>>(word: &C) -> bool {
 
 #[cold]
 #[inline(never)]
-fn take<C: Cell<u32>>(word: &C, deadline: Option<Deadline>) -> Result<()> {
+fn take<C: Cell<u32>>(word: &C, deadline: Option<Deadline>, operation: &'static str) -> Result<()> {
     let mut spins = Spins::new();
     let mut duty = false;
     loop {
@@ -234,10 +262,7 @@ fn take<C: Cell<u32>>(word: &C, deadline: Option<Deadline>) -> Result<()> {
             continue;
         }
         duty = false;
-        let slept = word.wait(PARKED, deadline)?;
-        if slept == Slept::Changed && deadline.is_some_and(|deadline| deadline.has_passed()) {
-            return Err(late("futex2::acquire"));
-        }
+        let slept = word.wait(PARKED, deadline).map_err(|error| error.within(operation))?;
         duty |= slept.owes();
     }
 }
@@ -255,13 +280,7 @@ fn give<C: Cell<u32>>(word: &C, n: u32, most: u32, saturate: bool) -> Result<()>
         let next = match now.checked_add(n) {
             Some(next) if next <= most => next,
             _ if saturate => now.max(most),
-            _ => {
-                return Err(Error::with(
-                    "futex2::Semaphore::release",
-                    Errno::OVERFLOW,
-                    format_args!("{now} + {n} permits of at most {most}"),
-                ));
-            }
+            _ => return Err(Error::too_many(RELEASE, now, n, most)),
         };
         match word.compare_exchange(seen, next, Release, Relaxed) {
             Ok(_) => break,
@@ -277,8 +296,9 @@ fn give<C: Cell<u32>>(word: &C, n: u32, most: u32, saturate: bool) -> Result<()>
 #[cfg(all(test, loom))]
 mod models {
     use super::super::cell::model::Modelled;
+    use super::super::waiting::BEAT;
     use super::*;
-    use crate::sync::{AtomicU32, model};
+    use crate::sync::{AtomicBool, AtomicU32, model};
     use loom::cell::UnsafeCell;
     use loom::sync::Arc;
     use loom::thread;
@@ -290,7 +310,7 @@ mod models {
             let shared = Arc::new((Modelled::<AtomicU32>::new(1), UnsafeCell::new(0)));
             let body = |(word, data): &(Modelled<AtomicU32>, UnsafeCell<u32>)| {
                 if !try_take(word) {
-                    take(word, None).unwrap();
+                    take(word, None, ACQUIRE).unwrap();
                 }
                 // SAFETY: the permit is held.
                 data.with_mut(|data| unsafe { *data += 1 });
@@ -311,12 +331,70 @@ mod models {
             let takers: Vec<_> = (0..2)
                 .map(|_| {
                     let word = word.clone();
-                    thread::spawn(move || take(&*word, None).unwrap())
+                    thread::spawn(move || take(&*word, None, ACQUIRE).unwrap())
                 })
                 .collect();
             give(&*word, 1, 9, false).unwrap();
             give(&*word, 1, 9, false).unwrap();
             takers.into_iter().for_each(|taker| taker.join().unwrap());
+        });
+    }
+
+    /// Of two that sleep one leaves at its deadline, or has the permit: the other one has the next.
+    #[test]
+    fn one_gives_up() {
+        model(|| {
+            let word = Arc::new(Modelled::<AtomicU32>::new(0));
+            let other = word.clone();
+            let patient = thread::spawn(move || take(&*other, None, ACQUIRE).unwrap());
+            let other = word.clone();
+            let late = thread::spawn(move || {
+                let far = Deadline::monotonic(core::time::Duration::MAX);
+                take(&*other, Some(far), ACQUIRE).is_ok()
+            });
+            word.end_deadlines(1);
+            give(&*word, 1, 9, false).unwrap();
+            if late.join().unwrap() {
+                give(&*word, 1, 9, false).unwrap();
+            }
+            patient.join().unwrap();
+        });
+    }
+
+    /// A thread that selects is woken, a third one takes the permit, and it goes on with another
+    /// source, without a look at this one: who sleeps here has the next permit.
+    #[test]
+    fn a_wake_is_passed_on() {
+        model(|| {
+            let shared = Arc::new((Modelled::<AtomicU32>::new(0), AtomicBool::new(false).ready()));
+            let other = shared.clone();
+            let taker = thread::spawn(move || take(&other.0, None, ACQUIRE).unwrap());
+            let other = shared.clone();
+            let selector = thread::spawn(move || {
+                let (word, first) = &*other;
+                let mut slept = false;
+                // The first source is looked at first.
+                while !first.load(Acquire)
+                    && let Some(expected) = announce(word)
+                {
+                    word.nap(expected, None, Some(BEAT)).unwrap();
+                    slept = true;
+                }
+                if slept {
+                    pass_on(word);
+                }
+            });
+            let (word, first) = &*shared;
+            give(word, 1, 9, false).unwrap();
+            let is_taken = try_take(word);
+            first.store(true, Release);
+            // The first source wakes it.
+            word.end_naps(1);
+            if is_taken {
+                give(word, 1, 9, false).unwrap();
+            }
+            taker.join().unwrap();
+            selector.join().unwrap();
         });
     }
 }
