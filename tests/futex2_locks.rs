@@ -1,744 +1,18 @@
-//! The locks of futex2 among the threads of one process: exclusion with plain data, deadlines, no
-//! herd, no waiter left behind.
+//! What all locks of futex2 have in common: signals, deadlines, selecting, waits that the kernel
+//! refuses. And the channel between threads.
 
 mod common;
+#[path = "common/locks.rs"]
+mod locks;
 
-use common::{SetAtEnd, child, handle_with, role, succeed};
-use std::cell::UnsafeCell;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use common::{SetAtEnd, asleep, child, handle_with, own_tid, refuse, role, succeed};
+use locks::{LONG, far, soon, threads};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 use unmerged::futex2::lock::{
-    AutoEvent, Channel, Condvar, Event, Locked, Mutex, MutexGuard, Once, Orphan, RobustMutex,
-    RwLock, RwLockWriteGuard, Semaphore, select,
+    AutoEvent, Channel, Condvar, Event, Mutex, Once, RobustMutex, RwLock, Semaphore, Source, select,
 };
-use unmerged::futex2::{Deadline, Private, Scope, Shared};
-
-const LONG: Duration = Duration::from_secs(60);
-
-fn soon() -> Deadline {
-    Deadline::after(Duration::from_millis(5))
-}
-
-fn past() -> Deadline {
-    Deadline::monotonic(Duration::ZERO)
-}
-
-/// Runs `body` in each of `n` threads.
-fn threads(n: usize, body: impl Fn(usize) + Sync) {
-    std::thread::scope(|scope| {
-        for me in 0..n {
-            let body = &body;
-            scope.spawn(move || body(me));
-        }
-    });
-}
-
-/// Plain words that are equal whenever nobody is inside.
-struct Plain(UnsafeCell<[u64; 4]>);
-
-// SAFETY: reached under the lock that a test is about.
-unsafe impl Sync for Plain {}
-
-impl Plain {
-    const fn new() -> Self {
-        Self(UnsafeCell::new([0; 4]))
-    }
-    /// # Safety
-    ///
-    /// The caller excludes all others.
-    unsafe fn add_one(&self) {
-        let words = self.0.get().cast::<u64>();
-        let value = self.check();
-        for index in 0..4 {
-            // SAFETY: one of four words that are ours for now.
-            unsafe { words.add(index).write_volatile(value + 1) };
-        }
-    }
-    fn check(&self) -> u64 {
-        // SAFETY: nobody writes, if the lock works.
-        let words = unsafe { self.0.get().read_volatile() };
-        assert!(words.iter().all(|word| *word == words[0]), "{words:?}");
-        words[0]
-    }
-}
-
-const ROUNDS: usize = 20_000;
-
-fn mutex<S: Scope>() {
-    let (mutex, plain) = (Mutex::<(), S>::new(()), Plain::new());
-    threads(4, |me| {
-        for round in 0..ROUNDS / 4 {
-            let guard = match (round + me) % 5 {
-                0 => mutex.try_lock_until(Deadline::after(LONG)).unwrap(),
-                1 => loop {
-                    match mutex.try_lock_until(Deadline::after(Duration::from_micros(20))) {
-                        Ok(guard) => break guard,
-                        Err(error) => assert!(error.is_timed_out()),
-                    }
-                },
-                2 => mutex.try_lock().unwrap_or_else(|| mutex.lock()),
-                _ => mutex.lock(),
-            };
-            // SAFETY: the lock is held.
-            unsafe { plain.add_one() };
-            if round % 7 == 0 {
-                MutexGuard::unlock_fair(guard);
-            }
-        }
-    });
-    assert_eq!(plain.check(), ROUNDS as u64);
-    assert!(!mutex.is_locked());
-}
-
-#[test]
-fn mutex_private() {
-    mutex::<Private>();
-}
-
-#[test]
-fn mutex_shared() {
-    mutex::<Shared>();
-}
-
-/// Of std's and parking_lot's suites: try_lock, into_inner, get_mut, a mutex in a mutex, unsized,
-/// access while unwinding, Debug.
-#[test]
-fn mutex_smoke() {
-    let mut mutex = Mutex::<_>::new(vec![1]);
-    assert!(format!("{mutex:?}").contains("[1]"));
-    let guard = mutex.lock();
-    assert!(mutex.try_lock().is_none() && mutex.is_locked());
-    assert!(mutex.try_lock_until(past()).unwrap_err().is_timed_out());
-    assert!(mutex.try_lock_until(soon()).unwrap_err().is_timed_out());
-    assert!(format!("{mutex:?}").contains("locked"));
-    drop(guard);
-    mutex.get_mut().push(2);
-    assert_eq!(mutex.into_inner(), [1, 2]);
-    let nested = Mutex::<_>::new(Mutex::<_>::new(1));
-    *nested.lock().lock() += 1;
-    let unsized_: &Mutex<[i32]> = &Mutex::new([1, 2, 3]);
-    unsized_.lock()[0] = 4;
-    assert_eq!(*unsized_.lock(), [4, 2, 3]);
-    // No poison: a panic gives the lock back.
-    let result = catch_unwind(AssertUnwindSafe(|| {
-        let _guard = nested.lock();
-        std::panic::resume_unwind(Box::new(()));
-    }));
-    assert!(result.is_err() && !nested.is_locked());
-    assert_eq!(*nested.lock().lock(), 2);
-}
-
-/// A hand-over: from the unlock on the lock is the sleeper's, and looks locked until that one
-/// has had it.
-#[test]
-fn a_fair_unlock_hands_over() {
-    (0..20).for_each(|_| assert!(is_handed_over()));
-}
-
-fn is_handed_over() -> bool {
-    let (mutex, tid) = (Mutex::<u32>::new(0), AtomicU32::new(0));
-    std::thread::scope(|scope| {
-        let guard = mutex.lock();
-        scope.spawn(|| {
-            tid.store(gettid(), Ordering::SeqCst);
-            *mutex.lock() = 1;
-        });
-        while tid.load(Ordering::SeqCst) == 0 || !is_asleep(tid.load(Ordering::SeqCst)) {
-            std::thread::yield_now();
-        }
-        MutexGuard::unlock_fair(guard);
-        // Who locks would wait for the sleeper as well, but not for long.
-        while mutex.is_locked() {
-            std::thread::yield_now();
-        }
-        *mutex.lock() == 1
-    })
-}
-
-fn gettid() -> u32 {
-    // SAFETY: asks for a number.
-    unsafe { libc::gettid() }.cast_unsigned()
-}
-
-fn is_asleep(tid: u32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/self/task/{tid}/stat")).unwrap();
-    stat.rsplit_once(") ").unwrap().1.starts_with('S')
-}
-
-/// Threads that want a lock which two hogs pass to and fro.
-const WAITERS: usize = 2;
-/// How often each of them wants it.
-const WANTS: usize = 3;
-
-/// How many turns two hogs have until everybody has got what it wants. The one that does not hold
-/// the lock looks at it without pause, and has it long before anybody who is woken can run. A turn
-/// lasts until all that still want the lock sleep, and longer than anybody is to be passed over.
-/// `turn` takes the lock, if it can, and holds it while it calls what it is given.
-fn turns_of_hogs(
-    is_locked: impl Fn() -> bool + Sync,
-    turn: impl Fn(&dyn Fn()) + Sync,
-    want: impl Fn() + Sync,
-) -> usize {
-    const MOST: usize = WAITERS * WANTS * 20;
-    let tids: Vec<_> = (0..WAITERS).map(|_| AtomicU32::new(0)).collect();
-    let done: Vec<_> = (0..WAITERS).map(|_| AtomicBool::new(false)).collect();
-    let turns = AtomicUsize::new(0);
-    let inside = AtomicBool::new(false);
-    let held = || {
-        inside.store(true, Ordering::SeqCst);
-        for (tid, done) in tids.iter().zip(&done) {
-            while !done.load(Ordering::SeqCst) && !sleeps(tid.load(Ordering::SeqCst)) {
-                std::thread::yield_now();
-            }
-        }
-        std::thread::sleep(Duration::from_micros(500));
-        inside.store(false, Ordering::SeqCst);
-        turns.fetch_add(1, Ordering::SeqCst);
-    };
-    let hog = || {
-        while turns.load(Ordering::SeqCst) < MOST
-            && !done.iter().all(|done| done.load(Ordering::SeqCst))
-        {
-            if is_locked() {
-                std::hint::spin_loop();
-            } else {
-                turn(&held);
-            }
-        }
-    };
-    threads(WAITERS + 2, |me| match (tids.get(me), done.get(me)) {
-        (Some(tid), Some(done)) => {
-            tid.store(gettid(), Ordering::SeqCst);
-            for _ in 0..WANTS {
-                while !inside.load(Ordering::SeqCst) && turns.load(Ordering::SeqCst) < MOST {
-                    std::thread::yield_now();
-                }
-                want();
-            }
-            done.store(true, Ordering::SeqCst);
-        }
-        _ => hog(),
-    });
-    let turns = turns.into_inner();
-    assert!(turns < MOST, "somebody was starved");
-    turns
-}
-
-/// Whether a thread that may have ended is asleep.
-fn sleeps(tid: u32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/self/task/{tid}/stat")).unwrap_or_default();
-    stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('S'))
-}
-
-#[test]
-fn hogs_of_a_mutex_starve_nobody() {
-    fn run<S: Scope>() {
-        let mutex = Mutex::<(), S>::new(());
-        let turn = |held: &dyn Fn()| {
-            if let Some(_guard) = mutex.try_lock() {
-                held();
-            }
-        };
-        let turns = turns_of_hogs(|| mutex.is_locked(), turn, || drop(mutex.lock()));
-        eprintln!("{turns} turns of the hogs, {} of the others", WAITERS * WANTS);
-    }
-    run::<Private>();
-    run::<Shared>();
-}
-
-/// Writers that hog, against readers, against writers, and against both.
-#[test]
-fn hogs_of_a_rwlock_starve_nobody() {
-    fn run<S: Scope>() {
-        let (lock, number) = (RwLock::<(), S>::new(()), AtomicUsize::new(0));
-        let is_locked = || lock.is_locked();
-        let turn = |held: &dyn Fn()| {
-            if let Some(_guard) = lock.try_write() {
-                held();
-            }
-        };
-        let read = turns_of_hogs(is_locked, turn, || drop(lock.read()));
-        let write = turns_of_hogs(is_locked, turn, || drop(lock.write()));
-        let both = turns_of_hogs(is_locked, turn, || {
-            if number.fetch_add(1, Ordering::Relaxed) % 2 == 0 {
-                drop(lock.read());
-            } else {
-                drop(lock.write());
-            }
-        });
-        eprintln!("{read}, {write}, {both} turns of the hogs, {} of the others", WAITERS * WANTS);
-    }
-    run::<Private>();
-    run::<Shared>();
-}
-
-fn rwlock<S: Scope>() {
-    let (lock, plain) = (RwLock::<(), S>::new(()), Plain::new());
-    let writes = AtomicU64::new(0);
-    threads(4, |me| {
-        for round in 0..ROUNDS / 4 {
-            match (round + me) % 6 {
-                0 => {
-                    let guard = lock.write();
-                    // SAFETY: the only writer, without readers.
-                    unsafe { plain.add_one() };
-                    writes.fetch_add(1, Ordering::Relaxed);
-                    let guard = RwLockWriteGuard::downgrade(guard);
-                    plain.check();
-                    drop(guard);
-                }
-                1 => {
-                    let soon = Deadline::after(Duration::from_micros(20));
-                    if let Ok(_guard) = lock.try_write_until(soon) {
-                        // SAFETY: as above.
-                        unsafe { plain.add_one() };
-                        writes.fetch_add(1, Ordering::Relaxed);
-                    }
-                }
-                2 => {
-                    let soon = Deadline::after(Duration::from_micros(20));
-                    if let Ok(_guard) = lock.try_read_until(soon) {
-                        plain.check();
-                    }
-                }
-                3 => {
-                    if let Some(_guard) = lock.try_read() {
-                        plain.check();
-                    }
-                }
-                _ => {
-                    let _guard = lock.read();
-                    plain.check();
-                }
-            }
-        }
-    });
-    assert_eq!(plain.check(), writes.into_inner());
-    drop(lock.write());
-}
-
-#[test]
-fn rwlock_private() {
-    rwlock::<Private>();
-}
-
-#[test]
-fn rwlock_shared() {
-    rwlock::<Shared>();
-}
-
-#[test]
-fn rwlock_smoke() {
-    let mut lock = RwLock::<_>::new(1);
-    {
-        let (one, two) = (lock.read(), lock.try_read().unwrap());
-        assert_eq!((*one, *two), (1, 1));
-        assert!(lock.try_write().is_none());
-        assert!(lock.try_write_until(soon()).unwrap_err().is_timed_out());
-        // The writer that gave up keeps nobody out.
-        assert!(lock.try_read().is_some());
-    }
-    let mut guard = lock.write();
-    assert!(lock.try_read().is_none() && lock.try_write().is_none());
-    assert!(lock.try_read_until(soon()).unwrap_err().is_timed_out());
-    *guard = 2;
-    let guard = RwLockWriteGuard::downgrade(guard);
-    assert!(*guard == 2 && lock.try_read().is_some() && lock.try_write().is_none());
-    drop(guard);
-    *lock.get_mut() = 3;
-    assert_eq!(*lock.read(), 3);
-    assert_eq!(lock.into_inner(), 3);
-}
-
-/// A writer that waits keeps new readers out, so readers that overlap without end do not starve it.
-#[test]
-fn readers_do_not_starve_a_writer() {
-    let (lock, stop) = (RwLock::<u32>::new(0), AtomicBool::new(false));
-    std::thread::scope(|scope| {
-        let finish = SetAtEnd(&stop);
-        for _ in 0..3 {
-            scope.spawn(|| {
-                while !stop.load(Ordering::Relaxed) {
-                    let _guard = lock.read();
-                    std::thread::sleep(Duration::from_micros(100));
-                }
-            });
-        }
-        for _ in 0..20 {
-            *lock.write() += 1;
-        }
-        drop(finish);
-    });
-}
-
-fn condvar<S: Scope>() {
-    // std's: one tells, one is told; deadlines; all are told.
-    let (mutex, condvar) = (Mutex::<u32, S>::new(0), Condvar::<S>::new());
-    condvar.notify_one();
-    condvar.notify_all();
-    let mut guard = mutex.lock();
-    for deadline in [past(), soon()] {
-        while let Ok(()) = condvar.wait_until(&mut guard, deadline) {}
-        assert!(deadline.has_passed());
-    }
-    drop(guard);
-    threads(5, |me| {
-        if me == 0 {
-            for _ in 0..4 {
-                *mutex.lock() += 1;
-                condvar.notify_one();
-            }
-        } else {
-            let mut guard = mutex.lock();
-            condvar.wait_while(&mut guard, |n| *n == 0);
-            *guard -= 1;
-        }
-    });
-    assert_eq!(mutex.into_inner(), 0);
-}
-
-#[test]
-fn condvar_private() {
-    condvar::<Private>();
-}
-
-#[test]
-fn condvar_shared() {
-    condvar::<Shared>();
-}
-
-/// A queue of one place, several producers and consumers, one condition for all: each change tells
-/// all. Nothing is lost, and nobody is left asleep.
-#[test]
-fn notify_all_reaches_all() {
-    const ITEMS: u64 = 2000;
-    fn run<S: Scope>() {
-        let (queue, changed) = (Mutex::<Option<u64>, S>::new(None), Condvar::<S>::new());
-        let sum = AtomicU64::new(0);
-        threads(6, |me| {
-            for item in 0..ITEMS / 3 {
-                let mut queue = queue.lock();
-                if me < 3 {
-                    changed.wait_while(&mut queue, |queue| queue.is_some());
-                    *queue = Some(item);
-                } else {
-                    changed.wait_while(&mut queue, |queue| queue.is_none());
-                    sum.fetch_add(queue.take().unwrap(), Ordering::Relaxed);
-                }
-                drop(queue);
-                changed.notify_all();
-            }
-        });
-        assert_eq!(sum.into_inner(), 3 * (0..ITEMS / 3).sum::<u64>());
-    }
-    run::<Private>();
-    run::<Shared>();
-}
-
-/// How often this thread gave its CPU up to wait.
-fn switches() -> u64 {
-    // SAFETY: the kernel fills the structure.
-    unsafe {
-        let mut usage = std::mem::zeroed::<libc::rusage>();
-        assert_eq!(libc::getrusage(libc::RUSAGE_THREAD, &raw mut usage), 0);
-        usage.ru_nvcsw as u64
-    }
-}
-
-/// `notify_all` under the mutex: each waiter sleeps on and wakes when it gets the mutex, so it sleeps
-/// once. With a herd all would wake, find the mutex held, and sleep a second time.
-#[test]
-fn waiters_are_moved_not_herded() {
-    const WAITERS: usize = 24;
-    fn run<S: Scope>() -> u64 {
-        let (mutex, condvar) = (Mutex::<bool, S>::new(false), Condvar::<S>::new());
-        let (asleep, total) = (AtomicUsize::new(0), AtomicU64::new(0));
-        let tids: Vec<_> = (0..WAITERS).map(|_| AtomicU32::new(0)).collect();
-        std::thread::scope(|scope| {
-            for tid in &tids {
-                let (mutex, condvar, asleep, total) = (&mutex, &condvar, &asleep, &total);
-                scope.spawn(move || {
-                    let mut guard = mutex.lock();
-                    tid.store(gettid(), Ordering::SeqCst);
-                    asleep.fetch_add(1, Ordering::SeqCst);
-                    let before = switches();
-                    while !*guard {
-                        condvar.wait(&mut guard);
-                    }
-                    total.fetch_add(switches() - before, Ordering::SeqCst);
-                    // Long enough for a herd to find it held.
-                    std::thread::sleep(Duration::from_micros(300));
-                });
-            }
-            while asleep.load(Ordering::SeqCst) < WAITERS
-                || !tids.iter().all(|tid| is_asleep(tid.load(Ordering::SeqCst)))
-            {
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            let mut guard = mutex.lock();
-            *guard = true;
-            condvar.notify_all();
-            std::thread::sleep(Duration::from_millis(5));
-            drop(guard);
-        });
-        total.into_inner()
-    }
-    // One sleep each, one more of the one that moves the others, and a few that only slow guests see;
-    // a herd has twice as many.
-    let most = WAITERS as u64 * 3 / 2;
-    let private = run::<Private>();
-    assert!(private <= most, "{private} sleeps of {WAITERS} waiters");
-    // In shared memory a slow guest may take longer than a beat.
-    let shared = run::<Shared>();
-    assert!(shared <= 2 * most, "{shared} sleeps of {WAITERS} waiters");
-}
-
-/// Two mutexes with one condition, one after the other, and a guard of an unsized value.
-#[test]
-fn one_mutex_after_the_other() {
-    let condvar = Condvar::<Private>::new();
-    let mutexes = [Mutex::<_>::new([1]), Mutex::<_>::new([2])];
-    for mutex in &mutexes {
-        let mutex: &Mutex<[i32]> = mutex;
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                mutex.lock()[0] = 0;
-                condvar.notify_all();
-            });
-            let mut guard: MutexGuard<'_, [i32]> = mutex.lock();
-            condvar.wait_while(&mut guard, |value| value[0] != 0);
-        });
-    }
-}
-
-fn semaphore<S: Scope>() {
-    const PERMITS: u32 = 2;
-    let semaphore = Semaphore::<S>::new(PERMITS);
-    let inside = AtomicU32::new(0);
-    threads(5, |me| {
-        for round in 0..ROUNDS / 5 {
-            if (round + me) % 3 == 0 {
-                if semaphore.acquire_until(Deadline::after(Duration::from_micros(20))).is_err() {
-                    continue;
-                }
-            } else {
-                semaphore.acquire();
-            }
-            assert!(inside.fetch_add(1, Ordering::SeqCst) < PERMITS);
-            inside.fetch_sub(1, Ordering::SeqCst);
-            semaphore.release(1).unwrap();
-        }
-    });
-    assert_eq!(semaphore.available(), PERMITS);
-    // Many at once reach as many.
-    let semaphore = Semaphore::<S>::new(0);
-    std::thread::scope(|scope| {
-        for _ in 0..6 {
-            scope.spawn(|| semaphore.acquire());
-        }
-        semaphore.release(2).unwrap();
-        semaphore.release(4).unwrap();
-    });
-    assert!(!semaphore.try_acquire());
-    assert!(semaphore.acquire_until(soon()).unwrap_err().is_timed_out());
-    semaphore.release(Semaphore::<S>::MOST).unwrap();
-    let error = semaphore.release(1).unwrap_err();
-    assert_eq!((error.raw_os_error(), semaphore.try_acquire()), (libc::EOVERFLOW, true));
-}
-
-#[test]
-fn no_permits_wake_nobody_and_forget_nobody() {
-    let semaphore = Semaphore::<Private>::new(0);
-    std::thread::scope(|scope| {
-        let sleeper = common::asleep(scope, || semaphore.acquire());
-        semaphore.release(0).unwrap();
-        semaphore.release(1).unwrap();
-        sleeper.join().unwrap();
-    });
-}
-
-#[test]
-fn semaphore_private() {
-    semaphore::<Private>();
-}
-
-#[test]
-fn semaphore_shared() {
-    semaphore::<Shared>();
-}
-
-fn events<S: Scope>() {
-    let event = Event::<S>::new(false);
-    assert!(event.wait_until(past()).unwrap_err().is_timed_out());
-    assert!(event.wait_until(soon()).unwrap_err().is_timed_out() && !event.reset());
-    // A pulse reaches all that wait.
-    let ready = AtomicUsize::new(0);
-    std::thread::scope(|scope| {
-        let waiters: Vec<_> = (0..4)
-            .map(|_| {
-                scope.spawn(|| {
-                    ready.fetch_add(1, Ordering::SeqCst);
-                    event.wait();
-                })
-            })
-            .collect();
-        while !waiters.iter().all(|waiter| waiter.is_finished()) {
-            event.set();
-            event.reset();
-            std::thread::yield_now();
-        }
-    });
-    event.set();
-    event.set();
-    event.wait();
-    assert!(event.is_set() && event.reset() && !event.is_set());
-    // One that resets itself lets one through each time.
-    let auto = AutoEvent::<S>::new(false);
-    auto.set();
-    auto.set();
-    assert!(auto.is_set() && auto.reset() && !auto.reset());
-    assert!(auto.wait_until(soon()).unwrap_err().is_timed_out());
-    let (turns, back) = (AtomicU32::new(0), AutoEvent::<S>::new(false));
-    threads(2, |me| {
-        for _ in 0..500 {
-            if me == 0 {
-                auto.set();
-                back.wait();
-            } else {
-                auto.wait();
-                turns.fetch_add(1, Ordering::SeqCst);
-                back.set();
-            }
-        }
-    });
-    assert_eq!(turns.into_inner(), 500);
-}
-
-#[test]
-fn events_private() {
-    events::<Private>();
-}
-
-#[test]
-fn events_shared() {
-    events::<Shared>();
-}
-
-#[test]
-fn once_and_panics() {
-    fn run<S: Scope>() {
-        let (once, plain) = (Once::<S>::new(), Plain::new());
-        let failed = catch_unwind(AssertUnwindSafe(|| {
-            once.call_once(|| std::panic::resume_unwind(Box::new(())));
-        }));
-        assert!(failed.is_err() && !once.is_done());
-        threads(6, |_| {
-            // SAFETY: run once.
-            once.call_once(|| unsafe { plain.add_one() });
-            assert_eq!(plain.check(), 1);
-        });
-        assert!(once.is_done());
-        once.call_once_until(past(), || panic!("done already")).unwrap();
-        let busy = Once::<S>::new();
-        busy.call_once(|| {
-            let error = busy.call_once_until(soon(), || panic!("begun already")).unwrap_err();
-            assert!(error.is_timed_out());
-        });
-    }
-    run::<Private>();
-    run::<Shared>();
-}
-
-fn robust<S: Scope>() {
-    let (mutex, plain) = (RobustMutex::<(), S>::new(()), Plain::new());
-    threads(4, |me| {
-        for round in 0..ROUNDS / 8 {
-            let locked = match (round + me) % 3 {
-                0 => mutex.try_lock_until(Deadline::after(LONG)),
-                1 => mutex.try_lock().or_else(|error| {
-                    assert!(error.is_would_block());
-                    mutex.lock()
-                }),
-                _ => mutex.lock(),
-            };
-            let Locked::Clean(_guard) = locked.unwrap() else { panic!("nobody died") };
-            // SAFETY: the lock is held.
-            unsafe { plain.add_one() };
-        }
-    });
-    assert_eq!(plain.check(), (ROUNDS / 8 * 4) as u64);
-    let guard = mutex.lock().unwrap();
-    assert_eq!(mutex.lock().unwrap_err().raw_os_error(), libc::EDEADLK);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            assert!(mutex.try_lock().unwrap_err().is_would_block());
-            assert!(mutex.try_lock_until(soon()).unwrap_err().is_timed_out());
-        });
-    });
-    drop(guard);
-}
-
-#[test]
-fn robust_private() {
-    robust::<Private>();
-}
-
-#[test]
-fn robust_shared() {
-    robust::<Shared>();
-}
-
-/// A thread that ends with the lock: the next one is told, repairs or gives up.
-#[test]
-fn the_end_of_a_holder_is_told() {
-    let mutex = RobustMutex::<u32>::new(1);
-    let end_with = |value| {
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                let mut guard = mutex.lock().unwrap().or_repair(|_| panic!("nobody died"));
-                *guard = value;
-                std::mem::forget(guard);
-            });
-        });
-    };
-    end_with(2);
-    // A scope may end before the thread has.
-    let locked = mutex.lock().unwrap();
-    let Locked::Orphaned(mut orphan) = locked else { panic!("not told") };
-    assert_eq!(*orphan, 2);
-    *orphan = 3;
-    assert_eq!(*Orphan::make_consistent(orphan), 3);
-    assert!(!mutex.lock().unwrap().is_orphaned());
-    // One that sleeps already.
-    let (me, held) = (gettid(), AtomicBool::new(false));
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            std::mem::forget(mutex.lock().unwrap());
-            held.store(true, Ordering::SeqCst);
-            while !sleeps(me) {
-                std::thread::yield_now();
-            }
-        });
-        while !held.load(Ordering::SeqCst) {
-            std::thread::yield_now();
-        }
-        assert_eq!(*mutex.lock().unwrap().or_repair(|value| *value = 4), 4);
-    });
-    // Given up: nobody gets it any more, not even those who sleep.
-    end_with(5);
-    std::thread::scope(|scope| {
-        let orphan = mutex.lock().unwrap();
-        assert!(orphan.is_orphaned());
-        let other = scope.spawn(|| mutex.lock().map(drop));
-        std::thread::sleep(Duration::from_millis(2));
-        drop(orphan);
-        assert_eq!(other.join().unwrap().unwrap_err().raw_os_error(), libc::ENOTRECOVERABLE);
-    });
-    for error in [mutex.lock().map(drop), mutex.try_lock().map(drop)] {
-        assert_eq!(error.unwrap_err().raw_os_error(), libc::ENOTRECOVERABLE);
-    }
-}
+use unmerged::futex2::{Deadline, Private, Shared};
 
 /// Several senders, several receivers, a small ring: each item once, those of one sender in order.
 #[test]
@@ -838,7 +112,7 @@ fn select_the_first() {
         for _ in 0..3 {
             scope.spawn(|| {
                 loop {
-                    let sources: [&dyn unmerged::futex2::lock::Source; 4] =
+                    let sources: [&dyn Source; 4] =
                         [&stop, &a.receiving(), &permits, &b.receiving()];
                     let got = match select(&sources, None).unwrap() {
                         1 => a.try_recv().is_ok(),
@@ -856,6 +130,15 @@ fn select_the_first() {
         }
         // Ordinary waiters beside those that select.
         scope.spawn(|| {
+            loop {
+                permits.acquire_until(far()).expect("left asleep");
+                if stop.is_set() {
+                    return;
+                }
+                taken.fetch_add(1, Ordering::SeqCst);
+            }
+        });
+        scope.spawn(|| {
             while a.recv().is_ok() {
                 items.fetch_add(1, Ordering::SeqCst);
             }
@@ -869,6 +152,7 @@ fn select_the_first() {
             std::thread::yield_now();
         }
         stop.set();
+        permits.release(1).unwrap();
         a.close();
     });
     assert_eq!((items.into_inner(), taken.into_inner()), (2 * ITEMS, ITEMS));
@@ -882,6 +166,117 @@ fn select_in_shadow() {
         command.env("UNMERGED_FUTEX2", "shadow");
         succeed(command);
     }
+}
+
+/// One that selects is woken for a permit, finds it gone and goes on with something else: who sleeps
+/// for a permit has the next one.
+#[test]
+fn a_permit_that_was_selected_and_is_gone() {
+    for _ in 0..100 {
+        let (permits, stop) = (Semaphore::<Private>::new(0), Event::<Private>::new(false));
+        std::thread::scope(|scope| {
+            // The first in the queue.
+            let selector = asleep(scope, || select(&[&stop, &permits], Some(far())));
+            let sleeper = asleep(scope, || permits.acquire_until(far()));
+            permits.release(1).unwrap();
+            let was_faster = permits.try_acquire();
+            stop.set();
+            selector.join().unwrap().expect("it is stopped");
+            if was_faster {
+                permits.release(1).unwrap();
+            }
+            sleeper.join().unwrap().expect("left asleep");
+        });
+    }
+}
+
+/// Nobody looks again and again after what only this process changes.
+#[test]
+fn a_private_selector_sleeps_on() {
+    let (permits, stop) = (Semaphore::<Private>::new(0), Event::<Private>::new(false));
+    let tid = AtomicI32::new(0);
+    let switches = || {
+        let tid = tid.load(Ordering::SeqCst);
+        let status = std::fs::read_to_string(format!("/proc/self/task/{tid}/status")).unwrap();
+        let line = status.lines().find(|line| line.starts_with("voluntary")).unwrap().to_owned();
+        line
+    };
+    std::thread::scope(|scope| {
+        let selector = asleep(scope, || {
+            tid.store(own_tid(), Ordering::SeqCst);
+            select(&[&stop, &permits], None)
+        });
+        let before = switches();
+        std::thread::sleep(Duration::from_millis(120));
+        assert_eq!(switches(), before);
+        stop.set();
+        assert_eq!(selector.join().unwrap().unwrap(), 0);
+    });
+}
+
+/// The kernel refuses to let a thread wait: what it asked for it has nevertheless, or goes on asking.
+#[test]
+fn a_wait_that_is_refused() {
+    if role().is_none() {
+        return succeed(child("a_wait_that_is_refused", "child"));
+    }
+    static MUTEX: Mutex<()> = Mutex::new(());
+    static LOCK: RwLock<()> = RwLock::new(());
+    static PERMITS: Semaphore<Shared> = Semaphore::new(0);
+    static AUTO: AutoEvent = AutoEvent::new(false);
+    static ONCE: Once<Shared> = Once::new();
+    static TURN: AtomicU32 = AtomicU32::new(0);
+    static PASSED: AtomicU32 = AtomicU32::new(0);
+    let waits: [fn(); 6] = [
+        || drop(MUTEX.lock()),
+        || drop(LOCK.read()),
+        || drop(LOCK.write()),
+        || PERMITS.acquire(),
+        || AUTO.wait(),
+        || ONCE.call_once(|| panic!("it runs already")),
+    ];
+    std::thread::spawn(move || {
+        refuse(libc::SYS_futex, libc::EPERM);
+        for (turn, wait) in (1..).zip(waits) {
+            while TURN.load(Ordering::SeqCst) != turn {
+                std::thread::sleep(Duration::from_micros(100));
+            }
+            wait();
+            PASSED.store(turn, Ordering::SeqCst);
+        }
+        // Its end would be told by a wake that is refused.
+        loop {
+            std::thread::sleep(LONG);
+        }
+    });
+    let turn = |turn: u32| {
+        TURN.store(turn, Ordering::SeqCst);
+        std::thread::sleep(Duration::from_millis(5));
+        assert_eq!(PASSED.load(Ordering::SeqCst), turn - 1, "it has what nobody gave");
+    };
+    let passed = |turn: u32| {
+        while PASSED.load(Ordering::SeqCst) != turn {
+            std::thread::sleep(Duration::from_micros(100));
+        }
+    };
+    let guard = MUTEX.lock();
+    turn(1);
+    drop(guard);
+    passed(1);
+    for at in [2, 3] {
+        let guard = LOCK.write();
+        turn(at);
+        drop(guard);
+        passed(at);
+    }
+    turn(4);
+    PERMITS.release(1).unwrap();
+    passed(4);
+    turn(5);
+    AUTO.set();
+    passed(5);
+    ONCE.call_once(|| turn(6));
+    passed(6);
 }
 
 extern "C" fn ignore(_: libc::c_int) {}
@@ -915,11 +310,11 @@ fn signals() {
         let (mutex, condvar) = (Mutex::<u32>::new(0), Condvar::<Private>::new());
         let (lock, semaphore) = (RwLock::<()>::new(()), Semaphore::<Shared>::new(0));
         let channel = Channel::<u8>::bounded(1).unwrap();
-        let (stage, waiting) = (AtomicU32::new(9), AtomicU32::new(0));
+        let (stage, waiting) = (AtomicU32::new(9), AtomicI32::new(0));
         std::thread::scope(|scope| {
             let guard = lock.write();
             let waiter = scope.spawn(|| {
-                waiting.store(gettid(), Ordering::SeqCst);
+                waiting.store(own_tid(), Ordering::SeqCst);
                 stage.store(0, Ordering::SeqCst);
                 let far = Deadline::after(LONG);
                 semaphore.acquire_until(far).unwrap();
@@ -939,7 +334,7 @@ fn signals() {
                 }
                 for _ in 0..20 {
                     std::thread::sleep(Duration::from_micros(100));
-                    let tid = waiting.load(Ordering::SeqCst).cast_signed();
+                    let tid = waiting.load(Ordering::SeqCst);
                     // SAFETY: a thread that has not been joined.
                     unsafe { libc::syscall(libc::SYS_tkill, tid, libc::SIGUSR1) };
                 }
@@ -965,6 +360,18 @@ fn deadlines_hold_whatever_others_write() {
     struct Words([AtomicU64; 4]);
     let words = Words([const { AtomicU64::new(0) }; 4]);
     let stop = AtomicBool::new(false);
+    let done = std::sync::Arc::new(AtomicBool::new(false));
+    let watched = done.clone();
+    std::thread::spawn(move || {
+        let begin = std::time::Instant::now();
+        while !watched.load(Ordering::SeqCst) {
+            if begin.elapsed() > LONG {
+                eprintln!("a wait has outlived its deadline");
+                std::process::abort();
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    });
     std::thread::scope(|scope| {
         let finish = SetAtEnd(&stop);
         scope.spawn(|| {
@@ -1000,6 +407,7 @@ fn deadlines_hold_whatever_others_write() {
                 let _ = (*at.cast::<Condvar<Shared>>()).wait_until(&mut guard, soon());
             }
         }
+        done.store(true, Ordering::SeqCst);
         drop(finish);
     });
 }

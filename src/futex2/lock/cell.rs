@@ -279,11 +279,17 @@ pub(super) mod hogged {
         seize: &'a dyn Fn(),
         turns: Plain<u32>,
         wakes: Plain<u32>,
+        asleep: usize,
     }
 
     impl<'a, A> Hogged<'a, A> {
         pub(in super::super) fn new(word: A, turn: &'a dyn Fn(), seize: &'a dyn Fn()) -> Self {
-            Self { word, turn, seize, turns: Plain::new(0), wakes: Plain::new(0) }
+            Self { word, turn, seize, turns: Plain::new(0), wakes: Plain::new(0), asleep: 1 }
+        }
+
+        /// Each wake finds nobody.
+        pub(in super::super) fn nobody_sleeps(self) -> Self {
+            Self { asleep: 0, ..self }
         }
 
         /// How many turns they had.
@@ -341,7 +347,7 @@ pub(super) mod hogged {
                 }
                 fn wake(&self, _: u32) -> usize {
                     self.wakes.set(self.wakes.get() + 1);
-                    1
+                    self.asleep
                 }
                 fn wake_own(&self, n: u32) -> bool {
                     self.wake(n) != 0

@@ -251,6 +251,25 @@ mod tests {
         lock_contended(&hogged, None, false).unwrap();
         assert_eq!(hogged.turns(), 2);
     }
+
+    /// Whoever takes the lock that was given back may free it: from then on it is left alone.
+    #[test]
+    fn an_unlock_is_the_last_write() {
+        for seen in [LOCKED, LOCKED | PARKED, LOCKED | PARKED | STARVED] {
+            let cell = core::cell::OnceCell::<&Hogged<'_, AtomicU8>>::new();
+            let seize = || {
+                let word = &cell.get().unwrap().word;
+                if word.load(Relaxed) & LOCKED == 0 {
+                    // What somebody else keeps there.
+                    word.store(u8::MAX, Relaxed);
+                }
+            };
+            let hogged = Hogged::new(AtomicU8::new(seen), &|| {}, &seize).nobody_sleeps();
+            assert!(cell.set(&hogged).is_ok());
+            unlock(&hogged, false);
+            assert_eq!(hogged.word.load(Relaxed), u8::MAX, "{seen:#x}");
+        }
+    }
 }
 
 #[cfg(all(test, loom))]

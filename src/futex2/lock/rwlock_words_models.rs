@@ -158,6 +158,24 @@ fn a_reader_gives_up() {
     );
 }
 
+/// Readers that were late have left, and their bits are still there: the writer is called, be it that a
+/// wake counts others.
+#[test]
+fn late_readers_have_left() {
+    for counted in [Counted::Exactly, Counted::WithOthers] {
+        model(move || {
+            let word = |value| Word::new(value).counted(counted);
+            let state = word(WRITER | READERS | LATE_READERS);
+            let shared = Arc::new(Shared { state, turn: word(0), data: UnsafeCell::new(0) });
+            let other = shared.clone();
+            let writer = thread::spawn(move || other.write());
+            shared.words().unlock_write();
+            writer.join().unwrap();
+            assert!(shared.words().try_write());
+        });
+    }
+}
+
 /// It was handed to one that is dead: who sleeps takes it after a beat, be it to read or to write.
 #[test]
 fn handed_to_the_dead() {
