@@ -173,32 +173,60 @@ fn contended_rwlock(options: &Options, name: &'static str, cpus: usize, threads:
 /// An arm and its name.
 type Named<'a> = (&'a str, &'a (dyn Fn() + Sync));
 
+/// How many turns are timed together: a look at the clock takes as long as a turn.
+const TIMED: u64 = 16;
+
+/// How evenly an arm serves its threads.
+#[derive(Clone, Copy)]
+struct Shares {
+    /// Jain's index: 1 is even.
+    jain: f64,
+    /// The largest share by the smallest.
+    ratio: f64,
+    /// The longest time that one of them had to wait for [`TIMED`] turns, in milliseconds; also if it
+    /// did not get them until the end.
+    longest: f64,
+}
+
 /// Prints how evenly each arm serves its threads: medians of a few runs.
 fn fairness(options: &Options, name: &str, cpus: usize, threads: usize, arms: &[Named<'_>]) {
-    if !options.wants(name) || !options.is_measured() || options.is_json() {
+    if !options.wants(name) || !options.is_measured() {
         return;
     }
-    let mut all = vec![[vec![], vec![], vec![]]; arms.len()];
+    let mut all = vec![vec![]; arms.len()];
     for _ in 0..5 {
-        for ((_, op), figures) in arms.iter().zip(&mut all) {
-            let (jain, ratio, longest) = shares(cpus, threads, *op);
-            figures.iter_mut().zip([jain, ratio, longest]).for_each(|(to, one)| to.push(one));
+        for ((_, op), runs) in arms.iter().zip(&mut all) {
+            runs.push(shares(cpus, threads, *op));
         }
     }
-    for ((who, _), figures) in arms.iter().zip(all) {
-        let [jain, ratio, longest] = figures.map(|mut of| {
-            of.sort_by(f64::total_cmp);
-            of[of.len() / 2]
-        });
-        println!(
-            "    {who:<24} fairness {jain:.3} (Jain), max/min {ratio:.1}, longest wait {longest:.1} ms"
-        );
+    let median = |runs: &[Shares], of: fn(&Shares) -> f64| {
+        let mut figures: Vec<f64> = runs.iter().map(of).collect();
+        figures.sort_by(f64::total_cmp);
+        figures[figures.len() / 2]
+    };
+    let mut json = serde_json::Map::new();
+    for ((who, _), runs) in arms.iter().zip(all) {
+        let jain = median(&runs, |run| run.jain);
+        let ratio = median(&runs, |run| run.ratio);
+        let longest = median(&runs, |run| run.longest);
+        if options.is_json() {
+            let figures =
+                serde_json::json!({ "jain": jain, "max_min": ratio, "longest_ms": longest });
+            json.insert((*who).to_owned(), figures);
+        } else {
+            println!(
+                "    {who:<24} fairness {jain:.3} (Jain), max/min {ratio:.1}, \
+                 longest {TIMED} turns {longest:.1} ms"
+            );
+        }
+    }
+    if options.is_json() {
+        println!("{}", serde_json::json!({ "name": format!("{name}/fairness"), "arms": json }));
     }
 }
 
-/// How evenly `threads` threads are served in a while: Jain's index (1 is even), the largest share
-/// by the smallest, and the longest that one of them waited, in milliseconds.
-fn shares(cpus: usize, threads: usize, op: &(dyn Fn() + Sync)) -> (f64, f64, f64) {
+/// `threads` threads take turns for a while.
+fn shares(cpus: usize, threads: usize, op: &(dyn Fn() + Sync)) -> Shares {
     let stop = AtomicBool::new(false);
     let served: Vec<(f64, f64)> = std::thread::scope(|scope| {
         let all: Vec<_> = (0..threads)
@@ -211,13 +239,13 @@ fn shares(cpus: usize, threads: usize, op: &(dyn Fn() + Sync)) -> (f64, f64, f64
                     while !stop.load(Ordering::Relaxed) {
                         op();
                         n += 1;
-                        if n.is_multiple_of(16) {
+                        if n.is_multiple_of(TIMED) {
                             let now = Instant::now();
                             longest = longest.max(now - last);
                             last = now;
                         }
                     }
-                    (n as f64, longest.as_secs_f64() * 1e3)
+                    (n as f64, longest.max(last.elapsed()).as_secs_f64() * 1e3)
                 })
             })
             .collect();
@@ -230,7 +258,11 @@ fn shares(cpus: usize, threads: usize, op: &(dyn Fn() + Sync)) -> (f64, f64, f64
     let squares: f64 = served.iter().map(|one| one.0 * one.0).sum();
     let most = served.iter().map(|one| one.0).fold(0.0, f64::max);
     let least = served.iter().map(|one| one.0).fold(f64::MAX, f64::min).max(1.0);
-    (sum * sum / (n * squares), most / least, served.iter().map(|one| one.1).fold(0.0, f64::max))
+    Shares {
+        jain: sum * sum / (n * squares),
+        ratio: most / least,
+        longest: served.iter().map(|one| one.1).fold(0.0, f64::max),
+    }
 }
 
 const CAPACITY: u32 = 1024;

@@ -1,4 +1,7 @@
 //! The traits of lock_api, so that what is generic over them runs on these locks.
+//!
+//! A readers-writer lock of ours has no `RawRwLockFair`, `RawRwLockRecursive` or
+//! `RawRwLockUpgrade`.
 
 use super::{RawMutex, RawRwLock};
 use crate::futex2::{Deadline, Scope};

@@ -26,13 +26,13 @@
 //!
 //! | type | bytes | |
 //! |---|---|---|
-//! | [`Mutex`] | 1 | a waiter that was passed over for 0.1 ms is handed the lock |
-//! | [`RwLock`] | 8 | a waiting writer keeps new readers out; whoever was passed over for 0.1 ms is handed the lock; writers can turn readers |
+//! | [`Mutex`] | 1 | if a waiter was passed over for 0.1 ms, the lock is kept for those who have slept |
+//! | [`RwLock`] | 8 | a waiting writer keeps new readers out; if somebody was passed over for 0.1 ms, the lock is kept for those who have slept; writers can turn readers |
 //! | [`Condvar`] | 24 | `notify_all` moves waiters to the mutex: they wake one by one |
-//! | [`Semaphore`] | 4 | up to 2³¹ − 1 permits |
-//! | [`Event`], [`AutoEvent`] | 4 | stays set until it is reset; lets one through and resets itself |
+//! | [`Semaphore`] | 4 | up to 2³¹ − 1 permits; nothing is kept for who sleeps, so one may starve |
+//! | [`Event`], [`AutoEvent`] | 4 | stays set until it is reset; lets one through and resets itself, as a semaphore does |
 //! | [`Once`] | 1 | |
-//! | [`RobustMutex`] | 8 | its holder's death is told, its data can be made good |
+//! | [`RobustMutex`] | 8 | its holder's death is told, its data can be made good; nothing is kept for who sleeps |
 //! | [`Channel`] | | bounded, any number of senders and receivers, no lock in it; survives deaths |
 //! | [`Sender`], [`Receiver`] | | its ends apart: the channel closes when one side is gone |
 //!
@@ -44,15 +44,18 @@
 //! parking_lot have it. Data that must survive half of a change needs a [`RobustMutex`], or a
 //! change that is one store.
 //!
-//! With the feature `lock_api`, [`RawMutex`] and [`RawRwLock`] have the traits of that crate, timed
-//! and, where that means something, fair; so `lock_api::Mutex<RawMutex<Private>, T>` is one of ours.
+//! With the feature `lock_api`, [`RawMutex`] has that crate's `RawMutex`, `RawMutexTimed` and
+//! `RawMutexFair`, and [`RawRwLock`] its `RawRwLock`, `RawRwLockTimed` and `RawRwLockDowngrade`; so
+//! `lock_api::Mutex<RawMutex<Private>, T>` is one of ours. What is generic over fair unlocks, recursive
+//! or upgradable reads of a readers-writer lock does not compile with ours: it has none.
 //!
 //! # What goes wrong
 //!
 //! | | what happens |
 //! |---|---|
 //! | a signal is handled while a thread waits | it goes on waiting |
-//! | a deadline | every wait has a form with one. It is not missed, also when others change the word without pause; what was taken at that instant is taken, and no wake is lost with a waiter that leaves |
+//! | a deadline | every wait has a form with one. It is not missed when others change the word without pause, unless each change of ours meets one of theirs, time after time; what was taken at that instant is taken, and no wake is lost with a waiter that leaves |
+//! | the kernel refuses to let a thread wait | a call without a deadline tries again until it has what it is for; one that returns an error returns that |
 //! | in a signal handler | the `try_` forms, [`Event::is_set`], [`Event::set`], [`Semaphore::release`] and [`AutoEvent::set`]: none waits. Others may wait for the thread that was interrupted |
 //! | fork, private | the child has a copy. What other threads held is held in it for ever, as with every lock; what the forking thread holds is held by both. Waiters are not copied; at worst a wake finds nobody |
 //! | fork, shared | one lock still. A guard that the forking thread holds must be forgotten in one of the two; that of a robust mutex belongs to the parent |
@@ -62,6 +65,7 @@
 //! | a process dies *waiting*, or woken, or while it wakes | the others go on: whoever waits in shared memory looks again every 50 ms. A dead waiter of a [`Condvar`] stays counted: a notification that nobody waits for is then a system call |
 //! | others write anything into shared memory | errors, wrong data, a lock that seems held or free; nothing out of bounds, and no wait longer than its deadline |
 //! | a lock is moved or unmapped while somebody waits | the borrow checker, and for shared memory the caller, prevent it |
+//! | its memory is freed by who takes it next | a [`Mutex`] is not written after it was given back for all, but its address is woken; after a fair unlock, or by the other locks, it may be. So memory that stays mapped can be used anew by who has the mutex after an ordinary unlock, and other memory when all unlocks have returned |
 
 mod bell;
 mod cell;
