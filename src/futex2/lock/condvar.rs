@@ -142,31 +142,41 @@ impl<S: Scope> Condvar<S> {
     #[cold]
     #[inline(never)]
     fn call(&self, all: bool) {
-        self.advance(all);
-        self.wake(1);
+        self.notify_by(all, || self.wake(1));
     }
 
-    /// What a notifier does before it wakes one.
-    fn advance(&self, all: bool) {
+    /// What a notifier does that has found a waiter.
+    fn notify_by(&self, all: bool, wake_one: impl FnOnce()) {
         self.sequence.fetch_add(1, Release);
         step();
         if all {
             self.broadcast.store(1, Release);
             step();
         }
+        wake_one();
     }
 
-    /// A waiter comes, with the mutex; whether there was none, and what to sleep on.
-    fn enter(&self) -> (bool, u32) {
+    /// What a waiter does that has the mutex. `unlock` is told whether nobody else waits, `sleep` on
+    /// which value of the sequence.
+    fn wait_by(
+        &self,
+        unlock: impl FnOnce(bool),
+        sleep: impl FnOnce(u32) -> Result<()>,
+        take_along: impl FnOnce(),
+        lock: impl FnOnce(),
+    ) -> Result<()> {
         let alone = self.waiters.fetch_add(1, Relaxed) == 0;
-        (alone, self.sequence.load(Relaxed))
-    }
-
-    /// A waiter leaves; whether it has to take the others along.
-    fn leave(&self) -> bool {
+        let seen = self.sequence.load(Relaxed);
+        unlock(alone);
+        let slept = sleep(seen);
         self.waiters.fetch_sub(1, Relaxed);
         step();
-        self.broadcast.load(Relaxed) != 0 && self.broadcast.swap(0, AcqRel) != 0
+        if self.broadcast.load(Relaxed) != 0 && self.broadcast.swap(0, AcqRel) != 0 {
+            step();
+            take_along();
+        }
+        lock();
+        slept
     }
 
     fn wake(&self, n: u32) {
@@ -186,26 +196,28 @@ impl<S: Scope> Condvar<S> {
         let mutex = guard.raw();
         let address = ptr::from_ref(mutex).cast::<u8>();
         let way = address.addr().wrapping_sub(ptr::from_ref(self).addr());
-        let (alone, seen) = self.enter();
-        let known = self.way.load(Relaxed);
-        if known != way {
-            self.way.store(if alone || known == 0 { way } else { MIXED }, Relaxed);
-        }
         let place = Place { address, bytes: 1, private: S::PRIVATE };
         // Counted as a waiter of the mutex, to which it may be moved.
         let seat = if S::PRIVATE { Seat::private(address.addr()) } else { Seat::NOWHERE };
         let counted = seat.enter();
-        // SAFETY: the guard holds it, and has it again before this returns.
-        unsafe { mutex.unlock() };
-        let slept = self.sleep(seen, place.mask(&Options::new()), counted.sure, deadline);
-        drop(counted);
-        if self.leave() {
-            step();
-            self.take_along(way, &place);
-        }
-        // A wake of the mutex may have been spent on this thread.
-        without_fail(|| lock_contended(mutex.word(), None, true));
-        slept
+        self.wait_by(
+            |alone| {
+                let known = self.way.load(Relaxed);
+                if known != way {
+                    self.way.store(if alone || known == 0 { way } else { MIXED }, Relaxed);
+                }
+                // SAFETY: the guard holds it, and has it again before this returns.
+                unsafe { mutex.unlock() };
+            },
+            |seen| {
+                let slept = self.sleep(seen, place.mask(&Options::new()), counted.sure, deadline);
+                drop(counted);
+                slept
+            },
+            || self.take_along(way, &place),
+            // A wake of the mutex may have been spent on this thread.
+            || without_fail(|| lock_contended(mutex.word(), None, true)),
+        )
     }
 
     fn sleep(&self, seen: u32, mask: u32, sure: bool, deadline: Option<Deadline>) -> Result<()> {
@@ -258,153 +270,5 @@ impl<S: Scope> fmt::Debug for Condvar<S> {
 }
 
 #[cfg(all(test, loom))]
-mod models {
-    use super::super::cell::Cell;
-    use super::super::cell::model::Modelled;
-    use super::super::raw_mutex::{LOCKED, try_slowly, unlock};
-    use super::*;
-    use crate::sync::{AtomicU8, Ordering, fence, model};
-    use loom::cell::UnsafeCell;
-    use loom::sync::{Arc, Condvar as Bed, Mutex as Bucket};
-    use loom::thread;
-
-    #[derive(Default)]
-    struct Sleepers {
-        asleep: usize,
-        wakes: usize,
-        moved: usize,
-    }
-
-    /// A mutex with a number, and those who wait for a change of it.
-    struct Shared {
-        condvar: Condvar,
-        mutex: Modelled<AtomicU8>,
-        number: UnsafeCell<u32>,
-        /// The kernel's queue of the condition variable.
-        bucket: Bucket<Sleepers>,
-        bed: Bed,
-    }
-
-    impl Shared {
-        fn new() -> Arc<Self> {
-            let condvar = Condvar::<Private>::new();
-            Arc::new(Self {
-                condvar: Condvar {
-                    sequence: condvar.sequence.ready(),
-                    waiters: condvar.waiters.ready(),
-                    broadcast: condvar.broadcast.ready(),
-                    way: condvar.way.ready(),
-                    scope: PhantomData,
-                },
-                mutex: Modelled::<AtomicU8>::new(0),
-                number: UnsafeCell::new(0),
-                bucket: Bucket::new(Sleepers::default()),
-                bed: Bed::new(),
-            })
-        }
-
-        fn lock(&self) {
-            if !try_slowly(&self.mutex) {
-                lock_contended(&self.mutex, None, false).unwrap();
-            }
-        }
-
-        fn unlock(&self) {
-            unlock(&self.mutex, false);
-        }
-
-        fn sleep(&self, seen: u32) {
-            let mut sleepers = self.bucket.lock().unwrap();
-            fence(Ordering::SeqCst);
-            if self.condvar.sequence.load(Relaxed) != seen {
-                return;
-            }
-            sleepers.asleep += 1;
-            while sleepers.wakes == 0 && sleepers.moved == 0 {
-                sleepers = self.bed.wait(sleepers).unwrap();
-            }
-            if sleepers.wakes > 0 {
-                sleepers.wakes -= 1;
-                return;
-            }
-            sleepers.moved -= 1;
-            drop(sleepers);
-            self.mutex.sleep_adopted();
-        }
-
-        fn wake_one(&self) {
-            fence(Ordering::SeqCst);
-            let mut sleepers = self.bucket.lock().unwrap();
-            if sleepers.asleep > 0 {
-                sleepers.asleep -= 1;
-                sleepers.wakes += 1;
-                self.bed.notify_all();
-            }
-        }
-
-        fn take_along(&self) {
-            let mut sleepers = self.bucket.lock().unwrap();
-            let moved = core::mem::take(&mut sleepers.asleep);
-            sleepers.moved += moved;
-            self.mutex.adopt(moved);
-            self.bed.notify_all();
-        }
-
-        fn wait_for_a_number(&self) {
-            self.lock();
-            // SAFETY: the lock is held.
-            while self.number.with(|number| unsafe { *number }) == 0 {
-                let (_, seen) = self.condvar.enter();
-                self.unlock();
-                self.sleep(seen);
-                if self.condvar.leave() {
-                    self.take_along();
-                }
-                lock_contended(&self.mutex, None, true).unwrap();
-            }
-            self.unlock();
-        }
-
-        fn notify(&self, all: bool) {
-            if self.condvar.waiters.load(Relaxed) != 0 {
-                self.condvar.advance(all);
-                self.wake_one();
-            }
-        }
-
-        fn set(&self) {
-            self.lock();
-            // SAFETY: the lock is held.
-            self.number.with_mut(|number| unsafe { *number = 1 });
-            self.unlock();
-        }
-    }
-
-    #[test]
-    fn a_waiter_is_notified() {
-        model(|| {
-            let shared = Shared::new();
-            let other = shared.clone();
-            let waiter = thread::spawn(move || other.wait_for_a_number());
-            shared.set();
-            shared.notify(false);
-            waiter.join().unwrap();
-        });
-    }
-
-    /// Two wait: one is woken, and moves the other, or finds that it does not sleep yet.
-    #[test]
-    fn all_are_notified() {
-        model(|| {
-            let shared = Shared::new();
-            let waiters = [(); 2].map(|()| {
-                let shared = shared.clone();
-                thread::spawn(move || shared.wait_for_a_number())
-            });
-            shared.set();
-            shared.notify(true);
-            waiters.map(|waiter| waiter.join().unwrap());
-            assert_eq!(shared.mutex.load(Relaxed) & LOCKED, 0);
-        });
-    }
-}
+#[path = "condvar_models.rs"]
+mod models;
