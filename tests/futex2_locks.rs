@@ -198,8 +198,7 @@ fn a_private_selector_sleeps_on() {
     let switches = || {
         let tid = tid.load(Ordering::SeqCst);
         let status = std::fs::read_to_string(format!("/proc/self/task/{tid}/status")).unwrap();
-        let line = status.lines().find(|line| line.starts_with("voluntary")).unwrap().to_owned();
-        line
+        status.lines().find(|line| line.starts_with("voluntary")).unwrap().to_owned()
     };
     std::thread::scope(|scope| {
         let selector = asleep(scope, || {
