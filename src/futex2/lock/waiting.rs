@@ -98,7 +98,8 @@ pub(super) fn late(operation: &'static str) -> Error {
 ///
 /// The kernel has no reason to refuse one. But a filter of system calls may, or memory is gone;
 /// and a lock that nobody has taken must not seem taken.
-#[inline]
+#[cold]
+#[inline(never)]
 pub(super) fn without_fail(mut wait: impl FnMut() -> Result<()>) {
     while wait().is_err() {
         std::thread::sleep(RESPECT);
