@@ -120,7 +120,8 @@ impl Error {
         matches!(self.errno, Errno::PERM | Errno::ACCESS)
     }
 
-    /// A futex word did not hold the expected value (EAGAIN).
+    /// It cannot be done at once: a futex word did not hold the expected value, a lock is held, a
+    /// channel is full or empty (EAGAIN).
     pub fn is_would_block(&self) -> bool {
         self.errno == Errno::AGAIN
     }
@@ -128,6 +129,16 @@ impl Error {
     /// The deadline passed (ETIMEDOUT).
     pub fn is_timed_out(&self) -> bool {
         self.errno == Errno::TIMEDOUT
+    }
+
+    /// It would wait for what this very thread holds (EDEADLK).
+    pub fn is_deadlock(&self) -> bool {
+        self.errno == Errno::DEADLK
+    }
+
+    /// What a dead holder left has been given up (ENOTRECOVERABLE).
+    pub fn is_unrecoverable(&self) -> bool {
+        self.errno == Errno::NOTRECOVERABLE
     }
 
     /// The other side has closed it (EPIPE).
