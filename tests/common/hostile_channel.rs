@@ -42,8 +42,8 @@ pub(crate) fn run(bytes: &[u8]) {
         match line[1] & 7 {
             0 => drop(channel.try_send([1, 2])),
             1 => drop(channel.try_recv()),
-            2 => drop(channel.send_deadline([1, 2], soon())),
-            3 => drop(channel.recv_deadline(soon())),
+            2 => drop(channel.send_until([1, 2], soon())),
+            3 => drop(channel.recv_until(soon())),
             4 => drop(select(&[&channel.receiving()], Some(soon()))),
             5 => drop(select(&[&channel.sending()], Some(soon()))),
             6 => drop(channel.try_iter().take(9).count()),
