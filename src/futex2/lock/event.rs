@@ -20,8 +20,8 @@ const PARKED: u32 = 2;
 const TIME: u32 = 4;
 
 /// An event that lets everybody through from [`set`](Self::set) to [`reset`](Self::reset): what
-/// others call manual-reset. Whoever waits while it is set is let through, even if it is reset
-/// at once.
+/// others call manual-reset. Whoever waits, or [selects](super::select()), when it is set is let
+/// through, even if it is reset at once.
 ///
 /// In shared memory zeros are one that is not set.
 ///

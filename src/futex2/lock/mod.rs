@@ -38,7 +38,8 @@
 //!
 //! [`select()`] waits for the first of several semaphores, events, mutexes and ends of channels, until
 //! a deadline. A condition variable is none of them: who waits for it gives a mutex back and takes
-//! it again; an [`Event`] beside the mutex is for that.
+//! it again; an [`Event`] beside the mutex is for that. There is no wait for *all* of several: see
+//! [`waitv`](super::waitv).
 //!
 //! There is no poison: a guard that is dropped by a panic gives its lock back, as lock_api and
 //! parking_lot have it. Data that must survive half of a change needs a [`RobustMutex`], or a
@@ -60,7 +61,7 @@
 //! | the same with a [`RobustMutex`] | the next one is told; one that sleeps, within 50 ms |
 //! | the same inside a [`Channel`] in shared memory | nothing is lost or doubled that was sent; the others go on, within 50 ms |
 //! | a process dies *waiting*, or woken, or while it wakes | the others go on: whoever waits in shared memory looks again every 50 ms. A dead waiter of a [`Condvar`] stays counted: a notification that nobody waits for is then a system call |
-//! | others write anything into shared memory | errors, wrong data, a lock that seems held or free; nothing out of bounds, and no wait longer than its deadline |
+//! | others write anything into shared memory | errors, wrong data, a lock that seems held or free; nothing out of bounds, and no wait longer than its deadline, unless somebody wins each race for a word, time after time |
 //! | a lock is moved or unmapped while somebody waits | the borrow checker, and for shared memory the caller, prevent it |
 
 mod bell;
