@@ -6,21 +6,13 @@ mod ends;
 #[path = "common/processes.rs"]
 mod processes;
 
-use ends::{Make, private, shared, soon};
+use ends::{Make, in_both, soon};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::thread::{scope, sleep, spawn, yield_now};
 use std::time::Duration;
 use unmerged::futex2::lock::{Channel, channel};
 use unmerged::futex2::{Deadline, Scope};
-
-/// Each of these in both scopes.
-macro_rules! in_both {
-    ($($test:ident),+ $(,)?) => {
-        mod in_private { $(#[test] fn $test() { super::$test(super::private); })+ }
-        mod in_shared { $(#[test] fn $test() { super::$test(super::shared); })+ }
-    };
-}
 
 in_both!(
     smoke,
