@@ -98,15 +98,18 @@ fn receive_waits<S: Scope>(make: Make<S>) {
 }
 
 fn receive_until<S: Scope>(make: Make<S>) {
-    let channel = make(100);
+    let (channel, timed_out) = (make(100), AtomicUsize::new(0));
     scope(|scope| {
         scope.spawn(|| {
             assert!(channel.recv_until(soon()).unwrap_err().is_timed_out());
+            timed_out.store(1, SeqCst);
             let late = Deadline::after(Duration::from_secs(20));
             assert_eq!(channel.recv_until(late).unwrap(), 7);
             assert!(channel.recv_until(late).unwrap_err().is_closed());
         });
-        sleep(Duration::from_millis(10));
+        while timed_out.load(SeqCst) == 0 {
+            yield_now();
+        }
         channel.send(7).unwrap();
         sleep(Duration::from_millis(5));
         channel.close();
@@ -123,8 +126,9 @@ fn send_waits<S: Scope>(make: Make<S>) {
     let channel = make(2);
     scope(|scope| {
         scope.spawn(|| (1..=4).for_each(|item| channel.send(item).unwrap()));
-        sleep(Duration::from_millis(5));
-        assert!(channel.is_full());
+        while !channel.is_full() {
+            yield_now();
+        }
         (1..=4).for_each(|item| assert_eq!(channel.recv().unwrap(), item));
     });
 }
