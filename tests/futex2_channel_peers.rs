@@ -282,6 +282,34 @@ fn hostile_channels() {
     assert!(odd.unwrap_err().is_invalid());
 }
 
+/// A sender that was slow has put the tail far back: the next ones find the end again, in steps.
+#[test]
+fn a_tail_that_is_far_behind() {
+    const CAPACITY: u32 = 20_000;
+    let bytes = Pairs::bytes(CAPACITY);
+    let base = map(&file(bytes), bytes);
+    // SAFETY: a mapping of its own, for good.
+    let channel = unsafe { Pairs::attach(base, bytes, CAPACITY) }.unwrap();
+    for item in 0..15_000 {
+        channel.try_send([item, item]).unwrap();
+    }
+    // SAFETY: the tail is the first word, and nobody else is there.
+    unsafe { base.cast::<u64>().write_volatile(0) };
+    let tries = (1..20).find(|_| match channel.try_send([15_000, 15_000]) {
+        Ok(()) => true,
+        Err(error) => {
+            assert!(error.error.is_would_block());
+            false
+        }
+    });
+    assert!(tries.is_some_and(|tries| tries > 1), "{tries:?}");
+    // SAFETY: as above.
+    unsafe { base.cast::<u64>().write_volatile(0) };
+    // One that waits does not give up.
+    channel.send([15_001, 15_001]).unwrap();
+    assert!(channel.try_iter().eq((0..=15_001).map(|item| [item, item])));
+}
+
 /// A peer writes claims of a thread that is dead all the time: nothing that has a deadline, or waits
 /// for nothing, goes on without end.
 #[test]

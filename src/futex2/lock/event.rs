@@ -64,9 +64,9 @@ impl<S: Scope> Event<S> {
     /// Waits until it is set.
     #[inline]
     pub fn wait(&self) {
-        if !self.is_set() {
-            // Without a deadline nothing fails on 32 bits.
-            let _ = wait(&self.word, None);
+        // Where the kernel refuses to let it sleep, it looks again and again.
+        while !self.is_set() && wait(&self.word, None).is_err() {
+            rustix::thread::sched_yield();
         }
     }
 
