@@ -376,6 +376,8 @@ fn the_ends_apart() {
     inner.send(7).unwrap();
     assert_eq!(receiver.recv().unwrap().recv().unwrap(), 7);
     assert!(inner.send(8).unwrap_err().error.is_closed());
+    // More than any machine has.
+    assert!(channel::<[u64; 1 << 20]>(1 << 30).unwrap_err().is_exhausted());
 }
 
 /// Each item is dropped once, whether it was received or not.
