@@ -37,6 +37,8 @@ enum Detail {
         len: usize,
         most: usize,
     },
+    /// What two words hold, which cannot be. For signal handlers, too.
+    Words(&'static str, [u64; 2]),
 }
 
 impl Error {
@@ -69,6 +71,16 @@ impl Error {
     #[cold]
     pub(crate) const fn too_large(operation: &'static str, len: usize, most: usize) -> Self {
         Self { operation, errno: Errno::MSGSIZE, detail: Detail::TooLarge { len, most } }
+    }
+
+    /// EBADMSG with what two words hold, without an allocation.
+    #[cold]
+    pub(crate) const fn bad_words(
+        operation: &'static str,
+        reason: &'static str,
+        words: [u64; 2],
+    ) -> Self {
+        Self { operation, errno: Errno::BADMSG, detail: Detail::Words(reason, words) }
     }
 
     /// The same, as what came of `operation`, in which another one failed.
@@ -161,6 +173,7 @@ impl fmt::Display for Error {
             Detail::Numbers(numbers) => write!(f, "{numbers}: ")?,
             Detail::Bytes(bytes) => write!(f, "{bytes} bytes: ")?,
             Detail::TooLarge { len, most } => write!(f, "{len} bytes of at most {most}: ")?,
+            Detail::Words(reason, [one, two]) => write!(f, "{reason} {one:#x}, {two:#x}: ")?,
         }
         // std knows the words for an errno.
         std::io::Error::from(self.errno).fmt(f)

@@ -63,6 +63,11 @@ unsafe impl Send for Waiter<'_> {}
 unsafe impl Sync for Waiter<'_> {}
 
 impl Waiter<'_> {
+    /// Whether nobody outside of this process wakes it.
+    pub(super) fn is_private(&self) -> bool {
+        self.place.private
+    }
+
     fn holds(&self) -> bool {
         // SAFETY: the word is borrowed, and aligned.
         unsafe { self.place.load() == self.expected }

@@ -57,9 +57,9 @@ pub(crate) fn succeed(mut command: Command) {
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr),
     );
-    // Its skips are ours.
+    // Its skips are ours, and what a storm did.
     for line in String::from_utf8_lossy(&output.stderr).lines() {
-        if line.contains("skip: ") {
+        if line.contains("skip: ") || line.contains("storm: ") {
             eprintln!("{line}");
         }
     }
