@@ -43,6 +43,8 @@ enum Detail {
         more: u32,
         most: u32,
     },
+    /// What two words hold, which cannot be. For signal handlers, too.
+    Words(&'static str, [u64; 2]),
 }
 
 impl Error {
@@ -81,6 +83,16 @@ impl Error {
     #[cold]
     pub(crate) const fn too_many(operation: &'static str, now: u32, more: u32, most: u32) -> Self {
         Self { operation, errno: Errno::OVERFLOW, detail: Detail::TooMany { now, more, most } }
+    }
+
+    /// EBADMSG with what two words hold, without an allocation.
+    #[cold]
+    pub(crate) const fn bad_words(
+        operation: &'static str,
+        reason: &'static str,
+        words: [u64; 2],
+    ) -> Self {
+        Self { operation, errno: Errno::BADMSG, detail: Detail::Words(reason, words) }
     }
 
     /// The same, as what came of `operation`, in which another one failed.
@@ -132,7 +144,8 @@ impl Error {
         matches!(self.errno, Errno::PERM | Errno::ACCESS)
     }
 
-    /// A futex word did not hold the expected value (EAGAIN).
+    /// It cannot be done at once: a futex word did not hold the expected value, a lock is held, a
+    /// channel is full or empty (EAGAIN).
     pub fn is_would_block(&self) -> bool {
         self.errno == Errno::AGAIN
     }
@@ -140,6 +153,16 @@ impl Error {
     /// The deadline passed (ETIMEDOUT).
     pub fn is_timed_out(&self) -> bool {
         self.errno == Errno::TIMEDOUT
+    }
+
+    /// It would wait for what this very thread holds (EDEADLK).
+    pub fn is_deadlock(&self) -> bool {
+        self.errno == Errno::DEADLK
+    }
+
+    /// What a dead holder left has been given up (ENOTRECOVERABLE).
+    pub fn is_unrecoverable(&self) -> bool {
+        self.errno == Errno::NOTRECOVERABLE
     }
 
     /// The other side has closed it (EPIPE).
@@ -165,6 +188,7 @@ impl fmt::Display for Error {
             Detail::TooMany { now, more, most } => {
                 write!(f, "{now} + {more} of at most {most}: ")?;
             }
+            Detail::Words(reason, [one, two]) => write!(f, "{reason} {one:#x}, {two:#x}: ")?,
         }
         // std knows the words for an errno.
         std::io::Error::from(self.errno).fmt(f)

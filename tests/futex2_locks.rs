@@ -27,7 +27,7 @@ fn channel_conserves() {
                 let item = Box::new((me, item));
                 match item.1 % 3 {
                     0 => channel.send(item).unwrap(),
-                    1 => channel.send_deadline(item, Deadline::after(LONG)).unwrap(),
+                    1 => channel.send_until(item, Deadline::after(LONG)).unwrap(),
                     _ => {
                         if let Err(error) = channel.try_send(item) {
                             assert!(error.error.is_would_block());
@@ -63,12 +63,12 @@ fn channel_smoke() {
     let counter = std::sync::Arc::new(());
     let channel = Channel::<_>::bounded(2).unwrap();
     assert!(channel.try_recv().unwrap_err().is_would_block());
-    assert!(channel.recv_deadline(soon()).unwrap_err().is_timed_out());
+    assert!(channel.recv_until(soon()).unwrap_err().is_timed_out());
     channel.send(counter.clone()).unwrap();
     channel.send(counter.clone()).unwrap();
     let error = channel.try_send(counter.clone()).unwrap_err();
     assert!(error.error.is_would_block() && (channel.len(), channel.capacity()) == (2, 2));
-    let error = channel.send_deadline(error.item, soon()).unwrap_err();
+    let error = channel.send_until(error.item, soon()).unwrap_err();
     assert!(error.error.is_timed_out());
     drop(channel.recv().unwrap());
     channel.close();
@@ -325,7 +325,7 @@ fn signals() {
                     condvar.wait_until(&mut guard, far).unwrap();
                 }
                 stage.store(3, Ordering::SeqCst);
-                channel.recv_deadline(far).unwrap()
+                channel.recv_until(far).unwrap()
             });
             let interrupt = |at| {
                 while stage.load(Ordering::SeqCst) != at {

@@ -109,7 +109,8 @@ fn storms_of_signals_and_migrations_lose_nothing() {
             let (cpus, added) = (&cpus, &added);
             scope.spawn(move || {
                 let mut n = 0;
-                while std::time::Instant::now() < end {
+                // A thread may begin after the end.
+                while n < 64 * 8 || std::time::Instant::now() < end {
                     for _ in 0..64 {
                         HITS.add(1);
                         n += 1;

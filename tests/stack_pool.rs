@@ -84,8 +84,12 @@ fn storm(
                 let (cpus, work) = (&cpus, &work);
                 scope.spawn(move || {
                     let mut random = Random(0x9e37_79b9_7f4a_7c15 ^ me << 40 | 1);
-                    while Instant::now() < end {
+                    // A thread may begin after the end.
+                    loop {
                         (0..32).for_each(|_| work(&mut random, &|random| inject(random, cpus)));
+                        if Instant::now() >= end {
+                            break;
+                        }
                     }
                 })
             })

@@ -329,10 +329,15 @@ fn words_of_one_moment() {
         let reader = scope.spawn(|| {
             let seen = monitor.threads().find(|thread| thread.tid() == tid).unwrap();
             let (mut words, mut whole) = ([0; 7], 0);
-            while !done.load(Ordering::Relaxed) {
+            loop {
+                // What is read after the last word was published is whole.
+                let last = done.load(Ordering::Acquire);
                 if seen.copy_words(&mut words) == Some(true) {
                     assert_eq!(words, [words[0]; 7]);
                     whole += 1;
+                }
+                if last {
+                    break;
                 }
             }
             assert!(whole > 0);

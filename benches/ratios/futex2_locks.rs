@@ -37,8 +37,14 @@ pub(crate) fn rows(options: &Options) {
     ] {
         contended_rwlock(options, name, cpus, threads);
     }
-    channel_2t(options);
-    channel_processes(options);
+    for (name, cpus) in [("futex2/channel-2t", [0, 1]), ("futex2/channel-one-cpu-2t", [0, 0])] {
+        channel_2t(options, name, cpus);
+    }
+    for (name, cpus) in
+        [("futex2/channel-processes", [0, 1]), ("futex2/channel-one-cpu-processes", [0, 0])]
+    {
+        channel_processes(options, name, cpus);
+    }
 }
 
 fn uncontended(options: &Options) {
@@ -269,7 +275,7 @@ const CAPACITY: u32 = 1024;
 
 /// An item in and out again.
 fn channel(options: &Options) {
-    let ours = Channel::<u64>::bounded(CAPACITY).expect("a power of two");
+    let ours = Channel::<u64>::bounded(CAPACITY).expect("a capacity");
     let (send, receive) = crossbeam_channel::bounded::<u64>(CAPACITY as usize);
     let pair = each(|| {
         let _ = ours.send(black_box(1));
@@ -300,19 +306,19 @@ fn in_memory() -> Channel<u64, Shared> {
     channel
 }
 
-/// From one thread to another, on two CPUs.
-fn channel_2t(options: &Options) {
-    let ours = Channel::<u64>::bounded(CAPACITY).expect("a power of two");
+/// From one thread to another, each on its CPU.
+fn channel_2t(options: &Options, name: &'static str, cpus: [usize; 2]) {
+    let ours = Channel::<u64>::bounded(CAPACITY).expect("a capacity");
     let (send, receive) = crossbeam_channel::bounded::<u64>(CAPACITY as usize);
     let arm = |n, send: &(dyn Fn(u64) + Sync), receive: &(dyn Fn() + Sync)| {
         let took = AtomicU64::new(0);
         std::thread::scope(|scope| {
             scope.spawn(|| {
-                crate::harness::pin(0);
+                crate::harness::pin(cpus[0]);
                 (0..n).for_each(send);
             });
             scope.spawn(|| {
-                crate::harness::pin(1);
+                crate::harness::pin(cpus[1]);
                 let begin = Instant::now();
                 (0..n).for_each(|_| receive());
                 took.store(begin.elapsed().as_nanos() as u64, Ordering::Relaxed);
@@ -336,7 +342,7 @@ fn channel_2t(options: &Options) {
             black_box(shared.recv().is_ok());
         })
     };
-    Row::new("futex2/channel-2t", Box::new(mine))
+    Row::new(name, Box::new(mine))
         .peer("crossbeam", Target::Faster(1.0), Box::new(theirs))
         .peer("ours-shared", Target::None, Box::new(between))
         .run(options);
@@ -365,6 +371,8 @@ fn at(fd: i32) -> [Channel<u64, Shared>; 2] {
 pub(crate) fn echo(ready: &dyn Fn()) {
     let number = std::env::var(FILE).expect("the bench gives it").parse().expect("a number");
     let name = std::env::var(SERVER).expect("the bench gives it");
+    // What it starts from here on stays there, too.
+    crate::harness::pin(crate::peer::word().parse().expect("a CPU"));
     std::thread::spawn(move || {
         let [there, back] = at(number);
         while let Ok(item) = there.recv() {
@@ -383,23 +391,23 @@ pub(crate) fn echo(ready: &dyn Fn()) {
     ready();
 }
 
-/// There and back, to another process.
-fn channel_processes(options: &Options) {
-    if !options.wants("futex2/channel-processes") {
+/// There and back, to another process, each on its CPU.
+fn channel_processes(options: &Options, name: &'static str, cpus: [usize; 2]) {
+    if !options.wants(name) {
         return;
     }
     type Ends = (IpcSender<u64>, IpcReceiver<u64>);
-    let (server, name) = IpcOneShotServer::<Ends>::new().expect("a server");
+    let (server, place) = IpcOneShotServer::<Ends>::new().expect("a server");
     // SAFETY: a fresh descriptor, which the peer inherits; no other thread is there.
     let number = unsafe {
         let number = libc::memfd_create(c"bench".as_ptr(), 0);
         assert_eq!(libc::ftruncate(number, PAGES as i64), 0);
         std::env::set_var(FILE, number.to_string());
-        std::env::set_var(SERVER, name);
+        std::env::set_var(SERVER, place);
         number
     };
     let [there, back] = at(number);
-    let peer = std::thread::spawn(|| Peer::start(ECHO));
+    let peer = std::thread::spawn(move || Peer::start_with(ECHO, &cpus[1].to_string()));
     let (_, (send, receive)) = server.accept().expect("the peer connects");
     let peer = peer.join().expect("the peer starts");
     // It cannot be shared; the lock is a small part of a round trip.
@@ -412,8 +420,7 @@ fn channel_processes(options: &Options) {
         let _ = send.send(black_box(1));
         black_box(receive.lock().unwrap().recv().is_ok());
     });
-    Row::new("futex2/channel-processes", mine)
-        .peer("ipc-channel", Target::Faster(1.0), theirs)
-        .run(options);
+    let row = Row::new(name, mine).peer("ipc-channel", Target::Faster(1.0), theirs);
+    pinned(cpus[0], || row.run(options));
     drop(peer);
 }

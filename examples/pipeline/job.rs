@@ -285,11 +285,11 @@ impl<'r> Job<'r> {
     /// # Errors
     ///
     /// It lies outside of the region.
-    #[allow(clippy::mut_from_ref, reason = "the block's state says whose it is")]
     ///
     /// # Safety
     ///
     /// The block must be the caller's, as its state says.
+    #[allow(clippy::mut_from_ref, reason = "the block's state says whose it is")]
     pub(crate) unsafe fn room(&self, block: &Block) -> Result<(&mut [u8], &mut [u8])> {
         let (text, size) = (block.text, self.header.size as usize);
         if !self.region.contains(text.as_ptr(), stride(self.header.size)) {

@@ -3,6 +3,7 @@
 use crate::sys::futex::Clock;
 use core::time::Duration;
 use rustix::time::{ClockId, Timespec, clock_gettime};
+use std::time::{Instant, SystemTime};
 
 /// A point on a clock, up to which a wait may last.
 ///
@@ -82,6 +83,21 @@ fn now(clock: Clock) -> Duration {
     Duration::try_from(time).unwrap_or(Duration::ZERO)
 }
 
+/// std's `Instant` is on `CLOCK_MONOTONIC`, and does not tell where: right to within the time
+/// between two looks at the clock.
+impl From<Instant> for Deadline {
+    fn from(at: Instant) -> Self {
+        Self::after(at.saturating_duration_since(Instant::now()))
+    }
+}
+
+/// On `CLOCK_REALTIME`; a time before 1970 has passed.
+impl From<SystemTime> for Deadline {
+    fn from(at: SystemTime) -> Self {
+        Self::realtime(at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default())
+    }
+}
+
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
@@ -99,5 +115,17 @@ mod tests {
         assert_eq!(Deadline::or_sooner(Some(past), Duration::from_secs(1)), past);
         let real = Deadline::realtime(Duration::ZERO);
         assert_eq!(Deadline::or_sooner(Some(real), Duration::ZERO).clock(), Clock::Monotonic);
+    }
+
+    #[test]
+    fn points_of_std() {
+        assert!(Deadline::from(Instant::now()).has_passed());
+        let hour = Duration::from_secs(3600);
+        let (later, sooner) = (Deadline::from(Instant::now() + hour), Deadline::after(hour / 2));
+        assert_eq!(later.clock(), Clock::Monotonic);
+        assert!(later.at() > sooner.at());
+        assert!(Deadline::from(SystemTime::UNIX_EPOCH - hour).has_passed());
+        let day = Deadline::from(SystemTime::UNIX_EPOCH + 24 * hour);
+        assert_eq!(day, Deadline::realtime(24 * hour));
     }
 }

@@ -95,7 +95,7 @@ fn decide(wanted: Option<Fences>) -> u32 {
     let wanted = match forced.as_ref().and_then(|value| value.to_str()) {
         Some("membarrier") => MEMBARRIER,
         Some("symmetric") => SYMMETRIC,
-        Some("broken-for-tests") => BROKEN,
+        Some("broken-for-tests") if cfg!(feature = "planted-faults") => BROKEN,
         _ if wanted == Some(Fences::Membarrier) => MEMBARRIER,
         _ => SYMMETRIC,
     };

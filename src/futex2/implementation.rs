@@ -34,12 +34,13 @@ impl fmt::Display for Implementation {
 
 static CHOICE: AtomicU32 = AtomicU32::new(UNKNOWN);
 
-/// Whether this answer of futex_waitv(2) is none of the kernel's: a filter, which was set up after
-/// the choice was made, refuses the call. Then from here on the process goes the other way.
+/// Whether this answer of futex_waitv(2) is none of the kernel's to a vector without a fault: a
+/// filter, which was set up after the choice was made, refuses the call. Then from here on the
+/// process goes the other way.
 #[cold]
 pub(super) fn is_refused(errno: Errno) -> bool {
     use Errno as E;
-    let own = [E::AGAIN, E::TIMEDOUT, E::INTR, E::NOMEM, E::FAULT, E::INVAL].contains(&errno);
+    let own = [E::AGAIN, E::TIMEDOUT, E::INTR, E::NOMEM, E::FAULT].contains(&errno);
     if !own {
         CHOICE.store(SHADOW, Ordering::Relaxed);
     }
@@ -62,7 +63,8 @@ pub fn implementation() -> Implementation {
             let (choice, implementation) = if !features().waitv || is("shadow") {
                 (SHADOW, Implementation::Shadow)
             } else {
-                let choice = if is("exchanged-for-tests") { EXCHANGED } else { WAITV };
+                let exchanged = cfg!(feature = "planted-faults") && is("exchanged-for-tests");
+                let choice = if exchanged { EXCHANGED } else { WAITV };
                 (choice, Implementation::Waitv)
             };
             CHOICE.store(choice, Ordering::Relaxed);

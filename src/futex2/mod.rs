@@ -27,6 +27,7 @@
 //! | wakes between processes without a system call | [`Domain`] |
 //! | what a word is known by | [`Key`] |
 //! | a queue on a NUMA node | [`NumaFutex`] |
+//! | locks, events, a channel, the first of several | [`lock`] |
 //! | the calls as in C, with flags and all errors | [`raw`] |
 //!
 //! # Contract

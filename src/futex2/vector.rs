@@ -63,6 +63,11 @@ unsafe impl Send for Waiter<'_> {}
 unsafe impl Sync for Waiter<'_> {}
 
 impl Waiter<'_> {
+    /// Whether nobody outside of this process wakes it.
+    pub(super) fn is_private(&self) -> bool {
+        self.place.private
+    }
+
     fn holds(&self) -> bool {
         // SAFETY: the word is borrowed, and aligned.
         unsafe { self.place.load() == self.expected }
@@ -78,7 +83,8 @@ impl Waiter<'_> {
 ///
 /// On Linux 5.10 to 5.15, which lack futex_waitv(2), private words are waited on by a word of
 /// the process, and shared ones are looked at every 2 milliseconds: a wake that changes
-/// nothing is not seen by those.
+/// nothing is not seen by those. The same goes on every kernel for the shared words of a vector
+/// with more than 64 words of 64 bits, which are two entries each to the kernel.
 ///
 /// There is no wait for *all* of several words. To take several at one instant needs the one
 /// place that every change of them goes through: the kernel has it for the objects of

@@ -144,6 +144,9 @@ unsafe impl<T: Word, S: Reach> Send for Futex<T, S> {}
 // SAFETY: as above.
 unsafe impl<T: Word, S: Reach> Sync for Futex<T, S> {}
 
+// As core's atomics: a panic leaves no half of a value.
+impl<T: Word, S: Reach> core::panic::RefUnwindSafe for Futex<T, S> {}
+
 assert_layout!(
     size_of::<Futex<u8>>() == 1,
     size_of::<Futex<u16>>() == 2,

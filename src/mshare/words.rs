@@ -1,5 +1,7 @@
-//! Futexes live in regions: the one thing of [`crate::futex2`] that this module knows.
+//! Futexes and the locks on them live in regions: all of [`crate::futex2`] that this module knows.
 
+#[cfg(not(all(test, loom)))]
+use crate::futex2::lock::{AutoEvent, Condvar, Event, Mutex, Once, RobustMutex, RwLock, Semaphore};
 #[cfg(not(all(test, loom)))]
 use crate::futex2::{Futex, Shared, Word};
 #[cfg(not(all(test, loom)))]
@@ -12,3 +14,24 @@ use crate::shm::Resident;
 // SAFETY: an atomic word, of the size and the bits of a number, with no Drop; what the
 // kernel keys a shared wait by is the memory, whichever process maps it.
 unsafe impl<T: Word> Resident for Futex<T, Shared> {}
+
+macro_rules! locks {
+    ($($lock:ident),+) => { $(
+        #[cfg(not(all(test, loom)))]
+        /// Every process that maps it may use it.
+        // SAFETY: `repr(C)`, shared words without an address in them, and no Drop.
+        unsafe impl Resident for $lock<Shared> {}
+    )+ };
+}
+macro_rules! locks_of {
+    ($($lock:ident),+) => { $(
+        #[cfg(not(all(test, loom)))]
+        /// Every process that maps it may lock it, and reach the value as its holder.
+        // SAFETY: `repr(C)`, a shared word and a resident, which is changed by the holder alone;
+        // no Drop.
+        unsafe impl<T: Resident> Resident for $lock<T, Shared> {}
+    )+ };
+}
+
+locks!(AutoEvent, Condvar, Event, Once, Semaphore);
+locks_of!(Mutex, RobustMutex, RwLock);

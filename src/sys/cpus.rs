@@ -80,6 +80,9 @@ pub fn current() -> u32 {
 /// How often another thread may move this one while it is on its way to a CPU.
 const MOVES: u32 = 64;
 
+/// How often a CPU that is said to be online may refuse this thread before that is believed.
+const REFUSALS: u32 = 3;
+
 /// `sched_setaffinity(0, …)` for each of `cpus`, then back — runs on each of them for a moment.
 /// One that is offline is passed over: nothing runs there. Where somebody else has set the
 /// affinity of this thread meanwhile, theirs stays.
@@ -107,7 +110,7 @@ pub fn visit(cpus: impl IntoIterator<Item = u32>) -> Result<()> {
         }
         let mut only = CpuSet::new();
         only.set(cpu as usize);
-        let mut moves = 0;
+        let (mut moves, mut refused) = (0, 0);
         loop {
             // What somebody else has set is where to go back to.
             let set = sched_getaffinity(None)?;
@@ -117,6 +120,11 @@ pub fn visit(cpus: impl IntoIterator<Item = u32>) -> Result<()> {
             match sched_setaffinity(None, &only) {
                 Ok(()) => home.now = only,
                 Err(Errno::INVAL) if !is_online(cpu) => break,
+                // It may have come back between the two questions.
+                Err(Errno::INVAL) if refused < REFUSALS => {
+                    refused += 1;
+                    continue;
+                }
                 Err(_) => return Err(Errno::PERM),
             }
             if current() == cpu {

@@ -244,9 +244,12 @@ pub fn look(word: *const u32, private: bool) -> Result<()> {
 
 /// Does this kernel have futex_waitv(2), and does nothing refuse it to us?
 ///
-/// An empty vector is EINVAL where the call is there. A filter may answer anything else.
+/// A word that differs is EAGAIN where the call is there. A filter may answer anything else.
 pub fn has_waitv() -> bool {
-    waitv(&[], Clock::Monotonic, None) == Err(Errno::INVAL)
+    let word = 0_u32;
+    let uaddr = (&raw const word).expose_provenance() as u64;
+    let entry = FutexWaitv { val: 1, uaddr, flags: SIZE_U32 | PRIVATE, reserved: 0 };
+    waitv(&[entry], Clock::Monotonic, None) == Err(Errno::AGAIN)
 }
 
 /// Does this kernel have futex_wake(2), futex_wait(2) and futex_requeue(2), and does nothing

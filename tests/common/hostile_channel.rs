@@ -7,18 +7,22 @@ use unmerged::futex2::lock::{Channel, select};
 
 const CAPACITY: u32 = 3;
 const BYTES: usize = Channel::<[u64; 2], unmerged::futex2::Shared>::bytes(CAPACITY);
-/// What follows the channel, and must stay.
+/// What is around the channel, and must stay.
 const BEYOND: u8 = 0xa5;
 
 /// Each ten bytes write a word somewhere, and let the channel be used.
 pub(crate) fn run(bytes: &[u8]) {
     let mut memory = vec![[0_u64; 16]; BYTES.div_ceil(128) + 2];
+    let whole = size_of_val(&memory[..]);
     let start = memory.as_mut_ptr().cast::<u8>();
     let base = NonNull::new(start.wrapping_add(start.align_offset(128))).expect("it is memory");
-    // SAFETY: behind the channel, in the vector.
-    let guard = unsafe { base.add(BYTES.next_multiple_of(8)) };
-    // SAFETY: as above.
-    unsafe { guard.write(BEYOND) };
+    // All around it.
+    let (before, behind) = (base.addr().get() - start.addr(), BYTES.next_multiple_of(8));
+    // SAFETY: in the vector.
+    unsafe {
+        start.write_bytes(BEYOND, before);
+        base.add(behind).write_bytes(BEYOND, whole - before - behind);
+    }
     // SAFETY: in the vector, which outlives it, and has nothing else in these bytes.
     let channel = unsafe { Channel::<[u64; 2], _>::attach(base, BYTES, CAPACITY) };
     let channel = channel.expect("it is large enough");
@@ -42,8 +46,8 @@ pub(crate) fn run(bytes: &[u8]) {
         match line[1] & 7 {
             0 => drop(channel.try_send([1, 2])),
             1 => drop(channel.try_recv()),
-            2 => drop(channel.send_deadline([1, 2], soon())),
-            3 => drop(channel.recv_deadline(soon())),
+            2 => drop(channel.send_until([1, 2], soon())),
+            3 => drop(channel.recv_until(soon())),
             4 => drop(select(&[&channel.receiving()], Some(soon()))),
             5 => drop(select(&[&channel.sending()], Some(soon()))),
             6 => drop(channel.try_iter().take(9).count()),
@@ -52,6 +56,7 @@ pub(crate) fn run(bytes: &[u8]) {
     }
     // Each wait had a deadline; what is more is for a machine with much else to do.
     assert!(begin.elapsed() < Duration::from_secs(60));
+    let around = (0..before).chain(before + behind..whole);
     // SAFETY: in the vector.
-    assert_eq!(unsafe { guard.read() }, BEYOND);
+    assert!(around.into_iter().all(|at| unsafe { start.add(at).read_volatile() } == BEYOND));
 }

@@ -57,9 +57,9 @@ pub(crate) fn succeed(mut command: Command) {
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr),
     );
-    // Its skips are ours.
+    // Its skips are ours, and what a storm did.
     for line in String::from_utf8_lossy(&output.stderr).lines() {
-        if line.contains("skip: ") {
+        if line.contains("skip: ") || line.contains("storm: ") {
             eprintln!("{line}");
         }
     }
@@ -100,7 +100,7 @@ pub(crate) struct SetAtEnd<'a>(pub(crate) &'a AtomicBool);
 
 impl Drop for SetAtEnd<'_> {
     fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.0.store(true, Ordering::Release);
     }
 }
 

@@ -1,4 +1,5 @@
-//! A bell: what one side of a channel sleeps on, and the other side rings.
+//! A bell: what one side of a channel sleeps on, and the other side rings. It is an eventcount: a
+//! sequence to sleep on, and a count of sleepers that spares wakes.
 //!
 //! # Protocol
 //!

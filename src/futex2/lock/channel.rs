@@ -1,15 +1,13 @@
 //! A bounded channel, in this process or between several.
 
-use super::bell::Bell;
-use super::cell::Cell;
 use super::channel_memory::{Control, Slot};
 use super::claims::Claims;
-use super::identity::{is_dead, me};
+use super::identity::me;
 use super::items::SendError;
 use super::ring::{Ring, Shape, Tried};
-use super::waiting::{Patience, Slept, late};
-use crate::error::{Error, Result};
-use crate::futex2::{Deadline, Futex, Private, Scope};
+use super::waiting::Patience;
+use crate::error::Result;
+use crate::futex2::{Deadline, Private, Scope};
 use crate::sync::Ordering::{Acquire, Release};
 use crate::sync::{AtomicU64, fence_after_rmw};
 use core::cell::UnsafeCell;
@@ -17,24 +15,6 @@ use core::fmt;
 use core::marker::PhantomData;
 use core::mem::MaybeUninit;
 use core::ptr::NonNull;
-use core::time::Duration;
-use rustix::io::Errno;
-
-/// How long one waits for another one that is in the middle of a send or a receive, before it looks
-/// again.
-pub(super) const NAP: Duration = Duration::from_millis(1);
-
-/// How a waiter looks before it sleeps: so often with pauses between, each twice as long as the one
-/// before, for another one on another CPU; then so often while others run.
-struct Looks {
-    pauses: u32,
-    yields: u32,
-}
-
-/// Between threads: those of crossbeam's.
-const THREADS: Looks = Looks { pauses: 7, yields: 4 };
-/// Between processes, where there mostly are too few CPUs for long pauses.
-const PROCESSES: Looks = Looks { pauses: 3, yields: 7 };
 
 /// A bounded channel with any number of senders and receivers.
 ///
@@ -130,7 +110,7 @@ impl<T, S: Scope> Channel<T, S> {
     }
 
     #[inline]
-    fn claims<'a>(&'a self) -> Claims<'a, impl Fn(usize) -> &'a AtomicU64> {
+    pub(super) fn claims<'a>(&'a self) -> Claims<'a, impl Fn(usize) -> &'a AtomicU64> {
         let Control { tail, head, bells } = self.control();
         Claims {
             tail: &tail.position,
@@ -167,20 +147,6 @@ impl<T, S: Scope> Channel<T, S> {
             // SAFETY: plain bytes; volatile, as a sender may be writing to it.
             self.claims().receive(|index| unsafe { self.item(index).read_volatile() })
         }
-    }
-
-    /// Between processes: if one died in the middle of a send, takes it out of the way.
-    #[cold]
-    pub(super) fn clear(&self, thorough: bool) -> Result<bool> {
-        if S::PRIVATE {
-            return Ok(false);
-        }
-        let me = me();
-        let cleared = self.claims().clear(|id| id != me && is_dead(id, thorough))?;
-        if cleared {
-            self.control().bells.room.ring();
-        }
-        Ok(cleared)
     }
 
     /// How many items it has room for.
@@ -254,7 +220,7 @@ impl<T, S: Scope> Channel<T, S> {
     /// # Errors
     ///
     /// ETIMEDOUT at the deadline; EPIPE; EBADMSG.
-    pub fn send_deadline(
+    pub fn send_until(
         &self,
         item: T,
         deadline: Deadline,
@@ -306,7 +272,7 @@ impl<T, S: Scope> Channel<T, S> {
     /// # Errors
     ///
     /// ETIMEDOUT at the deadline; EPIPE; EBADMSG.
-    pub fn recv_deadline(&self, deadline: Deadline) -> Result<T> {
+    pub fn recv_until(&self, deadline: Deadline) -> Result<T> {
         self.get(Patience::Until(deadline))
     }
 
@@ -329,86 +295,6 @@ impl<T, S: Scope> Channel<T, S> {
     /// The items that are in it, without a wait.
     pub fn try_iter(&self) -> impl Iterator<Item = T> + '_ {
         core::iter::from_fn(|| self.try_recv().ok())
-    }
-
-    /// Tries until it is done, sleeping in between on the bell that the other side rings.
-    #[cold]
-    #[inline(never)]
-    fn persist<R>(
-        &self,
-        bell: &Bell<Futex<u32, S>>,
-        patience: Patience,
-        operation: &'static str,
-        attempt: impl Fn() -> Result<Tried<R>>,
-    ) -> Result<R> {
-        let deadline = match patience {
-            Patience::Until(deadline) => Some(deadline),
-            _ => None,
-        };
-        let Looks { pauses, yields } = if S::PRIVATE { THREADS } else { PROCESSES };
-        let (mut looks, mut slept) = (0, false);
-        let mut thorough = matches!(patience, Patience::None);
-        let done = |done: R, slept: bool| {
-            if slept {
-                self.pass_on(bell);
-            }
-            Ok(done)
-        };
-        loop {
-            match attempt()? {
-                Tried::Done(answer) => return done(answer, slept),
-                Tried::Closed => return Err(Error::new(operation, Errno::PIPE)),
-                _ if matches!(patience, Patience::None) => {
-                    if self.clear(thorough)? {
-                        continue;
-                    }
-                    return Err(Error::new(operation, Errno::AGAIN));
-                }
-                _ if looks < pauses + yields => {
-                    if looks < pauses {
-                        (0..1 << looks).for_each(|_| crate::sync::spin_loop());
-                    } else {
-                        rustix::thread::sched_yield();
-                    }
-                    looks += 1;
-                    continue;
-                }
-                _ => {}
-            }
-            if self.clear(thorough)? {
-                continue;
-            }
-            let (seen, listener) = bell.announce();
-            let until = match attempt()? {
-                Tried::Done(answer) => {
-                    drop(listener);
-                    return done(answer, true);
-                }
-                Tried::Closed => return Err(Error::new(operation, Errno::PIPE)),
-                Tried::Not => deadline,
-                // Nobody rings for the end of that.
-                Tried::Busy => Some(Deadline::or_sooner(deadline, NAP)),
-            };
-            if deadline.is_some_and(|deadline| deadline.has_passed()) {
-                return Err(late(operation));
-            }
-            let slumber = Cell::wait(bell.sequence(), seen, until);
-            drop(listener);
-            slept = true;
-            thorough = !matches!(slumber, Ok(Slept::Woken | Slept::Changed));
-            match slumber {
-                Err(error) if !error.is_timed_out() => return Err(error),
-                _ => looks = 0,
-            }
-        }
-    }
-
-    /// A wake of this bell may have been spent on this thread: rings for what is left.
-    pub(super) fn pass_on(&self, bell: &Bell<Futex<u32, S>>) {
-        let is_items = core::ptr::eq(bell, &raw const self.control().bells.items);
-        if (if is_items { self.has_item() } else { self.has_room() }) != Some(false) {
-            bell.ring();
-        }
     }
 
     pub(super) fn has_item(&self) -> Option<bool> {

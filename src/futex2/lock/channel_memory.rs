@@ -52,13 +52,16 @@ impl<T: Send> Channel<T, Private> {
     ///
     /// # Errors
     ///
-    /// EINVAL if it is 0, or more than 2³⁰.
+    /// EINVAL if it is 0, or more than 2³⁰; ENOMEM.
     pub fn bounded(capacity: u32) -> Result<Self> {
         check(capacity)?;
         let slot =
             |_| Slot { word: AtomicU64::new(0), item: UnsafeCell::new(MaybeUninit::uninit()) };
-        let slots: Box<[Slot<T>]> = (0..capacity).map(slot).collect();
-        let slots = NonNull::from(Box::leak(slots)).cast();
+        let mut slots = Vec::<Slot<T>>::new();
+        let room = slots.try_reserve_exact(capacity as usize);
+        room.map_err(|_| Error::new("futex2::Channel", Errno::NOMEM))?;
+        slots.extend((0..capacity).map(slot));
+        let slots = NonNull::from(Box::leak(slots.into_boxed_slice())).cast();
         let bells = Bells {
             items: Bell::new(Futex::new(0)),
             room: Bell::new(Futex::new(0)),

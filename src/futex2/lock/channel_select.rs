@@ -1,7 +1,8 @@
 //! The ends of a channel as sources of [`select`](super::select()).
 
 use super::bell::Bell;
-use super::channel::{Channel, NAP};
+use super::channel::Channel;
+use super::channel_wait::NAP;
 use super::ring::LOOKS;
 use super::select::{Announced, Ready, Source};
 use crate::futex2::{Futex, Scope};

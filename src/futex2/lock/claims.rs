@@ -43,7 +43,6 @@ use super::ring::{LOOKS, Shape, Tried};
 use crate::error::{Error, Result};
 use crate::sync::Ordering::{Acquire, Relaxed, Release};
 use crate::sync::{AtomicU32, AtomicU64, fence_after_rmw, spin_loop};
-use rustix::io::Errno;
 
 const VOID: u64 = 1 << 62;
 const CLAIMED: u64 = 2 << 62;
@@ -62,13 +61,17 @@ pub(super) struct Claims<'a, F> {
     pub(super) slot: F,
 }
 
-/// What others wrote cannot be a channel's.
+/// How many slots one try goes past: more are for the next one, which begins where this one
+/// ended. Without lies there are few, but an old tail may be a whole ring behind.
+const WALK: u64 = 4096;
+
+/// What others wrote cannot be a channel's. A signal handler may meet it, so it does not allocate.
 #[cold]
-fn lies(head: u64, tail: u64, capacity: u32) -> Error {
-    Error::with(
+fn lies(head: u64, tail: u64) -> Error {
+    Error::bad_words(
         "futex2::Channel",
-        Errno::BADMSG,
-        format_args!("sent to {tail:#x}, received to {head:#x}, of {capacity} at a time"),
+        "received and sent to positions that cannot be",
+        [head, tail],
     )
 }
 
@@ -78,7 +81,7 @@ impl<'a, F: Fn(usize) -> &'a AtomicU64> Claims<'a, F> {
         if index < self.shape.capacity as usize {
             return Ok((self.slot)(index));
         }
-        Err(lies(head, tail, self.shape.capacity))
+        Err(lies(head, tail))
     }
 
     /// Sends what `write` puts into the slot that it is told, as thread `me`.
@@ -86,14 +89,14 @@ impl<'a, F: Fn(usize) -> &'a AtomicU64> Claims<'a, F> {
     pub(super) fn send(&self, me: u64, write: impl FnOnce(usize)) -> Result<Tried<()>> {
         let mut at = self.tail.load(Acquire);
         let mut room = self.seen.load(Acquire);
-        for _ in 0..u64::from(LOOKS) + u64::from(self.shape.capacity) {
+        for _ in 0..u64::from(LOOKS) + WALK.min(self.shape.capacity.into()) {
             if at.wrapping_sub(room) >= self.shape.lap {
                 room = self.head.load(Acquire);
                 // Behind, because those died who should have moved it.
                 at = at.max(room);
                 if at - room >= self.shape.lap {
                     if at - room > self.shape.lap {
-                        return Err(lies(room, at, self.shape.capacity));
+                        return Err(lies(room, at));
                     }
                     // Left behind by one that died.
                     self.advance(at);
@@ -122,9 +125,10 @@ impl<'a, F: Fn(usize) -> &'a AtomicU64> Claims<'a, F> {
                     }
                 }
                 _ if seen & REST > lap => at = self.shape.next(at),
-                _ => return Err(lies(room, at, self.shape.capacity)),
+                _ => return Err(lies(room, at)),
             }
         }
+        self.advance(at);
         Ok(Tried::Busy)
     }
 
@@ -182,7 +186,7 @@ impl<'a, F: Fn(usize) -> &'a AtomicU64> Claims<'a, F> {
             VOID if seen & REST == lap.wrapping_add(self.shape.lap) & REST => self.pass(head),
             // Others have received it.
             _ if self.head.load(Acquire) != head => {}
-            _ => return Some(Err(lies(head, seen, self.shape.capacity))),
+            _ => return Some(Err(lies(head, seen))),
         }
         None
     }

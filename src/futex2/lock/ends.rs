@@ -34,7 +34,7 @@ struct Both<T> {
 ///
 /// # Errors
 ///
-/// EINVAL for a capacity of 0, or of more than 2³⁰.
+/// EINVAL for a capacity of 0, or of more than 2³⁰; ENOMEM.
 pub fn channel<T: Send>(capacity: u32) -> Result<(Sender<T>, Receiver<T>)> {
     let channel = Channel::bounded(capacity)?;
     let (senders, receivers) = (AtomicUsize::new(1), AtomicUsize::new(1));
@@ -123,8 +123,8 @@ impl<T> Sender<T> {
     /// # Errors
     ///
     /// ETIMEDOUT at the deadline; EPIPE.
-    pub fn send_deadline(&self, item: T, deadline: Deadline) -> Sent<T> {
-        self.0.channel.send_deadline(item, deadline)
+    pub fn send_until(&self, item: T, deadline: Deadline) -> Sent<T> {
+        self.0.channel.send_until(item, deadline)
     }
 
     /// This end for [`select`](super::select()).
@@ -159,8 +159,8 @@ impl<T> Receiver<T> {
     /// # Errors
     ///
     /// ETIMEDOUT at the deadline; EPIPE.
-    pub fn recv_deadline(&self, deadline: Deadline) -> Result<T> {
-        self.0.channel.recv_deadline(deadline)
+    pub fn recv_until(&self, deadline: Deadline) -> Result<T> {
+        self.0.channel.recv_until(deadline)
     }
 
     /// The items as they come, until no sender is left.

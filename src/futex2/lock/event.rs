@@ -21,8 +21,8 @@ const PARKED: u32 = 2;
 const TIME: u32 = 4;
 
 /// An event that lets everybody through from [`set`](Self::set) to [`reset`](Self::reset): what
-/// others call manual-reset. Whoever waits while it is set is let through, even if it is reset
-/// at once.
+/// others call manual-reset. Whoever waits, or [selects](super::select()), when it is set is let
+/// through, even if it is reset at once.
 ///
 /// In shared memory zeros are one that is not set.
 ///
@@ -65,9 +65,9 @@ impl<S: Scope> Event<S> {
     /// Waits until it is set.
     #[inline]
     pub fn wait(&self) {
-        if !self.is_set() {
-            // Without a deadline nothing fails on 32 bits.
-            let _ = wait(&self.word, None);
+        // Where the kernel refuses to let it sleep, it looks again and again.
+        while !self.is_set() && wait(&self.word, None).is_err() {
+            rustix::thread::sched_yield();
         }
     }
 
@@ -89,16 +89,9 @@ impl<S: Scope> fmt::Debug for Event<S> {
 
 impl<S: Scope> Source for Event<S> {
     fn ready(&self) -> Ready<'_> {
-        loop {
-            let seen = self.word.load(Acquire);
-            if seen & SET != 0 {
-                return Ready::Now;
-            }
-            let parked = seen | PARKED;
-            if seen == parked || self.word.compare_exchange(seen, parked, Relaxed, Relaxed).is_ok()
-            {
-                return Ready::Not(self.word.waiter(parked), Announced::NONE);
-            }
+        match announce(&self.word) {
+            Some(parked) => Ready::Not(self.word.waiter(parked), Announced::at(parked / TIME)),
+            None => Ready::Now,
         }
     }
 
@@ -119,20 +112,31 @@ fn set<C: Cell<u32>>(word: &C) {
     }
 }
 
+/// Says that somebody will sleep, and while which value; `None` if it is set. If another one
+/// changes it meanwhile, that value is a past one, and nobody sleeps.
+fn announce<C: Cell<u32>>(word: &C) -> Option<u32> {
+    let seen = word.load(Acquire);
+    let parked = seen | PARKED;
+    if seen != parked && seen & SET == 0 {
+        let _ = word.compare_exchange(seen, parked, Relaxed, Relaxed);
+    }
+    (seen & SET == 0).then_some(parked)
+}
+
 fn wait<C: Cell<u32>>(word: &C, deadline: Option<Deadline>) -> Result<()> {
     let mut spins = Spins::new();
     let first = word.load(Acquire);
     loop {
-        let seen = word.load(Acquire);
-        if seen & SET != 0 || seen / TIME != first / TIME {
-            return Ok(());
-        }
         if !spins.are_over() {
+            let seen = word.load(Acquire);
+            if seen & SET != 0 || seen / TIME != first / TIME {
+                return Ok(());
+            }
             continue;
         }
-        let parked = seen | PARKED;
-        if seen != parked && word.compare_exchange(seen, parked, Relaxed, Relaxed).is_err() {
-            continue;
+        let Some(parked) = announce(word) else { return Ok(()) };
+        if parked / TIME != first / TIME {
+            return Ok(());
         }
         word.wait(parked, deadline).map_err(|error| error.within("futex2::Event::wait"))?;
     }
@@ -146,6 +150,31 @@ mod models {
     use loom::cell::UnsafeCell;
     use loom::sync::Arc;
     use loom::thread;
+
+    /// The same for who selects, and looks anew each time.
+    #[test]
+    fn a_pulse_lets_a_selector_through() {
+        model(|| {
+            let shared = Arc::new((Modelled::<AtomicU32>::new(0), UnsafeCell::new(0)));
+            let first = announce(&shared.0).unwrap();
+            let other = shared.clone();
+            let selector = thread::spawn(move || {
+                let mut now = first;
+                while now / TIME == first / TIME {
+                    other.0.wait(now, None).unwrap();
+                    let Some(parked) = announce(&other.0) else { break };
+                    now = parked;
+                }
+                // SAFETY: written before the event was set.
+                assert_eq!(other.1.with(|data| unsafe { *data }), 7);
+            });
+            // SAFETY: nobody reads it before the event is set.
+            shared.1.with_mut(|data| unsafe { *data = 7 });
+            set(&shared.0);
+            shared.0.fetch_and(!SET, AcqRel);
+            selector.join().unwrap();
+        });
+    }
 
     /// Set and reset at once: who waited is let through, and sees what was done before.
     #[test]

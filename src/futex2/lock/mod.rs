@@ -38,7 +38,8 @@
 //!
 //! [`select()`] waits for the first of several semaphores, events, mutexes and ends of channels, until
 //! a deadline. A condition variable is none of them: who waits for it gives a mutex back and takes
-//! it again; an [`Event`] beside the mutex is for that.
+//! it again; an [`Event`] beside the mutex is for that. There is no wait for *all* of several: see
+//! [`waitv`](super::waitv).
 //!
 //! There is no poison: a guard that is dropped by a panic gives its lock back, as lock_api and
 //! parking_lot have it. Data that must survive half of a change needs a [`RobustMutex`], or a
@@ -57,13 +58,13 @@
 //! | a deadline | every wait has a form with one. It is not missed when others change the word without pause, unless each change of ours meets one of theirs, time after time; what was taken at that instant is taken, and no wake is lost with a waiter that leaves |
 //! | the kernel refuses to let a thread wait | a call without a deadline tries again until it has what it is for; one that returns an error returns that |
 //! | in a signal handler | the `try_` forms, [`Event::is_set`], [`Event::set`], [`Semaphore::release`] and [`AutoEvent::set`]: none waits. Others may wait for the thread that was interrupted |
-//! | fork, private | the child has a copy. What other threads held is held in it for ever, as with every lock; what the forking thread holds is held by both. Waiters are not copied; at worst a wake finds nobody |
-//! | fork, shared | one lock still. A guard that the forking thread holds must be forgotten in one of the two; that of a robust mutex belongs to the parent |
+//! | fork, private | the child has a copy. What other threads held is held in it for ever, as with every lock; what the forking thread holds is held by both. Waiters are not copied; at worst a wake finds nobody. A [`Channel`] that other threads use at that moment is of no use to the child: what they are in the middle of never ends there |
+//! | fork, shared | one lock still. A guard that the forking thread holds must be forgotten in one of the two; that of a robust mutex belongs to the parent. A signal handler that forks in the middle of a send must leave that channel alone in the child |
 //! | a thread ends, or a process dies, *holding* a mutex, a readers-writer lock or a permit, or running a [`Once`] | it is held for ever. Deadlines and [`RobustMutex`] are the ways out |
 //! | the same with a [`RobustMutex`] | the next one is told; one that sleeps, within 50 ms |
 //! | the same inside a [`Channel`] in shared memory | nothing is lost or doubled that was sent; the others go on, within 50 ms |
 //! | a process dies *waiting*, or woken, or while it wakes | the others go on: whoever waits in shared memory looks again every 50 ms. A dead waiter of a [`Condvar`] stays counted: a notification that nobody waits for is then a system call |
-//! | others write anything into shared memory | errors, wrong data, a lock that seems held or free; nothing out of bounds, and no wait longer than its deadline |
+//! | others write anything into shared memory | errors, wrong data, a lock that seems held or free; nothing out of bounds, and no wait longer than its deadline, unless somebody wins each race for a word, time after time |
 //! | a lock is moved or unmapped while somebody waits | the borrow checker, and for shared memory the caller, prevent it |
 //! | its memory is freed by who takes it next | a [`Mutex`] is not written after it was given back for all, but its address is woken; after a fair unlock, or by the other locks, it may be. So memory that stays mapped can be used anew by who has the mutex after an ordinary unlock, and other memory when all unlocks have returned |
 
@@ -72,6 +73,7 @@ mod cell;
 mod channel;
 mod channel_memory;
 mod channel_select;
+mod channel_wait;
 mod claims;
 mod condvar;
 mod ends;

@@ -22,15 +22,22 @@ pub struct Announced<'a> {
     _listener: Option<Listener<'a>>,
     /// How long it may sleep at the most.
     nap: Option<Duration>,
+    /// How often an event had been set.
+    time: Option<u32>,
 }
 
 impl<'a> Announced<'a> {
     /// Of a source that does not count.
-    pub(super) const NONE: Self = Self { _listener: None, nap: None };
+    pub(super) const NONE: Self = Self { _listener: None, nap: None, time: None };
 
     /// Counted. With a nap, it sleeps no longer than that before it looks again.
     pub(super) fn new(listener: Listener<'a>, nap: Option<Duration>) -> Self {
-        Self { _listener: Some(listener), nap }
+        Self { _listener: Some(listener), nap, time: None }
+    }
+
+    /// Of an event, which lets whoever waits through when this has become another number.
+    pub(super) fn at(time: u32) -> Self {
+        Self { time: Some(time), ..Self::NONE }
     }
 }
 
@@ -51,7 +58,10 @@ pub trait Source {
 ///
 /// Nothing is taken: call `try_acquire`, `try_recv`, `try_lock` and the like on the one that was
 /// named, and select again if another thread was faster. So it is for the caller what comes first:
-/// put what is to be preferred at the front.
+/// put what is to be preferred at the front. An [`Event`](super::Event) that was set meanwhile counts,
+/// even if it is reset again.
+///
+/// There is no wait for *all* of several: see [`waitv`].
 ///
 /// ```
 /// use unmerged::futex2::lock::{Event, Mutex, Semaphore, select};
@@ -75,14 +85,23 @@ pub trait Source {
 pub fn select(sources: &[&dyn Source], deadline: Option<Deadline>) -> Result<usize> {
     const OPERATION: &str = "futex2::select";
     let mut slept = false;
+    let (mut waiters, mut announced) = (Vec::with_capacity(sources.len()), Vec::new());
+    let mut times: Vec<Option<u32>> = Vec::new();
     loop {
-        let (mut waiters, mut announced) = (Vec::with_capacity(sources.len()), Vec::new());
-        let found = sources.iter().position(|source| match source.ready() {
+        waiters.clear();
+        let found = sources.iter().enumerate().position(|(at, source)| match source.ready() {
             Ready::Now => true,
             Ready::Not(waiter, count) => {
+                let time = count.time;
                 waiters.push(waiter);
                 announced.push(count);
-                false
+                match times.get(at) {
+                    Some(then) => time != *then,
+                    None => {
+                        times.push(time);
+                        false
+                    }
+                }
             }
         });
         let nap = announced.iter().filter_map(|announced: &Announced<'_>| announced.nap).min();
@@ -100,8 +119,11 @@ pub fn select(sources: &[&dyn Source], deadline: Option<Deadline>) -> Result<usi
             return Err(Error::new(OPERATION, Errno::TIMEDOUT));
         }
         let until = nap.map(|nap| Deadline::or_sooner(deadline, nap)).or(deadline);
-        let beat = waiters.iter().any(|waiter| !waiter.place.private).then_some(BEAT);
-        match sleep(until, beat, |until| waitv(&waiters, until).map(drop)) {
+        let beat = (!waiters.iter().all(Waiter::is_private)).then_some(BEAT);
+        let woken = sleep(until, beat, |until| waitv(&waiters, until).map(drop));
+        // Before the next look, as those who ring want it.
+        announced.clear();
+        match woken {
             Err(error) if !error.is_timed_out() => return Err(error),
             _ => slept = true,
         }
