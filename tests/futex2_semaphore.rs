@@ -75,7 +75,7 @@ fn errors_name_the_call() {
     let (permits, auto, event) = (
         Semaphore::<Private>::default(),
         AutoEvent::<Shared>::default(),
-        Event::<Shared>::new(false),
+        Event::<Shared>::default(),
     );
     for deadline in [past(), soon()] {
         let error = permits.acquire_until(deadline).unwrap_err();

@@ -81,6 +81,13 @@ impl<S: Scope> Event<S> {
     }
 }
 
+impl<S: Scope> Default for Event<S> {
+    /// Not set.
+    fn default() -> Self {
+        Self::new(false)
+    }
+}
+
 impl<S: Scope> fmt::Debug for Event<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Event").field("set", &self.is_set()).finish()
