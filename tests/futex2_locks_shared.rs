@@ -68,12 +68,14 @@ fn robust_mutex_in_a_storm() {
                 }
                 Ok(Locked::Orphaned(mut orphan)) => {
                     stage.done[0].fetch_add(1, SeqCst);
-                    let [one, two] = *orphan;
-                    if one != two && one != two + 1 {
+                    // SAFETY: no guard is leaked, and the holder's process is dead.
+                    let both = unsafe { orphan.data() };
+                    if both[0] != both[1] && both[0] != both[1] + 1 {
                         give_up("two holders");
                     }
-                    orphan[1] = one;
-                    unmerged::futex2::lock::Orphan::make_consistent(orphan)
+                    both[1] = both[0];
+                    // SAFETY: as above.
+                    unsafe { orphan.make_consistent() }
                 }
                 Err(error) => give_up(&error.to_string()),
             };
@@ -86,7 +88,9 @@ fn robust_mutex_in_a_storm() {
         }
     };
     storm::<4>(play, |_| ());
-    let guard = stage.robust.try_lock_until(far()).unwrap().or_repair(|both| both[1] = both[0]);
+    let locked = stage.robust.try_lock_until(far()).unwrap();
+    // SAFETY: as above.
+    let guard = unsafe { locked.or_repair(|both| both[1] = both[0]) };
     assert!(guard[0] == guard[1] && guard[0] > 0);
     let told = stage.done[0].load(SeqCst);
     eprintln!("storm: robust mutex: {} turns, {told} deaths told", guard[0]);
@@ -118,7 +122,9 @@ fn what_a_dead_holder_leaves() {
     // Killed, and not waited for: a zombie.
     // SAFETY: our own child.
     unsafe { libc::kill(holder, libc::SIGKILL) };
-    assert!(stage.robust.try_lock_until(far()).unwrap().or_repair(|_| {})[0] == 0);
+    let locked = stage.robust.try_lock_until(far()).unwrap();
+    // SAFETY: the holder's process is dead.
+    assert_eq!(unsafe { locked.or_repair(|_| {}) }[0], 0);
     kill(holder);
     let soon = || Deadline::after(Duration::from_millis(2));
     assert!(stage.mutex.try_lock_until(soon()).unwrap_err().is_timed_out());

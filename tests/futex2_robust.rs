@@ -4,11 +4,11 @@ mod common;
 #[path = "common/locks.rs"]
 mod locks;
 
-use common::{child, own_tid, role, succeed};
+use common::{child, missing, own_tid, role, succeed};
 use locks::{LONG, Plain, ROUNDS, far, sleeps, soon, threads};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use unmerged::futex2::lock::{Locked, Orphan, RobustMutex};
+use unmerged::futex2::lock::{Locked, RobustMutex};
 use unmerged::futex2::{Deadline, Private, Scope, Shared};
 
 fn robust<S: Scope>() {
@@ -56,7 +56,7 @@ fn the_end_of_a_holder<S: Scope>() {
     let end_with = |value| {
         std::thread::scope(|scope| {
             scope.spawn(|| {
-                let mut guard = mutex.lock().unwrap().or_repair(|_| panic!("nobody died"));
+                let Locked::Clean(mut guard) = mutex.lock().unwrap() else { panic!("who died?") };
                 *guard = value;
                 std::mem::forget(guard);
             });
@@ -66,9 +66,14 @@ fn the_end_of_a_holder<S: Scope>() {
     // A scope may end before the thread has.
     let locked = mutex.lock().unwrap();
     let Locked::Orphaned(mut orphan) = locked else { panic!("not told") };
-    assert_eq!(*orphan, 2);
-    *orphan = 3;
-    assert_eq!(*Orphan::make_consistent(orphan), 3);
+    // SAFETY: the guard was forgotten, and nobody has a reference that it gave out.
+    let guard = unsafe {
+        assert_eq!(*orphan.data(), 2);
+        *orphan.data() = 3;
+        orphan.make_consistent()
+    };
+    assert_eq!(*guard, 3);
+    drop(guard);
     assert!(!mutex.lock().unwrap().is_orphaned());
     // One that sleeps already.
     let (me, held) = (own_tid().cast_unsigned(), AtomicBool::new(false));
@@ -86,7 +91,8 @@ fn the_end_of_a_holder<S: Scope>() {
         let deadline = far();
         let locked = mutex.try_lock_until(deadline).unwrap();
         assert!(!deadline.has_passed(), "left asleep: only the last look has found it");
-        assert_eq!(*locked.or_repair(|value| *value = 4), 4);
+        // SAFETY: as above.
+        assert_eq!(unsafe { *locked.or_repair(|value| *value = 4) }, 4);
     });
     // Given up: nobody gets it any more, not even those who sleep.
     end_with(5);
@@ -143,10 +149,38 @@ fn a_zombie_is_found_by_a_short_wait() {
     assert!(mutex.is_locked());
     let locked = mutex.try_lock_until(soon()).expect("the holder is dead");
     assert!(locked.is_orphaned());
-    drop(locked.or_repair(|value| *value = 1));
+    // SAFETY: the holder's process is dead.
+    drop(unsafe { locked.or_repair(|value| *value = 1) });
     assert!(!mutex.is_locked());
     // SAFETY: our own child.
     assert_eq!(unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) }, pid);
+}
+
+/// A `/proc` of another namespace of process ids tells of other threads: it is not asked.
+#[test]
+fn another_namespace() {
+    use unmerged::sys::task::is_proc_ours;
+    if role().is_none() {
+        return succeed(child("another_namespace", "child"));
+    }
+    assert!(is_proc_ours());
+    // SAFETY: what is new is the namespaces of the children to come, and the credentials.
+    if unsafe { libc::unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWPID) } != 0 {
+        return missing("user-namespaces", "not tried");
+    }
+    // SAFETY: the child asks, locks and ends.
+    let pid = unsafe { libc::fork() };
+    if pid == 0 {
+        let mutex = RobustMutex::<u32>::new(1);
+        let guard = mutex.lock();
+        let code = i32::from(is_proc_ours()) | i32::from(guard.is_err()) << 1;
+        // SAFETY: ends the child.
+        unsafe { libc::_exit(code) };
+    }
+    let mut status = 0;
+    // SAFETY: our own child.
+    assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
+    assert_eq!(status, 0);
 }
 
 /// What its siblings have: unsized values, get_mut, into_inner, Default.
@@ -155,9 +189,11 @@ fn robust_smoke() {
     let mut mutex = RobustMutex::<Vec<u32>, Private>::default();
     mutex.get_mut().push(1);
     assert!(!mutex.is_locked());
-    mutex.lock().unwrap().or_repair(|_| panic!("nobody died")).push(2);
+    let Locked::Clean(mut guard) = mutex.lock().unwrap() else { panic!("who died?") };
+    guard.push(2);
+    drop(guard);
     assert_eq!(mutex.into_inner(), [1, 2]);
     let unsized_: &RobustMutex<[u32]> = &RobustMutex::new([1, 2, 3]);
-    let guard = unsized_.lock().unwrap().or_repair(|_| panic!("nobody died"));
+    let Locked::Clean(guard) = unsized_.lock().unwrap() else { panic!("who died?") };
     assert!(unsized_.is_locked() && guard[2] == 3);
 }

@@ -2,7 +2,8 @@
 
 use super::{errno, thread};
 use core::fmt::{self, Write};
-use rustix::fs::{CWD, Mode, OFlags, openat};
+use core::mem::MaybeUninit;
+use rustix::fs::{CWD, Mode, OFlags, openat, readlinkat_raw};
 use rustix::io::{Errno, Result, read, retry_on_intr};
 
 /// `tkill(thread, 0)` — whether there is no such thread, seen from this process's namespace of
@@ -22,6 +23,17 @@ pub fn is_gone(thread: u32) -> bool {
 /// a line that is none.
 pub fn stat(thread: u32) -> Result<(u8, u64)> {
     read_stat(format_args!("/proc/{thread}/stat"))
+}
+
+/// `readlink("/proc/thread-self")` — whether `/proc` numbers threads as this one's namespace of process
+/// ids does. Another namespace's `/proc` tells of other threads.
+pub fn is_proc_ours() -> bool {
+    let mut text = [MaybeUninit::uninit(); 64];
+    let Ok((link, _)) = readlinkat_raw(CWD, c"/proc/thread-self", &mut text) else { return false };
+    let (process, thread) = thread::ids();
+    let mut path = Path { text: [0; 64], len: 0 };
+    let wanted = fmt::write(&mut path, format_args!("{process}/task/{thread}"));
+    wanted.is_ok() && *link == path.text[..path.len]
 }
 
 /// What is known of a thread.
@@ -90,6 +102,7 @@ mod tests {
         assert_eq!((state, is_gone(tid)), (b'R', false));
         assert!(start > 0 && stat(tid).unwrap().1 == start);
         assert_eq!(life(pid, tid), Life::Alive(start));
+        assert!(is_proc_ours() && std::thread::spawn(is_proc_ours).join().unwrap());
         assert_eq!((stat(u32::MAX), is_gone(u32::MAX)), (Err(Errno::NOENT), true));
         assert_eq!(life(u32::MAX, 1), Life::Gone);
         let other = std::thread::spawn(thread::id).join().unwrap();

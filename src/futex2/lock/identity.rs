@@ -5,9 +5,10 @@
 //! | 0 to 21 | the thread's id; the kernel gives no larger ones |
 //! | 22 to 61 | when it began, in clock ticks since boot; 0 if `/proc` does not tell |
 //!
-//! The second part tells a thread from an earlier one with its id. A thread keeps its number in
-//! a thread-local word, with the number of its process: a child of fork has another one, and finds
-//! its own identity anew.
+//! The second part tells a thread from an earlier one with its id. Where it could not be read when
+//! the thread first locked, it stays 0: a number that changed could not give the lock back. A thread
+//! keeps its number in a thread-local word, with the number of its process: a child of fork has
+//! another one, and finds its own identity anew.
 
 use crate::sys::{fork, task, thread};
 use core::cell::Cell;
@@ -34,7 +35,8 @@ pub(super) fn me() -> u64 {
 #[inline(never)]
 fn find(process: u64) -> u64 {
     let tid = thread::id();
-    let start = task::stat(tid).map_or(0, |(_, start)| start);
+    let start =
+        if task::is_proc_ours() { task::stat(tid).map_or(0, |(_, start)| start) } else { 0 };
     let id = (u64::from(tid) & ((1 << TID_BITS) - 1) | start << TID_BITS) & ID;
     MINE.set((process, id));
     id
@@ -47,7 +49,7 @@ pub(super) fn is_dead(id: u64, thorough: bool) -> bool {
     if task::is_gone(tid) {
         return true;
     }
-    if !thorough {
+    if !thorough || !task::is_proc_ours() {
         return false;
     }
     match task::stat(tid) {

@@ -58,20 +58,28 @@ impl<S: Scope> RawRobust<S> {
 /// is dead; that is seen at a look into `/proc`, within those times or by
 /// [`try_lock`](Self::try_lock).
 ///
+/// Without `/proc`, where it shows another namespace of process ids, or where this process has no
+/// descriptor left to read it by, only a death that was waited for is seen.
+///
+/// What a dead holder left is reached by `unsafe` code: a thread may leak its guard, hand on
+/// a reference to the data, and end.
+///
 /// Who comes at the right moment takes it before one who sleeps: nothing is handed over, so under
 /// contention without end a sleeper may starve.
 ///
 /// ```
-/// use unmerged::futex2::lock::{Locked, Orphan, RobustMutex};
+/// use unmerged::futex2::lock::{Locked, RobustMutex};
 ///
 /// static ACCOUNTS: RobustMutex<[i64; 2]> = RobustMutex::new([100, 0]);
 ///
 /// let mut accounts = match ACCOUNTS.lock()? {
 ///     Locked::Clean(guard) => guard,
-///     Locked::Orphaned(mut orphan) => {
-///         orphan[1] = 100 - orphan[0]; // whatever makes it good
-///         Orphan::make_consistent(orphan)
-///     }
+///     // SAFETY: no thread of this program leaks its guard.
+///     Locked::Orphaned(mut orphan) => unsafe {
+///         let accounts = orphan.data();
+///         accounts[1] = 100 - accounts[0]; // whatever makes it good
+///         orphan.make_consistent()
+///     },
 /// };
 /// accounts[0] -= 30;
 /// accounts[1] += 30;
@@ -104,12 +112,18 @@ impl<'a, T: ?Sized, S: Scope> Locked<'a, T, S> {
     /// # Panics
     ///
     /// If `repair` does; the mutex cannot be taken any more then.
-    pub fn or_repair(self, repair: impl FnOnce(&mut T)) -> RobustGuard<'a, T, S> {
+    ///
+    /// # Safety
+    ///
+    /// That of [`Orphan::data`].
+    pub unsafe fn or_repair(self, repair: impl FnOnce(&mut T)) -> RobustGuard<'a, T, S> {
         match self {
             Self::Clean(guard) => guard,
             Self::Orphaned(mut orphan) => {
-                repair(&mut orphan);
-                Orphan::make_consistent(orphan)
+                // SAFETY: forwarded.
+                repair(unsafe { orphan.data() });
+                // SAFETY: as above.
+                unsafe { orphan.make_consistent() }
             }
         }
     }
@@ -244,37 +258,47 @@ impl<T: ?Sized + fmt::Debug, S: Scope> fmt::Debug for RobustGuard<'_, T, S> {
 }
 
 /// The lock of a robust mutex whose last holder died. Dropped as it is, it gives the data up: the
-/// mutex is ENOTRECOVERABLE from then on, for everybody.
+/// mutex is ENOTRECOVERABLE ([`is_unrecoverable`](crate::Error::is_unrecoverable)) from then on, for
+/// everybody, until somebody who knows that nobody uses it writes zeros over its word.
+///
+/// ```compile_fail,E0133
+/// use unmerged::futex2::lock::Orphan;
+///
+/// fn reset(orphan: &mut Orphan<'_, u32>) {
+///     *orphan.data() = 0;
+/// }
+/// ```
 #[must_use = "the data is given up at once"]
 pub struct Orphan<'a, T: ?Sized, S: Scope = Shared> {
     guard: RobustGuard<'a, T, S>,
 }
 
 impl<'a, T: ?Sized, S: Scope> Orphan<'a, T, S> {
-    /// The data is good again. An associated function, so that it does not hide a method of `T`.
-    pub fn make_consistent(this: Self) -> RobustGuard<'a, T, S> {
-        let this = ManuallyDrop::new(this);
+    /// The data as it was left.
+    ///
+    /// # Safety
+    ///
+    /// Nobody uses a reference that the dead holder's guard gave out. So it is where the holder's
+    /// process is dead. A thread of a process that lives on must not have leaked its guard for the
+    /// sake of such a reference (`Box::leak`); to forget a guard gives none out.
+    pub unsafe fn data(&mut self) -> &mut T {
+        &mut self.guard
+    }
+
+    /// The data is good again.
+    ///
+    /// # Safety
+    ///
+    /// That of [`data`](Self::data).
+    pub unsafe fn make_consistent(self) -> RobustGuard<'a, T, S> {
+        let this = ManuallyDrop::new(self);
         this.guard.mutex.raw.make_consistent();
         RobustGuard { mutex: this.guard.mutex, thread: PhantomData }
     }
 }
 
-impl<T: ?Sized, S: Scope> Deref for Orphan<'_, T, S> {
-    type Target = T;
-
-    fn deref(&self) -> &T {
-        &self.guard
-    }
-}
-
-impl<T: ?Sized, S: Scope> DerefMut for Orphan<'_, T, S> {
-    fn deref_mut(&mut self) -> &mut T {
-        &mut self.guard
-    }
-}
-
-impl<T: ?Sized + fmt::Debug, S: Scope> fmt::Debug for Orphan<'_, T, S> {
+impl<T: ?Sized, S: Scope> fmt::Debug for Orphan<'_, T, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Orphan").field(&&**self).finish()
+        f.debug_struct("Orphan").finish_non_exhaustive()
     }
 }
