@@ -5,6 +5,7 @@
 //! thread finds its parent's, sees by the [tag] that it is not its own, and takes another.
 
 use super::class::CLASSES;
+use super::kept::Kept;
 use super::member::{Local, Member};
 use super::space::Space;
 use crate::error::{Error, Result};
@@ -81,6 +82,7 @@ pub(super) fn forget(region: usize) {
 pub(super) struct Cache {
     pub(super) member: Member,
     pub(super) locals: [Local; CLASSES],
+    pub(super) kept: Kept,
     tag: u32,
     closed: u32,
 }
@@ -91,6 +93,7 @@ impl Cache {
         Some(Self {
             member: Member::join(space)?,
             locals: [Local::default(); CLASSES],
+            kept: Kept::default(),
             tag: tag(),
             closed,
         })

@@ -1,6 +1,7 @@
 //! What is in a heap, and whether it fits together.
 
 use super::class::{self, CLASSES};
+use super::kept::KEPT;
 use super::member::{Member, slab};
 use super::pages::{Pages, figures};
 use super::room::Room;
@@ -29,7 +30,8 @@ pub struct HeapStats {
     pub blocks: usize,
     /// Their bytes, rounded up as they are.
     pub bytes: usize,
-    /// Bytes of free blocks of slabs: the difference between what is taken and what is used.
+    /// Bytes of free blocks of slabs, and of free runs that threads keep: the difference between
+    /// what is taken and what is used.
     pub free_in_slabs: usize,
     /// Bytes of free blocks that threads have in hand; part of the above.
     pub in_hand: usize,
@@ -85,9 +87,9 @@ pub enum Problem {
         /// First page of the slab.
         page: usize,
     },
-    /// A slab says that a slot holds it, and the slot does not.
+    /// A slab or free run says that a slot has it, and the slot does not.
     NotHeld {
-        /// First page of the slab.
+        /// Its first page.
         page: usize,
         /// The slot.
         slot: usize,
@@ -150,7 +152,7 @@ impl fmt::Display for Problem {
             Self::BadState { page, word } => write!(f, "page {page} says {word:#x}"),
             Self::BadBlocks { page } => write!(f, "the slab at page {page} has too many blocks"),
             Self::NotHeld { page, slot } => {
-                write!(f, "the slab at page {page} is not held by slot {slot}")
+                write!(f, "what begins at page {page} is not held by slot {slot}")
             }
             Self::BadHand { slot, class } => {
                 write!(f, "slot {slot} has what it cannot have of class {class}")
@@ -279,6 +281,15 @@ fn examine(member: &Member, pages: &Pages<'_, Member>) -> Report {
                 report.add(Problem::Left { page });
                 pages
             }
+            State::Kept { pages, slot } => {
+                let bytes = pages.saturating_mul(PAGE);
+                report.stats.in_hand = report.stats.in_hand.saturating_add(bytes);
+                let keeps = |at| space.kept(slot, at).load(Ordering::Relaxed) == page as u64 + 1;
+                if slot >= space.slots() || !(0..KEPT).any(keeps) {
+                    report.add(Problem::NotHeld { page, slot });
+                }
+                pages
+            }
             State::Free => {
                 report.add(Problem::LostPage { page });
                 1
@@ -292,7 +303,8 @@ fn examine(member: &Member, pages: &Pages<'_, Member>) -> Report {
         if len == 0 || len > space.pages() - page {
             report.add(Problem::Overlap { page });
         }
-        let is_run = matches!(state, State::Run { .. } | State::Leaving { .. });
+        let is_run =
+            matches!(state, State::Run { .. } | State::Leaving { .. } | State::Kept { .. });
         let mut inside = page + 1;
         while inside < end {
             if !pages.is_taken(inside) {
@@ -315,7 +327,7 @@ fn examine(member: &Member, pages: &Pages<'_, Member>) -> Report {
         examine_slot(member, &mut report, slot);
     }
     let in_hand = report.stats.in_hand;
-    report.stats.free_in_slabs += in_hand;
+    report.stats.free_in_slabs = report.stats.free_in_slabs.saturating_add(in_hand);
     report
 }
 
@@ -401,7 +413,7 @@ fn examine_slot(member: &Member, report: &mut Report, slot: usize) {
         }
         let count = mask.count_ones() as usize;
         let stats = &mut report.stats;
-        stats.in_hand += count * class::SIZES[class];
+        stats.in_hand = stats.in_hand.saturating_add(count * class::SIZES[class]);
         stats.blocks = stats.blocks.saturating_sub(count);
         stats.bytes = stats.bytes.saturating_sub(count * class::SIZES[class]);
         let blocks = &mut stats.classes[class].1;

@@ -8,6 +8,7 @@
 //! | hand: slab | the slab it takes from, or is about to hold or has just let go | if it is held by this slot: let go, and looked at; else looked at |
 //! | hand: word, mask | blocks that are set in the bitmap, or will be, and not handed out | cleared |
 //! | touched | the slab or run that it is giving something back to | looked at |
+//! | kept | [runs](super::kept) for its next allocation | looked at |
 //!
 //! Each is written before what it tells about, so nothing is held that no word tells of. *To look
 //! at* pages ([`Member::look_at`]) is to do what their state calls for: to mark room, to give
@@ -17,6 +18,7 @@
 //! whoever settles for the dead may die in it.
 
 use super::class::{self, CLASSES};
+use super::kept::KEPT;
 use super::lock::Neighbours;
 use super::owner::Owner;
 use super::pages::Pages;
@@ -253,6 +255,15 @@ impl Member {
             self.look_at(page as usize);
         }
         self.untouch();
+        for at in 0..KEPT {
+            let kept = self.space.kept(self.slot, at);
+            let page = kept.load(Ordering::Acquire).checked_sub(1);
+            if let Some(page) = page.filter(|&page| page < self.space.pages() as u64) {
+                self.look_at(page as usize);
+            }
+            step();
+            kept.store(0, Ordering::Release);
+        }
         for class in 0..CLASSES {
             self.put_down(class);
         }
@@ -309,6 +320,7 @@ impl Member {
                 }
             }
             State::Leaving { .. } => self.give(page),
+            State::Kept { pages, slot } => self.part(page, pages, slot),
             _ => {}
         }
     }
@@ -333,19 +345,19 @@ impl Member {
 
     /// Gives back pages that are leaving. If the lock is not to be had they stay so, until
     /// somebody [sweeps](Self::sweep).
-    fn give(&self, page: usize) {
+    pub(super) fn give(&self, page: usize) {
         if let Ok(pages) = self.pages() {
             pages.give(page);
         }
     }
 
-    /// Gives back all pages that were left leaving, and looks at all slabs.
+    /// Gives back all pages that were left leaving or are kept by anybody, and looks at all slabs.
     pub(super) fn sweep(&self) {
         let [.., highest] = super::pages::figures(&self.space);
         for page in 0..highest {
             if matches!(
                 State::of(self.space.state(page).load(Ordering::Relaxed)),
-                State::Leaving { .. } | State::Idle { .. }
+                State::Leaving { .. } | State::Idle { .. } | State::Kept { .. }
             ) {
                 self.touch(page);
                 self.look_at(page);
@@ -482,8 +494,8 @@ impl Member {
         freed != Freed::Twice
     }
 
-    /// Frees a run; whether there was one.
-    pub(super) fn free_run(&self, page: usize, pages: usize) -> bool {
+    /// Frees a run and gives back its pages; whether there was one.
+    pub(super) fn give_run(&self, page: usize, pages: usize) -> bool {
         let run = State::Run { pages }.word();
         let leaving = State::Leaving { pages }.word();
         self.touch(page);

@@ -3,7 +3,8 @@
 //! # How it is made
 //!
 //! Sizes up to 8 KiB come from slabs, which are runs of pages with blocks of one [class]; what is
-//! larger is a run of its own ([pages]). A thread holds one [slab] of each class that it
+//! larger is a run of its own ([pages]), of which a thread keeps some for its next allocation
+//! ([kept]). A thread holds one [slab] of each class that it
 //! uses, takes 64 blocks from it by one atomic instruction, and hands them out by plain stores; a
 //! block is freed by one atomic instruction, whoever frees it, or by a plain store if it is of the
 //! 64 in hand. Slabs with free blocks that nobody holds are found by [room]; an empty one is given
@@ -22,6 +23,7 @@ mod cache;
 mod check;
 mod class;
 mod extent;
+mod kept;
 mod lock;
 mod member;
 mod owner;
@@ -303,13 +305,11 @@ impl Heap {
         let address = block.addr().get();
         let resized = self.with(RESIZE, |cache| match Block::at(&cache.member.space, address) {
             Some(Block::Run { page, pages }) => {
-                let len = size.div_ceil(PAGE);
-                Some(
-                    len == pages || {
-                        let lock = cache.member.pages();
-                        lock.is_ok_and(|lock| lock.resize(page, pages, len))
-                    },
-                )
+                let (len, member) = (size.div_ceil(PAGE), cache.member);
+                let change = || member.pages().is_ok_and(|lock| lock.resize(page, pages, len));
+                // What is behind it may be what this thread keeps.
+                let make_room = |kept| len > pages && member.unkeep_all(kept);
+                Some(len == pages || change() || make_room(&mut cache.kept) && change())
             }
             Some(block) => Some(size <= block.capacity()),
             None => None,
@@ -419,6 +419,7 @@ fn put_down(cache: &mut Cache) {
             cache.member.drop_local(class, &mut cache.locals[class]);
         }
     }
+    cache.member.unkeep_all(&mut cache.kept);
 }
 
 /// Frees what begins at this address; whether there was something.
@@ -428,7 +429,7 @@ fn free_anywhere(cache: &mut Cache, address: usize) -> bool {
         Some(Block::Small { page, class, index }) => {
             cache.member.free(page, class, index, &mut cache.locals[class])
         }
-        Some(Block::Run { page, pages }) => cache.member.free_run(page, pages),
+        Some(Block::Run { page, pages }) => cache.member.free_run(page, pages, &mut cache.kept),
         None => false,
     }
 }
@@ -469,6 +470,9 @@ fn run(cache: &mut Cache, layout: Layout) -> core::result::Result<usize, Refusal
     let member = cache.member;
     let pages = layout.size().div_ceil(PAGE);
     let align = layout.align().max(PAGE);
+    if let Some(page) = member.take_kept(pages, align, &mut cache.kept) {
+        return Ok(member.space.memory(page).addr().get());
+    }
     let take = || member.pages().map(|lock| lock.take_run(pages, align));
     let page = match take()? {
         Some(page) => page,

@@ -377,10 +377,12 @@ fn killed_in_recovery() {
     for n in 1..10_000 {
         let fixture = fixture(1 << 20);
         let heap = fixture.heap;
-        // Killed with a slab of each of two classes and the lock.
+        // Killed with a slab of each of two classes, a run that it keeps, and the lock.
         assert!(in_child(|| {
             let blocks = [20, 20, 3000].map(|size| heap.alloc(layout(size, 8)).unwrap());
             free(&heap, blocks[0], layout(20, 8)).unwrap();
+            let run = heap.alloc(layout(9000, 8)).unwrap();
+            free(&heap, run, layout(9000, 8)).unwrap();
             die_at(4);
             let _ = heap.alloc(layout(50_000, 8));
         }));
@@ -391,7 +393,7 @@ fn killed_in_recovery() {
         });
         heap.recover().unwrap();
         let stats = sound(&heap);
-        assert_eq!((stats.blocks, stats.participants), (2, 1), "{n}");
+        assert_eq!((stats.blocks, stats.participants, stats.in_hand), (2, 1, 0), "{n}");
         if !killed {
             assert!(n > 10);
             return;
@@ -460,6 +462,43 @@ fn exhaustion_names_the_numbers() {
     assert!(heap.alloc(layout(1 << 40, 1)).unwrap_err().is_exhausted());
     assert!(heap.alloc(layout(1, 1 << 40)).unwrap_err().is_exhausted());
     assert!(heap.alloc(layout(isize::MAX as usize, 1)).unwrap_err().is_exhausted());
+}
+
+/// What one thread keeps is had by another when nothing else is left, and taken once.
+#[test]
+fn what_a_thread_keeps_is_the_heaps() {
+    let fixture = fixture(1 << 20);
+    let heap = fixture.heap;
+    let three = layout(12_000, 8);
+    let all: Vec<_> = (0..100).map_while(|_| heap.alloc(three).ok()).collect();
+    for &block in &all {
+        free(&heap, block, three).unwrap();
+        assert!(free(&heap, block, three).unwrap_err().is_invalid());
+    }
+    let kept = sound(&heap).in_hand;
+    assert_eq!(kept, kept::KEPT * 12_288);
+    let block = heap.alloc(three).unwrap();
+    assert!(all.contains(&block) && sound(&heap).in_hand == kept - 12_288);
+    free(&heap, block, three).unwrap();
+    let count = all.len();
+    std::thread::scope(|scope| {
+        let other = scope.spawn(move || {
+            let again: Vec<_> = (0..100).map_while(|_| heap.alloc(three).ok()).collect();
+            assert_eq!(again.len(), count);
+            again.into_iter().for_each(|block| free(&heap, block, three).unwrap());
+        });
+        other.join().unwrap();
+    });
+    assert_eq!(sound(&heap).blocks, 0);
+    let block = heap.alloc(three).unwrap();
+    assert_eq!(sound(&heap).blocks, 1);
+    free(&heap, block, three).unwrap();
+    // A run grows into what is kept behind it.
+    heap.trim().unwrap();
+    let [first, second] = [(); 2].map(|()| heap.alloc(three).unwrap());
+    free(&heap, second, three).unwrap();
+    assert!(second > first && resize(&heap, first, three, 24_000).unwrap());
+    assert_eq!(sound(&heap).in_hand, 0);
 }
 
 #[test]
