@@ -103,9 +103,11 @@ pub(super) const fn of(layout: Layout) -> Option<usize> {
         return None;
     }
     let mut class = SMALLEST[size.div_ceil(16)] as usize;
-    // The largest is a multiple of every such alignment, which is a power of two.
-    while SIZES[class] & (align - 1) != 0 {
-        class += 1;
+    if align > 16 {
+        // The largest is a multiple of every such alignment, which is a power of two.
+        while SIZES[class] & (align - 1) != 0 {
+            class += 1;
+        }
     }
     Some(class)
 }

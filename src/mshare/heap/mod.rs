@@ -203,7 +203,6 @@ pub(super) fn range(word: u64, size: u64) -> Option<Range<u64>> {
 }
 
 impl Heap {
-    #[inline]
     fn with<R>(&self, operation: &'static str, body: impl FnOnce(&mut Cache) -> R) -> Result<R> {
         cache::with(operation, self.region.get(), body)
     }
@@ -221,6 +220,22 @@ impl Heap {
         if layout.size() == 0 {
             return Ok(layout.dangling_ptr());
         }
+        // Most are in hand.
+        if let Some(class) = class::of(layout)
+            && let Some(mut cache) = cache::last(self.region.get())
+        {
+            // SAFETY: this thread's, and nobody else refers to it.
+            let cache = unsafe { cache.as_mut() };
+            if let Some(address) = cache.member.hand_out(class, &mut cache.locals[class]) {
+                return Ok(self.pointer(address));
+            }
+        }
+        self.alloc_slowly(layout)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn alloc_slowly(&self, layout: Layout) -> Result<NonNull<u8>> {
         let address = self.with(ALLOC, |cache| match class::of(layout) {
             Some(class) => match cache.member.hand_out(class, &mut cache.locals[class]) {
                 Some(address) => Ok(address),
@@ -275,16 +290,22 @@ impl Heap {
             return Ok(());
         }
         let address = block.addr().get();
-        let freed = self.with(FREE, |cache| {
-            // Most are freed by who has just allocated them.
-            if let Some(class) = class::of(layout)
-                && let Some(freed) =
-                    cache.member.free_local(address, class, &mut cache.locals[class])
-            {
-                return freed;
+        // Most are freed by who has just allocated them.
+        if let Some(class) = class::of(layout)
+            && let Some(mut cache) = cache::last(self.region.get())
+        {
+            // SAFETY: this thread's, and nobody else refers to it.
+            let cache = unsafe { cache.as_mut() };
+            if cache.member.free_local(address, class, &mut cache.locals[class]) == Some(true) {
+                return Ok(());
             }
-            free_anywhere(cache, address)
-        })?;
+        }
+        self.free_slowly(address)
+    }
+
+    #[inline(never)]
+    fn free_slowly(&self, address: usize) -> Result<()> {
+        let freed = self.with(FREE, |cache| free_anywhere(cache, address))?;
         if freed { Ok(()) } else { Err(Self::no_block(FREE, address)) }
     }
 
@@ -423,7 +444,6 @@ fn put_down(cache: &mut Cache) {
 }
 
 /// Frees what begins at this address; whether there was something.
-#[inline(never)]
 fn free_anywhere(cache: &mut Cache, address: usize) -> bool {
     match Block::at(&cache.member.space, address) {
         Some(Block::Small { page, class, index }) => {
@@ -436,7 +456,6 @@ fn free_anywhere(cache: &mut Cache, address: usize) -> bool {
 
 /// A small block, when there is none in hand.
 #[cold]
-#[inline(never)]
 fn small(cache: &mut Cache, class: usize, align: usize) -> core::result::Result<usize, Refusal> {
     let member = cache.member;
     let hand_out = |class, local: &mut Local| member.hand_out(class, local).ok_or(Refusal::Full);
