@@ -56,7 +56,8 @@ for ((i = 0; i < kills; i++)); do
 done
 # Its child as well.
 pkill --parent "$load" || true
-kill "$load" && wait "$load" 2>/dev/null || true
+kill "$load"
+wait "$load" 2>/dev/null || true
 
 LC_ALL=C awk '{ print "GET word:" $1 }' "$work/words" | ask >"$work/found"
 cut -d ' ' -f 2 "$work/words" | cmp - "$work/found" || die "a word's count is lost"

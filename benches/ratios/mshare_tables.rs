@@ -28,7 +28,9 @@ pub(crate) fn touch(until_released: &dyn Fn()) {
         let fixed = if skew == 0 { MapFlags::empty() } else { MapFlags::FIXED_NOREPLACE };
         let flags = MapFlags::SHARED | MapFlags::NORESERVE | fixed;
         // SAFETY: a new mapping, that replaces none.
-        unsafe { mmap(place, size, ProtFlags::READ, flags, file, 0) }.expect("mapped").cast()
+        unsafe { mmap(place, size.max(4096), ProtFlags::READ, flags, file, 0) }
+            .expect("mapped")
+            .cast()
     } else {
         region.insert(Region::open(name).expect("the bench serves it")).base().as_ptr()
     };
@@ -84,30 +86,30 @@ fn figure(kb: f64) -> Box<dyn FnMut(u64) -> f64 + Send> {
 }
 
 /// Each process reads all of a gigabyte: of a region that is collapsed, of one that is not, of a
-/// plain memfd. Beyond what a process has that reads a page.
+/// plain memfd. Beyond what a process has that maps it and reads nothing.
 fn small_pages(options: &Options, row: &'static str, count: usize) {
     if !options.wants(row) {
         return;
     }
     let (count, size) = if options.is_measured() { (count, GIB) } else { (2, 4 << 20) };
     let name = format!("bench-{}-tables", std::process::id());
-    let of_region = |size: usize, collapse: bool| {
+    let of_region = |read: usize, collapse: bool| {
         let region = Region::builder(&name).size(size).create().expect("a region");
         region.advise(0..size, Advice::Populate).expect("memory for the region");
         if collapse && let Err(error) = region.advise(0..size, Advice::Collapse) {
             eprintln!("{row}: {error}");
         }
-        tables(count, &format!("{name} {size} 4096 0"))
+        tables(count, &format!("{name} {read} 4096 0"))
     };
-    let of_memfd = |size: usize| {
+    let of_memfd = |read: usize| {
         let file = memfd_create("bench", MemfdFlags::CLOEXEC).expect("a memfd");
         ftruncate(&file, size as u64).expect("a length");
         let path = format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
         // Pages that were never written are not in memory.
         std::fs::write(&path, vec![1; size]).expect("memory for the file");
-        tables(count, &format!("{path} {size} 4096 0"))
+        tables(count, &format!("{path} {read} 4096 0"))
     };
-    let (bare, bare_memfd) = (of_region(4096, false), of_memfd(4096));
+    let (bare, bare_memfd) = (of_region(0, true), of_memfd(0));
     let collapsed = of_region(size, true) - bare;
     let plain = of_region(size, false) - bare;
     Row::new(row, figure(collapsed))
@@ -145,7 +147,7 @@ fn huge_pages(options: &Options) {
     let file = file.expect("the region has its memory").file_name();
     let path = format!("/proc/{}/fd/{}", std::process::id(), file.to_string_lossy());
     let skewed = (0x1000 << 30) + (2 << 20);
-    let bare = tables_of_all(count, &format!("{name} 1 4096 0"));
+    let bare = tables_of_all(count, &format!("{name} 0 4096 0"));
     let ours = tables_of_all(count, &format!("{name} {size} {GIB} 0")) - bare;
     let theirs = tables_of_all(count, &format!("{path} {size} {GIB} {skewed}")) - bare;
     drop(region);
