@@ -8,7 +8,8 @@ use std::io::BufRead;
 use std::time::Instant;
 use tempfile::TempDir;
 use unmerged::mshare::{
-    Builder, HugePages, Lifetime, Object, Prot, Region, list_in, mshare, mshare_unlink, unlink_in,
+    Advice, Builder, HugePages, Lifetime, Object, Prot, Region, list_in, mshare, mshare_unlink,
+    unlink_in,
 };
 
 const PAGE: usize = 4096;
@@ -71,7 +72,12 @@ fn child() {
             "id" => format!("{:?}", region.id()),
             "unmap" => region.unmap(0..PAGE).is_ok().to_string(),
             "unlink" => unmerged::mshare::unlink("region").is_ok().to_string(),
-            other => panic!("no such word: {other}"),
+            offset => {
+                let offset: usize = offset.parse().expect("a word, or an offset");
+                assert!(offset < region.size());
+                // SAFETY: inside of the region.
+                unsafe { region.base().add(offset).read_volatile() }.to_string()
+            }
         });
     }
 }
@@ -221,12 +227,43 @@ fn a_region_in_huge_pages() {
             assert_eq!(ask(&mut other, "unmap"), "false");
             region.unmap(0..2 << 20).unwrap();
             assert!(region.base().addr().get().is_multiple_of(1 << 30));
+            drop((other, region));
+            tables_of_huge_pages_are_shared(&dir);
         }
         Err(error) => {
             assert_eq!(error.raw_os_error(), libc::ENODEV, "{error}");
             common::missing("huge-pages", "an error that says so");
         }
     }
+}
+
+/// Who reads what another has touched finds the table that is there: of a region in whole
+/// gigabytes, at an address that is a multiple of one.
+fn tables_of_huge_pages_are_shared(dir: &TempDir) {
+    let (gib, huge) = (1 << 30, 2 << 20);
+    let region = build(dir).size(2 * gib).huge_pages(HugePages::M2).create().unwrap();
+    let touched = [0, gib, gib + huge];
+    for at in touched {
+        match region.advise(at..at + huge, Advice::Populate) {
+            Ok(()) => {}
+            Err(error) => {
+                assert_eq!(error.raw_os_error(), libc::ENOSPC, "{error}");
+                return common::missing("huge-pages", "an error that says so");
+            }
+        }
+    }
+    let mut other = player(dir, "open");
+    for at in touched {
+        assert_eq!(ask(&mut other, &format!("{at}")), "0");
+    }
+    let stats = region.stats().unwrap();
+    let huge_pages = |pid: u32| {
+        let found = stats.participants.iter().find(|one| one.pid == pid);
+        found.unwrap().huge_pages
+    };
+    // The kernel counts what a table maps for the process that it was made for.
+    assert_eq!(huge_pages(std::process::id()), Some(3 * huge as u64));
+    assert_eq!(huge_pages(other.pid()), Some(0));
 }
 
 fn calls_of_the_proposal() {
