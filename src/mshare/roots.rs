@@ -234,6 +234,8 @@ mod tests {
 
     #[test]
     fn a_tag_is_part_of_the_kind() {
+        use crate::shm::Resident;
+
         struct Tagged;
         // SAFETY: nothing in it.
         unsafe impl Resident for Tagged {
