@@ -8,7 +8,7 @@
 //! |---|---|---|
 //! | `key` | hash of the name, never 0 | once, by compare-exchange |
 //! | `kind` | size and alignment of the type, bit 63 set | once, by compare-exchange |
-//! | `tag` | of the type, [`Resident::TAG`] | once, by compare-exchange |
+//! | `tag` | of the type, [`Resident::TAG`](crate::shm::Resident::TAG) | once, by compare-exchange |
 //! | `name` | the first 32 bytes of it, for whoever lists the roots | by each setter, to the same |
 //! | `pointer` | address of the value, 0 for none | any time, by an exchange or a release store |
 //!

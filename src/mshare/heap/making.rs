@@ -16,7 +16,7 @@ const OPEN: &str = "mshare::Region::heap";
 impl Region {
     /// The heap of this region: all of its memory that [`alloc`](Self::alloc) and arenas had not
     /// taken when the first process asked, up to the first part that is no plain memory: an object,
-    /// or the [room](super::Builder::room) for some. From then on they take from the heap, and
+    /// or the [room](crate::mshare::Builder::room) for some. From then on they take from the heap, and
     /// nothing can be mapped, unmapped or protected there.
     ///
     /// # Errors

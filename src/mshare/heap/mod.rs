@@ -67,7 +67,7 @@ const PUNCH: usize = 256 << 10;
 /// An allocator of memory in a region.
 ///
 /// A handle is one word, the address of the region, and means the same heap in every process that
-/// has called [`Region::heap`]. It can be stored in the region: a vector or map that one
+/// has called [`Region::heap`](super::Region::heap). It can be stored in the region: a vector or map that one
 /// process makes with it is read, grown and dropped by another. With the feature `allocator-api2` it
 /// is an `Allocator` of that crate.
 ///
@@ -100,8 +100,9 @@ const PUNCH: usize = 256 << 10;
 /// - **Hostile bytes.** Whatever is written over the heap's own words, what is given out lies in the
 ///   region and is aligned, and every call returns; but two may be given the same bytes.
 /// - **Stopped processes.** Small blocks are allocated and freed without waiting, except for
-///   the one in many that needs a new slab; there, and for runs, a participant that is stopped
-///   inside of the lock is waited for, for 2 s, and then the error is ETIMEDOUT.
+///   the one in many that needs a new slab; there, and for large ones, a participant that is stopped
+///   inside of the lock is waited for, for 2 s, and then the error is ETIMEDOUT. Of large blocks up
+///   to 256 KiB, those that the thread has just freed, 8 at most, are had without the lock.
 /// - **fork.** The child is a participant of its own. What it inherits is not its to free twice:
 ///   parent and child see one heap.
 /// - **Not** in signal handlers, nor in the child of `vfork`.
@@ -126,7 +127,7 @@ impl Heap {
     ///
     /// # Errors
     ///
-    /// ENOMEM with the numbers; ENXIO if this process has not called [`Region::heap`]; EAGAIN if
+    /// ENOMEM with the numbers; ENXIO if this process has not called [`Region::heap`](super::Region::heap); EAGAIN if
     /// the heap has as many living threads as it takes, 16 to 1024 by size; ETIMEDOUT if a
     /// participant is stopped inside of the lock.
     #[inline]
@@ -307,7 +308,7 @@ impl Heap {
     /// No thread of this process calls this heap any more, by this handle, by another, or by a value
     /// that has one; those that did have been joined (a thread gives back what it has in hand
     /// when it ends, after a scope has let go of it). Nothing uses memory of the heap beyond
-    /// the life of the [`Region`].
+    /// the life of the [`Region`](super::Region).
     pub unsafe fn close(self) {
         cache::forget(self.region.get());
     }

@@ -46,7 +46,7 @@ impl HeapStats {
     }
 }
 
-/// Something that does not fit, found by [`Heap::check`]. Pages are numbered from the heap's first.
+/// Something that does not fit, found by [`Heap::check`](super::Heap::check). Pages are numbered from the heap's first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Problem {
@@ -113,7 +113,7 @@ pub enum Problem {
         /// What was counted.
         is: usize,
     },
-    /// The owner of a slot is gone; [`Heap::recover`] takes it back.
+    /// The owner of a slot is gone; [`Heap::recover`](super::Heap::recover) takes it back.
     DeadSlot {
         /// The slot.
         slot: usize,
@@ -121,7 +121,7 @@ pub enum Problem {
 }
 
 impl Problem {
-    /// Does [`Heap::recover`] mend it, when the participants it concerns are gone?
+    /// Does [`Heap::recover`](super::Heap::recover) mend it, when the participants it concerns are gone?
     pub const fn is_mendable(&self) -> bool {
         matches!(
             self,
@@ -156,7 +156,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// What [`Heap::check`] found.
+/// What [`Heap::check`](super::Heap::check) found.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Report {
