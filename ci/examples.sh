@@ -33,6 +33,7 @@ run_top() {
 run_top
 
 run target/release/examples/kv --check --port 17379 --kills 40
+run ci/kv.sh
 for percpu in gs rseq portable; do
     export UNMERGED_PERCPU=$percpu
     for processes in 1 2 3; do

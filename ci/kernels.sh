@@ -66,7 +66,7 @@ require_of() {
     local list=rseq,fsgsbase,ptrace,two-cpus,membarrier,membarrier-rseq,membarrier-global,pidfd,seal-future-write,schedstat
     case $1 in 6.1 | 6.12* | 7) list+=,futex-waitv ;; esac
     case $1 in 6.12* | 7) list+=,memfd-noexec,futex2,rseq-extended ;; esac
-    case $1 in 7) list+=,futex-numa,rseq-v2 ;; esac
+    case $1 in 7) list+=,futex-numa,rseq-v2,huge-pages ;; esac
     case $1 in */hard) list=${list/,fsgsbase/},numa ;; esac
     echo "$list"
 }
@@ -344,6 +344,8 @@ boot_guest() {
             ;;
         *) [[ -z ${UNMERGED_TESTS:-} ]] || line+=" UNMERGED_TESTS=$UNMERGED_TESTS" ;;
     esac
+    # A few huge pages: 2 MiB each, of the guest's 1 GiB.
+    case $1 in 7) line+=' hugepages=16' ;; esac
     # The kernel hands what it does not know on to init as environment.
     for variable in UNMERGED_PERCPU RUST_BACKTRACE; do
         [[ -z ${!variable:-} ]] || line+=" $variable=${!variable}"

@@ -1,14 +1,18 @@
 //! The life of a region and of its name: who serves, who is reaped, what stays in a file.
 
 mod common;
+#[path = "common/region.rs"]
+mod regions;
 
 use common::{Player, say};
 use core::time::Duration;
+use regions::{ask, ready};
 use std::io::BufRead;
 use std::time::Instant;
 use tempfile::TempDir;
 use unmerged::mshare::{
-    Builder, HugePages, Lifetime, Object, Prot, Region, list_in, mshare, mshare_unlink, unlink_in,
+    Advice, Builder, HugePages, Lifetime, Object, Prot, Region, list_in, mshare, mshare_unlink,
+    unlink_in,
 };
 
 const PAGE: usize = 4096;
@@ -22,22 +26,9 @@ fn open(dir: &TempDir) -> unmerged::Result<Region> {
     Region::open_in(dir.path(), "region")
 }
 
-fn player(dir: &TempDir, role: &str) -> Player {
-    let mut command = common::child("child", role);
-    command.env("UNMERGED_RUNTIME_DIR", dir.path());
-    let mut player = Player::start(command);
-    player.wait_for("ready");
-    player
-}
-
 fn names(dir: &TempDir) -> Vec<String> {
     let entries = dir.path().read_dir().unwrap();
     entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
-}
-
-fn ask(player: &mut Player, what: &str) -> String {
-    player.tell(what);
-    player.line()
 }
 
 /// Until it is so, for 10 seconds at most.
@@ -71,7 +62,12 @@ fn child() {
             "id" => format!("{:?}", region.id()),
             "unmap" => region.unmap(0..PAGE).is_ok().to_string(),
             "unlink" => unmerged::mshare::unlink("region").is_ok().to_string(),
-            other => panic!("no such word: {other}"),
+            offset => {
+                let offset: usize = offset.parse().expect("a word, or an offset");
+                assert!(offset < region.size());
+                // SAFETY: inside of the region.
+                unsafe { region.base().add(offset).read_volatile() }.to_string()
+            }
         });
     }
 }
@@ -79,9 +75,9 @@ fn child() {
 #[test]
 fn of_many_heirs_one_serves() {
     let dir = TempDir::new().unwrap();
-    let mut serving = player(&dir, "create");
+    let mut serving = ready(&dir, "create");
     let id = ask(&mut serving, "id");
-    let mut others: Vec<_> = (0..4).map(|_| player(&dir, "open")).collect();
+    let mut others: Vec<_> = (0..4).map(|_| ready(&dir, "open")).collect();
     while !others.is_empty() {
         serving.kill();
         // Found by its name at once, and by one of them.
@@ -110,7 +106,7 @@ fn one_that_ends_in_order_is_succeeded_too() {
     let dir = TempDir::new().unwrap();
     let region = build(&dir).create().unwrap();
     let id = region.id();
-    let mut first = player(&dir, "open");
+    let mut first = ready(&dir, "open");
     drop(region);
     let region = open(&dir).unwrap();
     assert_eq!(region.id(), id);
@@ -123,7 +119,7 @@ fn one_that_ends_in_order_is_succeeded_too() {
 #[test]
 fn a_name_that_was_unlinked_is_not_made_again() {
     let dir = TempDir::new().unwrap();
-    let mut creator = player(&dir, "create");
+    let mut creator = ready(&dir, "create");
     let region = open(&dir).unwrap();
     unlink_in(dir.path(), "region").unwrap();
     assert!(open(&dir).unwrap_err().is_not_found());
@@ -146,7 +142,7 @@ fn the_list_says_who_and_what() {
     assert_eq!(list_in(dir.path()).unwrap(), []);
     let region = build(&dir).mode(0o640).create().unwrap();
     let second = Region::builder("another").size(PAGE).directory(dir.path()).create().unwrap();
-    let mut killed = player(&dir, "open");
+    let mut killed = ready(&dir, "open");
     let listed = list_in(dir.path()).unwrap();
     let names: Vec<_> = listed.iter().map(|one| one.name.as_str()).collect();
     assert_eq!(names, ["another", "region"]);
@@ -178,7 +174,7 @@ fn a_file_stays() {
     // Nobody else has it meanwhile.
     let second = Region::builder("second").size(SIZE).directory(dir.path()).file(&path).create();
     assert_eq!(second.unwrap_err().raw_os_error(), libc::EBUSY);
-    let mut other = player(&dir, "open");
+    let mut other = ready(&dir, "open");
     assert_eq!(ask(&mut other, "unmap"), "true");
     drop(region);
     other.end();
@@ -217,16 +213,49 @@ fn a_region_in_huge_pages() {
     assert!(build(&dir).huge_pages(HugePages::M2).create().unwrap_err().is_invalid());
     match build(&dir).size(4 << 20).huge_pages(HugePages::M2).create() {
         Ok(region) => {
-            let mut other = player(&dir, "open");
+            let mut other = ready(&dir, "open");
             assert_eq!(ask(&mut other, "unmap"), "false");
             region.unmap(0..2 << 20).unwrap();
             assert!(region.base().addr().get().is_multiple_of(1 << 30));
+            drop((other, region));
+            tables_of_huge_pages_are_shared(&dir);
         }
         Err(error) => {
             assert_eq!(error.raw_os_error(), libc::ENODEV, "{error}");
             common::missing("huge-pages", "an error that says so");
         }
     }
+}
+
+/// Who reads what another has touched finds the table that is there: of a region in whole
+/// gigabytes, at an address that is a multiple of one.
+fn tables_of_huge_pages_are_shared(dir: &TempDir) {
+    let (gib, huge) = (1 << 30, 2 << 20);
+    let region = build(dir).size(2 * gib).huge_pages(HugePages::M2).create().unwrap();
+    let touched = [0, gib, gib + huge];
+    for at in touched {
+        match region.advise(at..at + huge, Advice::Populate) {
+            // The first to touch it has the table made.
+            // SAFETY: inside of the region, and there is memory now.
+            Ok(()) => assert_eq!(unsafe { region.base().add(at).read_volatile() }, 0),
+            Err(error) => {
+                assert_eq!(error.raw_os_error(), libc::ENOSPC, "{error}");
+                return common::missing("huge-pages", "an error that says so");
+            }
+        }
+    }
+    let mut other = ready(dir, "open");
+    for at in touched {
+        assert_eq!(ask(&mut other, &format!("{at}")), "0");
+    }
+    let stats = region.stats().unwrap();
+    let huge_pages = |pid: u32| {
+        let found = stats.participants.iter().find(|one| one.pid == pid);
+        found.unwrap().huge_pages
+    };
+    // The kernel counts what a table maps for the process that it was made for.
+    assert_eq!(huge_pages(std::process::id()), Some(3 * huge as u64));
+    assert_eq!(huge_pages(other.pid()), Some(0));
 }
 
 fn calls_of_the_proposal() {
@@ -343,7 +372,7 @@ fn a_ledger_that_lies() {
         let holder = ledger.wrapping_add(256 / 8);
         holder.write_volatile(u64::MAX);
         region.unmap(PAGE..2 * PAGE).unwrap();
-        let other = player(&dir, "open");
+        let other = ready(&dir, "open");
         signal(&other, libc::SIGSTOP);
         let token = ledger.wrapping_add(512 / 8 + 8).read_volatile() >> 32 << 16 | 2;
         holder.write_volatile(token);
@@ -358,7 +387,7 @@ fn a_ledger_that_lies() {
 fn a_bound_region_whose_creator_lives_goes_on() {
     let dir = TempDir::new().unwrap();
     let region = build(&dir).lifetime(Lifetime::Creator).create().unwrap();
-    let mut other = player(&dir, "open");
+    let mut other = ready(&dir, "open");
     assert_eq!(ask(&mut other, "unmap"), "true");
     other.kill();
     region.map(0..PAGE, Object::anonymous()).unwrap();
@@ -397,9 +426,9 @@ fn an_heir_that_dies_on_the_way() {
     let mut step = 0;
     loop {
         let dir = TempDir::new().unwrap();
-        let mut creator = player(&dir, "create");
+        let mut creator = ready(&dir, "create");
         let id = ask(&mut creator, "id");
-        let (mut heir, mut next) = (player(&dir, "open"), player(&dir, "open"));
+        let (mut heir, mut next) = (ready(&dir, "open"), ready(&dir, "open"));
         signal(&next, libc::SIGSTOP);
         let agent = agent_of(&heir);
         let (stop, syscall) = (libc::PTRACE_INTERRUPT, libc::PTRACE_SYSCALL);

@@ -5,7 +5,9 @@ mod common;
 use common::say;
 use std::ffi::CString;
 use std::io::{Error, Result};
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use unmerged::mshare::{Advice, Object, Prot, Region};
 
@@ -18,6 +20,7 @@ fn child() {
     match common::role().as_deref() {
         Some("mappings") => mappings(),
         Some("room") => room(),
+        Some("group") => group(),
         _ => {}
     }
 }
@@ -127,4 +130,79 @@ fn no_room_is_left() {
         }
         Err(error) => common::missing("user-namespaces", &error.to_string()),
     }
+}
+
+/// Bytes that a group of processes may have, and of the region that is too large for it.
+const GROUP: usize = 16 << 20;
+
+/// Takes more memory than its group may have.
+fn group() {
+    let region = Region::open("region").unwrap();
+    say("open");
+    for at in (0..region.size()).step_by(PAGE) {
+        // SAFETY: inside of the region, where nobody else writes.
+        unsafe { region.base().add(at).write(1) };
+    }
+    std::process::exit(0);
+}
+
+/// A memory cgroup of ours, empty when it is dropped.
+struct Group(PathBuf);
+
+impl Group {
+    fn new() -> Result<Self> {
+        let of_us = std::fs::read_to_string("/proc/self/cgroup")?;
+        let is_first = of_us.lines().any(|line| line.contains(":memory:"));
+        let (mount, limit) = if is_first {
+            ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")
+        } else {
+            ("/sys/fs/cgroup", "memory.max")
+        };
+        let group = Self(Path::new(mount).join(format!("unmerged-{}", std::process::id())));
+        std::fs::create_dir(&group.0)?;
+        // Not made: a group of version 2 has the file if its parent hands the controller down.
+        let mut file = std::fs::OpenOptions::new().write(true).open(group.0.join(limit))?;
+        std::io::Write::write_all(&mut file, GROUP.to_string().as_bytes())?;
+        Ok(group)
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir(&self.0);
+    }
+}
+
+/// Who is killed because its group has no memory left is a dead participant like any other.
+#[test]
+fn a_group_has_no_memory_left() {
+    let group = match Group::new() {
+        Ok(group) => group,
+        Err(error) => return common::missing("memory-cgroup", &error.to_string()),
+    };
+    let dir = TempDir::new().unwrap();
+    let builder = Region::builder("region").size(4 * GROUP).directory(dir.path());
+    let region = builder.create().unwrap();
+    let mut command = common::child("child", "group");
+    command.env("UNMERGED_RUNTIME_DIR", dir.path());
+    let procs = group.0.join("cgroup.procs");
+    // SAFETY: between fork and exec in a copy of a process with threads, so that it could wait
+    // for an allocator's lock; glibc's is whole in a forked child.
+    unsafe { command.pre_exec(move || std::fs::write(&procs, "0")) };
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.contains("> open"), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(output.status.signal(), Some(libc::SIGKILL), "{output:?}");
+    let begin = Instant::now();
+    while region.stats().unwrap().participants.len() > 1 {
+        assert!(begin.elapsed() < Duration::from_secs(10), "it is not reaped");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    // What it took stays, is counted, and can be given back; we have no such limit.
+    assert!(region.stats().unwrap().memory >= GROUP as u64 / 2);
+    region.map(0..PAGE, Object::revocable()).unwrap();
+    region.unmap(0..region.size()).unwrap();
+    assert_eq!(region.stats().unwrap().memory, 0);
+    region.map(0..region.size(), Object::anonymous()).unwrap();
+    region.advise(0..4 * PAGE, Advice::Populate).unwrap();
 }

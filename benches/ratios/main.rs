@@ -12,6 +12,7 @@ mod harness;
 mod mshare;
 mod mshare_heap;
 mod mshare_many;
+mod mshare_tables;
 mod peer;
 mod percpu;
 mod percpu_lock;
@@ -30,6 +31,7 @@ fn main() {
         (mshare::SHARER, mshare::share),
         (mshare_many::HOLDER, mshare_many::hold),
         (mshare_many::TOUCHER, mshare_many::touch),
+        (mshare_tables::TOUCHER, mshare_tables::touch),
         (futex2_locks::ECHO, futex2_locks::echo),
         (mshare_heap::READER, mshare_heap::read),
     ]);
@@ -45,5 +47,6 @@ fn main() {
     futex2_locks::rows(&options);
     mshare::rows(&options);
     mshare_many::rows(&options);
+    mshare_tables::rows(&options);
     mshare_heap::rows(&options);
 }

@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd;
 use std::ptr;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
-use unmerged::mshare::{Advice, Object, Region};
+use unmerged::mshare::{Object, Region};
 
 /// The role of a process that serves a region.
 pub(crate) const SERVER: &str = "server";
@@ -24,20 +24,12 @@ pub(crate) fn serve(until_released: &dyn Fn()) {
     until_released();
 }
 
-/// The role of a process that has a region of the bench's and has read all of it.
+/// The role of a process that has a region of the bench's.
 pub(crate) const SHARER: &str = "sharer";
 
 pub(crate) fn share(until_released: &dyn Fn()) {
-    let region = Region::open(&word()).expect("the bench serves it");
-    read_all(&region);
+    let _region = Region::open(&word()).expect("the bench serves it");
     until_released();
-}
-
-fn read_all(region: &Region) {
-    for at in (0..region.size()).step_by(4096) {
-        // SAFETY: inside; what is read is nobody's.
-        unsafe { region.base().add(at).read_volatile() };
-    }
 }
 
 pub(crate) fn rows(options: &Options) {
@@ -52,11 +44,6 @@ pub(crate) fn rows(options: &Options) {
         objects(options, unmap, sharers, false);
     }
     revoke(options);
-    for (row, count) in
-        [("mshare/page-tables-1", 1), ("mshare/page-tables-10", 10), ("mshare/page-tables", 50)]
-    {
-        page_tables(options, row, count);
-    }
 }
 
 /// Percentiles, in the manner of a row.
@@ -137,35 +124,6 @@ fn revoke(options: &Options) {
     };
     Row::new(ROW, Box::new(ours)).limit(50_000.0).run(options);
     percentiles(options, times);
-}
-
-/// Page tables of processes that have all read a region, beyond those of processes that have a
-/// small one: in 4 KiB pages, and collapsed.
-fn page_tables(options: &Options, row: &'static str, count: usize) {
-    if !options.wants(row) {
-        return;
-    }
-    let (count, size) = if options.is_measured() { (count, 1 << 30) } else { (2, 4 << 20) };
-    let tables = |size: usize, collapse: bool| {
-        let name = format!("{}-tables", name(std::process::id()));
-        let region = Region::builder(&name).size(size).create().expect("a region");
-        region.advise(0..size, Advice::Populate).expect("memory for the region");
-        if collapse && let Err(error) = region.advise(0..size, Advice::Collapse) {
-            eprintln!("{row}: {error}");
-        }
-        let peers: Vec<_> = (0..count).map(|_| Peer::start_with(SHARER, &name)).collect();
-        let stats = region.stats().expect("the region is sound");
-        drop(peers);
-        let others = stats.participants.iter().filter(|one| one.pid != std::process::id());
-        others.filter_map(|one| one.page_tables).sum::<u64>() as f64 / 1024.0
-    };
-    let bare = tables(4096, false);
-    let figures = [true, false].map(|collapse| (tables(size, collapse) - bare).max(1.0));
-    let arm = |figure: f64| Box::new(move |n: u64| figure * n as f64);
-    Row::new(row, arm(figures[0]))
-        .unit("kB")
-        .peer("plain-memfd", Target::Faster(20.0), arm(figures[1]))
-        .run(options);
 }
 
 /// An arm whose operation ends before its value is dropped.

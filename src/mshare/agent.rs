@@ -13,6 +13,7 @@ use crate::error::{Context, Error, Result};
 use crate::sync::Ordering;
 use crate::sys::socket::{self, Connection};
 use crate::sys::{pidfd, signals};
+use core::cell::Cell;
 use core::mem::ManuallyDrop;
 use core::ops::Deref;
 use core::ptr::NonNull;
@@ -136,8 +137,18 @@ pub(super) struct Desk {
     is_settled: bool,
 }
 
+thread_local! {
+    static IS_HERE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Is the calling thread an agent?
+pub(super) fn is_here() -> bool {
+    IS_HERE.get()
+}
+
 impl Desk {
     fn run(mut self) -> Self {
+        IS_HERE.set(true);
         let mut pause = None;
         loop {
             let again = self.attend();
@@ -246,8 +257,12 @@ impl Desk {
             return Some(SOON);
         };
         // What went wrong is in our slot, for whoever waits.
-        let _ = self.held.follow(super::SYNC, &mut local);
+        let followed = self.held.follow(super::SYNC, &mut local);
         drop(local);
+        if followed.is_err_and(|error| error.raw_os_error() == libc::EAGAIN) {
+            self.due = true;
+            return Some(SOON);
+        }
         if self.due {
             return Some(Duration::ZERO);
         }

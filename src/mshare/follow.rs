@@ -1,7 +1,8 @@
 //! How a process follows the log: what the layout says is mapped here.
 
+use super::backing::{Backing, Huge, Kind};
 use super::held::{Held, Local, Object};
-use super::layout::{Backing, Difference, Huge, Kind, Segment, differences, pieces, replace};
+use super::layout::{Difference, Segment, differences, pieces, replace};
 use super::participants::Token;
 use super::wire::Ask;
 use crate::error::{Error, Result};
@@ -23,13 +24,17 @@ impl Held {
     /// # Errors
     ///
     /// EBADMSG if the log says what no log says, ENOMEM at the limit of mappings, ENOENT for an
-    /// object that nobody has any more. What cannot be mapped is a hole here.
+    /// object that nobody has any more. What cannot be mapped is a hole here. EAGAIN for an agent that
+    /// first has to look who serves.
     pub(super) fn follow(&self, operation: &'static str, local: &mut Local) -> Result<u64> {
         let token = self.token(operation, local)?;
         let (generation, layout) = self.ledger().layout(operation, self.shape.size)?;
         if local.applied != generation || local.layout.as_ref() != Some(&layout) {
             if let Err(errno) = self.lay_out(local, &layout) {
-                self.report(token, local.applied, errno);
+                // Again, soon: whoever waits for us goes on waiting.
+                if errno != Errno::AGAIN {
+                    self.report(token, local.applied, errno);
+                }
                 let why = "a part of the region cannot be mapped here, and is a hole";
                 return Err(Error::because(operation, errno, why));
             }
@@ -113,6 +118,10 @@ impl Held {
             }
             match self.ask(super::SYNC, Ask::Fetch, [id, 0, 0, 0, 0], None) {
                 Ok(answer) => break answer,
+                // Nobody will, as long as the one that is to take over waits here.
+                Err(_) if super::agent::is_here() && self.is_full() && self.is_vacant() => {
+                    return Err(Errno::AGAIN);
+                }
                 Err(error) if Instant::now() > deadline => {
                     return Err(Errno::from_raw_os_error(error.raw_os_error()));
                 }
@@ -127,6 +136,13 @@ impl Held {
             }
             _ => Err(Errno::BADMSG),
         }
+    }
+
+    /// Has whoever served ended?
+    fn is_vacant(&self) -> bool {
+        let ledger = self.ledger();
+        let leader = ledger.participants().named(ledger.leader.load(Ordering::Acquire));
+        leader.is_none_or(|leader| self.is_dead(leader))
     }
 
     /// Tells that this process follows up to `generation`.

@@ -5,7 +5,9 @@
 //! thread finds its parent's, sees by the [tag] that it is not its own, and takes another.
 
 use super::class::CLASSES;
-use super::member::{Local, Member};
+use super::hand::Local;
+use super::kept::Kept;
+use super::member::Member;
 use super::space::Space;
 use crate::error::{Error, Result};
 use crate::mshare::attachment::{Attachment, Keep};
@@ -81,6 +83,7 @@ pub(super) fn forget(region: usize) {
 pub(super) struct Cache {
     pub(super) member: Member,
     pub(super) locals: [Local; CLASSES],
+    pub(super) kept: Kept,
     tag: u32,
     closed: u32,
 }
@@ -91,6 +94,7 @@ impl Cache {
         Some(Self {
             member: Member::join(space)?,
             locals: [Local::default(); CLASSES],
+            kept: Kept::default(),
             tag: tag(),
             closed,
         })
@@ -111,43 +115,41 @@ impl Drop for Cache {
     }
 }
 
-/// A thread's caches; the one used last is found without a search.
-#[expect(clippy::vec_box, reason = "`last` points at one")]
-struct Caches {
-    region: Cell<usize>,
-    last: Cell<*mut Cache>,
-    all: UnsafeCell<Vec<Box<Cache>>>,
-}
+/// A thread's caches.
+#[expect(clippy::vec_box, reason = "`LAST` points at one")]
+struct Caches(UnsafeCell<Vec<Box<Cache>>>);
 
 thread_local! {
-    static CACHES: Caches = const {
-        Caches {
-            region: Cell::new(0),
-            last: Cell::new(ptr::null_mut()),
-            all: UnsafeCell::new(Vec::new()),
-        }
-    };
+    /// The one that was used last, of [`CACHES`]: found without a search. It needs no destructor,
+    /// so nobody asks at each use whether that has run.
+    static LAST: Cell<*mut Cache> = const { Cell::new(ptr::null_mut()) };
+    static CACHES: Caches = const { Caches(UnsafeCell::new(Vec::new())) };
+}
+
+impl Drop for Caches {
+    fn drop(&mut self) {
+        LAST.set(ptr::null_mut());
+    }
+}
+
+/// The calling thread's part of the heap at `region`, if it is the one that it used last. Nothing
+/// else refers to it.
+#[inline]
+pub(super) fn last(region: usize) -> Option<NonNull<Cache>> {
+    let last = NonNull::new(LAST.get())?;
+    // SAFETY: in a box of `CACHES`, which are dropped in `search` and with the thread only, and
+    // `LAST` is null then.
+    let cache = unsafe { last.as_ref() };
+    (cache.member.space.region() == region && cache.is_current()).then_some(last)
 }
 
 impl Caches {
-    #[inline]
-    fn get(&self, region: usize) -> Option<NonNull<Cache>> {
-        if self.region.get() == region {
-            let last = NonNull::new(self.last.get())?;
-            // SAFETY: in a box of `all`, which are dropped in `search` and with the thread only.
-            if unsafe { last.as_ref() }.is_current() {
-                return Some(last);
-            }
-        }
-        self.search(region)
-    }
-
     #[cold]
     #[inline(never)]
     fn search(&self, region: usize) -> Option<NonNull<Cache>> {
-        self.region.set(0);
+        LAST.set(ptr::null_mut());
         // SAFETY: this thread's, and nothing that is called here comes back here.
-        let all = unsafe { &mut *self.all.get() };
+        let all = unsafe { &mut *self.0.get() };
         all.retain(|cache| cache.is_current());
         let at = match all.iter().position(|cache| cache.member.space.region() == region) {
             Some(at) => at,
@@ -157,8 +159,7 @@ impl Caches {
             }
         };
         let cache = NonNull::from(&mut *all[at]);
-        self.last.set(cache.as_ptr());
-        self.region.set(region);
+        LAST.set(cache.as_ptr());
         Some(cache)
     }
 }
@@ -168,28 +169,25 @@ impl Caches {
 /// # Errors
 ///
 /// ENXIO if this process does not use that heap, EAGAIN if every slot of it is taken.
-#[inline]
 pub(super) fn with<R>(
     operation: &'static str,
     region: usize,
     body: impl FnOnce(&mut Cache) -> R,
 ) -> Result<R> {
-    match CACHES.try_with(|caches| caches.get(region)) {
-        Ok(Some(mut cache)) => {
-            // SAFETY: this thread's, and no body comes back here.
-            Ok(body(unsafe { cache.as_mut() }))
+    let found = last(region).map(Some);
+    // What the thread that is ending has in hand is given back with the slot.
+    let mut for_this_once;
+    let found = match found.map_or_else(|| CACHES.try_with(|caches| caches.search(region)), Ok) {
+        Ok(found) => found,
+        Err(_) => {
+            for_this_once = known(region).and_then(Cache::join).map(Box::new);
+            for_this_once.as_deref_mut().map(NonNull::from)
         }
-        Ok(None) => Err(refused(operation, region)),
-        // The thread is ending: a slot for this once.
-        Err(_) => match known(region).and_then(Cache::join) {
-            Some(mut cache) => {
-                let result = body(&mut cache);
-                // What is in hand is given back with the slot.
-                drop(cache);
-                Ok(result)
-            }
-            None => Err(refused(operation, region)),
-        },
+    };
+    match found {
+        // SAFETY: this thread's, and no body comes back here.
+        Some(mut cache) => Ok(body(unsafe { cache.as_mut() })),
+        None => Err(refused(operation, region)),
     }
 }
 

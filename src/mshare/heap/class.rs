@@ -50,9 +50,35 @@ pub(super) const fn pages(class: usize) -> usize {
     }
 }
 
+/// Blocks of a slab of each class: what a division would say.
+const BLOCKS: [usize; CLASSES] = {
+    let mut blocks = [0; CLASSES];
+    let mut class = 0;
+    while class < CLASSES {
+        blocks[class] = pages(class) * PAGE / SIZES[class];
+        class += 1;
+    }
+    blocks
+};
+
+/// The smallest class of so many sixteenths of bytes.
+const SMALLEST: [u8; SMALL / 16 + 1] = {
+    let mut smallest = [0; SMALL / 16 + 1];
+    let (mut class, mut units) = (0, 0);
+    while units < smallest.len() {
+        if units * 16 > SIZES[class] {
+            class += 1;
+        }
+        smallest[units] = class as u8;
+        units += 1;
+    }
+    smallest
+};
+
 /// Blocks of a slab.
+#[inline]
 pub(super) const fn blocks(class: usize) -> usize {
-    pages(class) * PAGE / SIZES[class]
+    BLOCKS[class]
 }
 
 /// Words of a slab's bitmap.
@@ -76,19 +102,14 @@ pub(super) const fn of(layout: Layout) -> Option<usize> {
     if size > SMALL || align > PAGE {
         return None;
     }
-    let mut class = if size <= 128 {
-        size.saturating_sub(1) / 16
-    } else {
-        // The doubling that has the size, and the quarter in it.
-        let log = (size - 1).ilog2() as usize;
-        8 + (log - 7) * 4 + ((size - 1) >> (log - 2)) - 4
-    };
+    let mut class = SMALLEST[size.div_ceil(16)] as usize;
     if align > 16 {
-        while class < CLASSES && !SIZES[class].is_multiple_of(align) {
+        // The largest is a multiple of every such alignment, which is a power of two.
+        while SIZES[class] & (align - 1) != 0 {
             class += 1;
         }
     }
-    if class < CLASSES { Some(class) } else { None }
+    Some(class)
 }
 
 /// Which block of its slab begins at this offset; `None` between two of them, and behind the

@@ -17,6 +17,7 @@
 
 use super::class::{self, CLASSES};
 use super::extent::Extent;
+use super::kept::KEPT;
 use crate::error::{Error, Result};
 use crate::sync::AtomicU64;
 use crate::sys::map::PAGE;
@@ -163,7 +164,7 @@ impl Space {
         self.at(PAGE, self.slots)
     }
 
-    /// Word `n` of the first 64 bytes of a slot.
+    /// Word `n` of a slot.
     #[inline]
     fn slot(&self, slot: usize, n: usize) -> &AtomicU64 {
         assert!(slot < self.slots, "a slot of this heap");
@@ -190,6 +191,15 @@ impl Space {
             word: self.slot(slot, 9 + class * 3),
             mask: self.slot(slot, 10 + class * 3),
         }
+    }
+
+    /// First page of a run that the slot keeps, plus 1; 0 for none.
+    #[inline]
+    pub(super) fn kept(&self, slot: usize, at: usize) -> &AtomicU64 {
+        const FIRST: usize = 8 + CLASSES * 3;
+        const { assert!((FIRST + KEPT) * 8 <= SLOT, "a slot has room") };
+        assert!(at < KEPT, "one of those that are kept");
+        self.slot(slot, FIRST + at)
     }
 
     /// Which pages are taken.

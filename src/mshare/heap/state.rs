@@ -7,12 +7,13 @@
 //! | held slab | 2 | 0 | slot | class | that participant, to idle |
 //! | emptied slab | 3 | 0 | slot | class | that participant, to idle or leaving |
 //! | inner page of a slab | 4 | pages from the first | 0 | class | whoever has the lock |
-//! | run | 5 | pages | 0 | 0 | who frees it, to leaving; whoever has the lock, in length |
+//! | run | 5 | pages | 0 | 0 | who frees it, to leaving or kept; whoever has the lock, in length |
 //! | leaving | 6 | pages | 0 | 0 | whoever has the lock, to free |
+//! | kept run | 7 | pages | slot | 0 | that participant, to run; any, to leaving |
 //!
 //! The word of a slab or run is that of its first page; a run's inner pages say free. A word that
-//! names a slot is changed by that slot's owner alone, and by whoever takes the slot over
-//! after the owner's death: so what a dead participant was doing can be told.
+//! names a slot, but for a kept run, is changed by that slot's owner alone, and by whoever takes the
+//! slot over after the owner's death: so what a dead participant was doing can be told.
 
 use super::class::CLASSES;
 
@@ -33,6 +34,8 @@ pub(super) enum State {
     Run { pages: usize },
     /// Pages of which nobody holds anything any more.
     Leaving { pages: usize },
+    /// A free run that this slot keeps.
+    Kept { pages: usize, slot: usize },
     /// Nothing that this code writes.
     Broken(u64),
 }
@@ -54,6 +57,7 @@ impl State {
             4 if is_class && slot == 0 && middle > 0 => Self::Inner { class, back: middle },
             5 if class == 0 && slot == 0 && middle > 0 => Self::Run { pages: middle },
             6 if class == 0 && slot == 0 && middle > 0 => Self::Leaving { pages: middle },
+            7 if class == 0 && middle > 0 => Self::Kept { pages: middle, slot },
             _ => Self::Broken(word),
         }
     }
@@ -68,6 +72,7 @@ impl State {
             Self::Inner { class, back } => 4 << 60 | (back as u64) << 8 | class as u64,
             Self::Run { pages } => 5 << 60 | (pages as u64) << 8,
             Self::Leaving { pages } => 6 << 60 | (pages as u64) << 8,
+            Self::Kept { pages, slot } => 7 << 60 | (slot as u64) << 48 | (pages as u64) << 8,
             Self::Broken(word) => word,
         }
     }
