@@ -60,7 +60,8 @@ pub(super) fn attach(directory: &Directory, name: &str, wish: Wish) -> Result<At
                     format_args!("reply of more than {REPLY_LEN} bytes or 4 descriptors"),
                 ));
             }
-            Err(Errno::CONNRESET | Errno::PIPE) => {
+            // The last one from a send on Linux 5.10.
+            Err(Errno::CONNRESET | Errno::PIPE | Errno::CONNREFUSED) => {
                 std::thread::sleep(pause);
                 pause *= 2;
             }
