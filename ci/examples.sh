@@ -3,6 +3,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+ci/install.sh pgrep:procps
 cargo build --release --examples
 run() {
     printf -- '-- %s\n' "$*"

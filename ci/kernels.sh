@@ -71,35 +71,6 @@ require_of() {
     echo "$list"
 }
 
-# --- Tools -----------------------------------------------------------------
-
-missing_packages() {
-    local pair
-    for pair in qemu-system-x86_64:qemu-system-x86 cpio:cpio busybox:busybox-static jq:jq; do
-        command -v "${pair%%:*}" >/dev/null || echo "${pair#*:}"
-    done
-}
-
-install_tools() {
-    local packages log
-    mapfile -t packages < <(missing_packages)
-    ((${#packages[@]})) || return 0
-    ((EUID == 0)) || die "please install: ${packages[*]}"
-    note "installing ${packages[*]}"
-    log=$work/install.log
-    # The lists may be missing or too old for what they name: then once more.
-    install_packages "${packages[@]}" >"$log" 2>&1 ||
-        { apt-get update && install_packages "${packages[@]}"; } >>"$log" 2>&1 ||
-        {
-            tail -n 20 "$log" >&2
-            die "cannot install ${packages[*]}"
-        }
-}
-
-install_packages() {
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$@"
-}
-
 # --- Kernels ---------------------------------------------------------------
 
 # Prints "label|repository|file of the source entry" for Debian's archives that
@@ -515,7 +486,7 @@ main() {
     trap clean_up EXIT
     trap 'exit 130' INT TERM
     root=$work/root
-    install_tools
+    ci/install.sh qemu-system-x86_64:qemu-system-x86 cpio:cpio busybox:busybox-static jq:jq
     logs=$(cargo metadata --no-deps --format-version 1 | jq -r .target_directory)/kernels
     mkdir -p "$logs"
     build_initramfs

@@ -8,10 +8,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 kills=${1:-8} port=${2:-17380}
-if ! command -v redis-benchmark >/dev/null; then
-    ((EUID == 0)) || { echo "kv: please install redis-tools" >&2; exit 2; }
-    apt-get install -y -q --no-install-recommends redis-tools >/dev/null
-fi
+ci/install.sh redis-benchmark:redis-tools pkill:procps
 work=$(mktemp -d)
 target/release/examples/kv --port "$port" --processes 3 --mib 512 --directory "$work/run" >"$work/log" &
 kv=$!
