@@ -104,7 +104,12 @@ impl Agent {
     /// Stops the thread; what it had. `None` in a forked child, which has no such thread, and
     /// shares the eventfd with its parent.
     pub(super) fn stop(mut self) -> Option<Desk> {
-        if self.pid != std::process::id() {
+    /// Whether it runs in this process: a forked child has its parent's in name only.
+    pub(super) fn is_ours(&self) -> bool {
+        self.pid == std::process::id()
+    }
+
+        if !self.is_ours() {
             return None;
         }
         // SAFETY: taken once, here.

@@ -124,23 +124,31 @@ impl Attachment {
                 let why = "this process has the region already, with fewer rights";
                 return Err(Error::because(super::OPEN, Errno::BUSY, why));
             }
-            entry.handles += 1;
-            let is_first = entry.handles == 1;
-            let again = Self { key, held: ManuallyDrop::new(entry.held.clone()) };
-            drop(table);
-            if is_first {
-                // Only a heap kept it mapped: it is a participant anew.
-                again.held.enter().token = Some(token);
+            let is_first = entry.handles == 0;
+            let has_slot = || entry.held.ledger().participants().is_present(token);
+            if is_first && !entry.held.is_full() && !has_slot() {
+                return Ok(None);
             }
+            entry.handles += 1;
+            let again = Self { key, held: ManuallyDrop::new(entry.held.clone()) };
+            let started = if is_first {
+                // Only a heap kept it mapped: it is a participant anew. Under the lock, like all
+                // that makes or ends one.
+                again.held.enter().token = Some(token);
+                again.start(Vec::new(), None)
+            } else {
+                Ok(())
+            };
+            // One that goes takes it.
+            drop(table);
+            started?;
             match again.live(super::OPEN) {
                 Err(error) if error.is_not_found() => {}
                 lived => {
                     lived?;
                 }
             }
-            if is_first {
-                again.start(Vec::new(), None)?;
-            } else {
+            if !is_first {
                 again.held.give_back(token);
             }
             return Ok(Some(again));
@@ -162,7 +170,9 @@ impl Attachment {
             maps.ledger().slot(token).began.store(began, Ordering::Relaxed);
         }
         let attachment = Self::put(&mut table, key, files, origin, shape, maps, token);
+        let started = attachment.start(Vec::new(), None);
         drop(table);
+        started?;
         let mut local = attachment.held.enter();
         match attachment.held.follow(super::OPEN, &mut local) {
             // An object that nobody has any more: a hole, for now in this process alone.
@@ -172,7 +182,6 @@ impl Attachment {
             }
         }
         drop(local);
-        attachment.start(Vec::new(), None)?;
         Ok(Some(attachment))
     }
 
@@ -209,15 +218,19 @@ impl Attachment {
         Self { key, held: ManuallyDrop::new(held) }
     }
 
-    /// Starts the thread of this process, unless it is to have none.
+    /// Starts the thread of this process, unless it is to have none or has it: there is one, which
+    /// whoever drops the last handle stops.
     pub(super) fn start(
         &self,
         listeners: Vec<rustix::fd::OwnedFd>,
         name: Option<super::claim::Name>,
     ) -> Result<()> {
-        if self.held.has_agent {
-            let agent = Agent::start(&self.held, listeners, name)?;
-            *self.held.agent.enter(|| None) = Some(agent);
+        if !self.held.has_agent {
+            return Ok(());
+        }
+        let mut agent = self.held.agent.enter(|| None);
+        if !agent.as_ref().is_some_and(Agent::is_ours) {
+            *agent = Some(Agent::start(&self.held, listeners, name)?);
         }
         Ok(())
     }

@@ -1,0 +1,80 @@
+//! Handles on one region that threads of a process make and drop.
+
+mod common;
+
+use common::{Player, say, wait_for_nudge};
+use std::path::Path;
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+use unmerged::mshare::{Object, Region};
+
+const PAGE: usize = 4096;
+const SIZE: usize = 1 << 20;
+const ROOM: usize = 1 << 18;
+
+fn player(dir: &Path, role: &str) -> Player {
+    let mut command = common::child("child", role);
+    command.env("UNMERGED_RUNTIME_DIR", dir);
+    let mut player = Player::start(command);
+    player.wait_for("ready");
+    player
+}
+
+/// Not a test: another process.
+#[test]
+fn child() {
+    match common::role().as_deref() {
+        Some("threads") => threads(),
+        None => {}
+        other => panic!("no such role: {other:?}"),
+    }
+}
+
+/// How many threads of this process follow a region.
+fn agents() -> usize {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    let name = |task: std::io::Result<std::fs::DirEntry>| {
+        std::fs::read_to_string(task.unwrap().path().join("comm")).unwrap_or_default()
+    };
+    tasks.map(name).filter(|name| name.starts_with("unmerged-mshare")).count()
+}
+
+/// Two threads make and drop the only handle, while the heap keeps the region mapped.
+fn threads() {
+    let heap = Region::open("region").unwrap().heap().unwrap();
+    say("ready");
+    let end = Instant::now() + common::stress(Duration::from_millis(500));
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while Instant::now() < end {
+                    drop(Region::open("region"));
+                }
+            });
+        }
+    });
+    assert_eq!(agents(), 0, "a thread follows for nobody");
+    say("none is left");
+    wait_for_nudge();
+    // SAFETY: nothing was allocated.
+    unsafe { heap.close() };
+    assert!(!std::fs::read_to_string("/proc/self/maps").unwrap().contains("memfd:mshare:region"));
+}
+
+#[test]
+fn two_threads_make_and_drop_the_first_handle() {
+    let dir = TempDir::new().unwrap();
+    let build = Region::builder("region").size(SIZE).room(ROOM).directory(dir.path());
+    let region = build.create().unwrap();
+    let mut other = player(dir.path(), "threads");
+    let end = Instant::now() + common::stress(Duration::from_millis(500));
+    while Instant::now() < end {
+        let range = SIZE - PAGE..SIZE;
+        let _ = region.map_within(range, Object::anonymous(), Duration::from_millis(1)).unwrap();
+    }
+    other.wait_for("none is left");
+    assert_eq!(region.stats().unwrap().participants.len(), 1);
+    region.unmap(SIZE - PAGE..SIZE).unwrap();
+    other.nudge();
+    other.end();
+}
