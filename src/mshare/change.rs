@@ -15,7 +15,8 @@
 //! | what they touched meanwhile in holes is taken away; the holes count as empty | such pages are left | the next who takes the lock |
 
 use super::held::{Held, Local, Object};
-use super::layout::{Backing, Huge, SEGMENTS, Segment, parse, pieces, replace, words};
+use super::holes;
+use super::layout::{Backing, Huge, Kind, SEGMENTS, Segment, parse, pieces, replace, words};
 use super::lock::Lock;
 use super::object::{Acks, Late};
 use super::participants::Token;
@@ -226,6 +227,10 @@ impl Held {
             }
             Change::Map { object, at, access, huge, replace } => {
                 if !replace && !here.iter().all(hole) {
+                if let Some(Object { kind, .. }) = object {
+                    // Who asked the server looked at nothing.
+                    aligned(operation, range, *at, *kind)?;
+                }
                     return Err(Error::with(
                         operation,
                         Errno::EXIST,
@@ -453,6 +458,28 @@ pub(super) fn check(operation: &'static str, range: &Range<u64>, size: u64) -> R
         Errno::INVAL,
         format_args!("{start:#x} to {end:#x} is no range of whole pages in {size:#x} bytes"),
     ))
+/// Are offset, length and place in the object multiples of its pages?
+///
+/// # Errors
+///
+/// EINVAL with the numbers.
+pub(super) fn aligned(
+    operation: &'static str,
+    range: &Range<u64>,
+    at: u64,
+    kind: Kind,
+) -> Result<()> {
+    let grain = kind.grain();
+    let all = [range.start, range.end, at];
+    let fits = at.checked_add(range.end - range.start).is_some_and(|end| end <= i64::MAX as u64);
+    if fits && all.iter().all(|number| number.is_multiple_of(grain)) {
+        return Ok(());
+    }
+    let [start, end, at] = all;
+    let why = format_args!("{start:#x} to {end:#x} from {at:#x} on, in pages of {grain:#x}");
+    Err(Error::with(operation, Errno::INVAL, why))
+}
+
 }
 
 /// What a change makes.

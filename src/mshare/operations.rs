@@ -1,7 +1,7 @@
 //! What a participant does to the mappings of a region, as a caller sees it.
 
 use super::bring::Bringer;
-use super::change::{Change, check};
+use super::change::{Change, aligned, check};
 use super::held::Held;
 use super::layout::{Backing, Huge, Kind, pieces};
 use super::object::{Acks, Advice, HugePages, Object, Prot, What};
@@ -181,7 +181,7 @@ impl Region {
                     HugePages::M2 => Kind::Huge2M,
                     HugePages::G1 => Kind::Huge1G,
                 };
-                aligned(range, 0, kind)?;
+                aligned(MAP, range, 0, kind)?;
                 let file = memfd::create_huge(&name, len, pages.page()).op(MAP)?;
                 // A page that is missing is an error here, or SIGBUS later.
                 memfd::allocate(&file, 0, len).map_err(|errno| {
@@ -190,7 +190,7 @@ impl Region {
                 (Some(file), kind, 0)
             }
         };
-        aligned(range, at, kind)?;
+        aligned(MAP, range, at, kind)?;
         Ok((file, kind, at))
     }
 
@@ -431,19 +431,6 @@ impl Region {
         }
         Ok(held.wait(generation, deadline))
     }
-}
-
-/// Are offset, length and place in the object multiples of its pages?
-fn aligned(range: &Range<u64>, at: u64, kind: Kind) -> Result<()> {
-    let grain = kind.grain();
-    let all = [range.start, range.end, at];
-    let fits = at.checked_add(range.end - range.start).is_some_and(|end| end <= i64::MAX as u64);
-    if fits && all.iter().all(|number| number.is_multiple_of(grain)) {
-        return Ok(());
-    }
-    let [start, end, at] = all;
-    let why = format_args!("{start:#x} to {end:#x} from {at:#x} on, in pages of {grain:#x}");
-    Err(Error::with(MAP, Errno::INVAL, why))
 }
 
 /// Does this kernel know `MADV_COLLAPSE`? For no bytes it says yes or EINVAL.

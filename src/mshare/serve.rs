@@ -16,6 +16,7 @@ use crate::sys::socket::{self, Connection, Peer};
 use core::ops::Range;
 use core::time::Duration;
 use rustix::fd::{AsFd, OwnedFd};
+use rustix::fs::{FileType, fcntl_get_seals, fstat, fstatfs};
 use rustix::io::Errno;
 use std::sync::Arc;
 use std::time::Instant;
@@ -291,7 +292,8 @@ fn new_object(
     match (kind, files.next(), files.next()) {
         (0, None, None) => Ok(None),
         (kind, Some(file), None) => {
-            let kind = Kind::of_code(kind).ok_or(Errno::INVAL)?;
+            let kind =
+                Kind::of_code(kind).filter(|&kind| is_of(&file, kind)).ok_or(Errno::INVAL)?;
             let own = held.ledger().participants().of_process(std::process::id());
             Ok(Some(held.bring(own.ok_or(Errno::AGAIN)?, Bringer::Agent, kind, file)))
         }
@@ -300,6 +302,22 @@ fn new_object(
 }
 
 #[cfg(all(test, not(loom)))]
+/// Is this a file of that kind? Others map it, cut it and take its pages away, with calls that
+/// another file may not take, or that it may hold up.
+fn is_of(file: &OwnedFd, kind: Kind) -> bool {
+    const HUGETLBFS: u64 = 0x9584_58f6;
+    let (Ok(stat), Ok(system)) = (fstat(file), fstatfs(file)) else { return false };
+    let in_huge_pages = system.f_type as u64 & 0xffff_ffff == HUGETLBFS;
+    let grain_is = |grain: u64| system.f_bsize as u64 == grain;
+    FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
+        && match kind {
+            Kind::File => !in_huge_pages,
+            // Only memory files have seals.
+            Kind::Revocable => !in_huge_pages && fcntl_get_seals(file).is_ok(),
+            Kind::Huge2M | Kind::Huge1G => in_huge_pages && grain_is(kind.grain()),
+        }
+}
+
 mod tests {
     use super::*;
     use proptest::prelude::*;

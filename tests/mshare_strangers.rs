@@ -1,0 +1,104 @@
+//! Participants that may do some things, and try others.
+
+mod common;
+
+use common::{Player, say, wait_for_nudge};
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::net::{
+    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
+    SocketFlags, SocketType, connect, recv, sendmsg, socket_with,
+};
+use std::mem::MaybeUninit;
+use std::path::Path;
+use tempfile::TempDir;
+use unmerged::mshare::{Object, Region, Rights};
+
+const PAGE: usize = 4096;
+const SIZE: usize = 8 << 20;
+
+fn create(dir: &Path) -> Region {
+    Region::builder("region").size(SIZE).room(SIZE / 2).directory(dir).create().unwrap()
+}
+
+fn player(dir: &Path, role: &str) -> Player {
+    let mut command = common::child("child", role);
+    command.env("UNMERGED_RUNTIME_DIR", dir);
+    let mut player = Player::start(command);
+    player.wait_for("ready");
+    player
+}
+
+/// Not a test: another process.
+#[test]
+fn child() {
+    match common::role().as_deref() {
+        Some("maps by hand") => maps_by_hand(),
+        None => {}
+        other => panic!("no such role: {other:?}"),
+    }
+}
+
+/// The errno with which the server answers a request, byte by byte.
+fn request(region: &Region, ask: u32, numbers: [u64; 5], file: Option<&OwnedFd>) -> i32 {
+    let (unix, packets) = (AddressFamily::UNIX, SocketType::SEQPACKET);
+    let connection = socket_with(unix, packets, SocketFlags::CLOEXEC, None).unwrap();
+    let path = Path::new(&std::env::var("UNMERGED_RUNTIME_DIR").unwrap()).join(region.name());
+    connect(&connection, &SocketAddrUnix::new(path).unwrap()).unwrap();
+    let mut bytes = b"umshareQ\x03\0\0\0".to_vec();
+    bytes.extend(ask.to_le_bytes());
+    bytes.extend(region.id());
+    numbers.iter().for_each(|number| bytes.extend(number.to_le_bytes()));
+    let fds: Vec<_> = file.iter().map(|file| file.as_fd()).collect();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    assert!(fds.is_empty() || control.push(SendAncillaryMessage::ScmRights(&fds)));
+    let bytes = [rustix::io::IoSlice::new(&bytes)];
+    sendmsg(&connection, &bytes, &mut control, SendFlags::NOSIGNAL).unwrap();
+    let mut reply = [0; 80];
+    recv(&connection, &mut reply, rustix::net::RecvFlags::empty()).unwrap();
+    i32::from_le_bytes(reply[12..16].try_into().unwrap())
+}
+
+/// Asks for mappings that [`Region::map`] would not ask for.
+fn maps_by_hand() {
+    const MAP: u32 = 6;
+    let rights = Rights::READ | Rights::WRITE | Rights::MAP;
+    let region = Region::opener("region").rights(rights).open().unwrap();
+    let memory = rustix::fs::memfd_create("test", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+    rustix::fs::ftruncate(&memory, 4 << 20).unwrap();
+    let disk = OwnedFd::from(std::fs::File::open("/proc/self/exe").unwrap());
+    let device = OwnedFd::from(std::fs::File::open("/dev/zero").unwrap());
+    let (page, huge, start) = (PAGE as u64, 2 << 20, SIZE as u64 / 2);
+    let (file, revocable, in_huge_pages, write) = (2, 3, 4, 3);
+    for (offset, len, kind, at, what) in [
+        // No whole page of the file, of huge pages; beyond what a file can have.
+        (start, page, file, 100, &memory),
+        (start + page, page, in_huge_pages, 0, &memory),
+        (start, page, in_huge_pages, 0, &memory),
+        (start, huge, in_huge_pages, page, &memory),
+        (start, page, file, u64::MAX - page + 1, &memory),
+        (start, page, file, 1 << 63, &memory),
+        // Other pages than it says, and no memory file.
+        (start, huge, in_huge_pages, 0, &memory),
+        (start, page, revocable, 0, &disk),
+        (start, page, file, 0, &device),
+    ] {
+        let errno = request(&region, MAP, [offset, len, kind, at, write], Some(what));
+        assert_eq!(errno, libc::EINVAL, "{offset:#x} {len:#x} {kind} {at:#x}");
+    }
+    assert_eq!(request(&region, MAP, [start, page, file, page, write], Some(&memory)), 0);
+    say("ready");
+    wait_for_nudge();
+}
+
+#[test]
+fn what_a_participant_asks_for_is_checked() {
+    let dir = TempDir::new().unwrap();
+    let region = create(dir.path());
+    let other = player(dir.path(), "maps by hand");
+    region.sync().unwrap();
+    region.unmap(SIZE / 2..SIZE / 2 + PAGE).unwrap();
+    region.map(SIZE / 2..SIZE / 2 + PAGE, Object::revocable()).unwrap();
+    assert!(region.is_server());
+    other.end();
+}
