@@ -215,6 +215,7 @@ impl Held {
             self.check_heap(operation, range)?;
         }
         let next = generation + 1;
+        let vouched = self.ledger().emptied.load(Ordering::Relaxed);
         let hole = |part: &Segment| part.backing == Backing::Hole;
         let mut emptied = Vec::new();
         let new = match change {
@@ -237,7 +238,6 @@ impl Held {
                         format_args!("something lies in {:#x} to {:#x}", range.start, range.end),
                     ));
                 }
-                let vouched = self.ledger().emptied.load(Ordering::Relaxed);
                 if object.is_none() && here.iter().any(|part| hole(part) && part.since > vouched) {
                     let why = "not every process follows the unmapping of this part";
                     return Err(Error::because(operation, Errno::BUSY, why));
@@ -271,11 +271,7 @@ impl Held {
                 here.iter().map(|part| Segment { huge: *huge, ..*part }).collect()
             }
         };
-        let layout = replace(old, range, &new);
-        if layout.len() > SEGMENTS {
-            let why = format_args!("more than {SEGMENTS} parts that are not plain memory");
-            return Err(Error::with(operation, Errno::NOSPC, why));
-        }
+        let layout = holes::merge(&replace(old, range, &new), vouched);
         if let Some(Charge { slot, quota }) = charge {
             let own = layout.iter().filter(|part| usize::from(part.owner) == slot + 1).count();
             if own > quota {
@@ -283,11 +279,16 @@ impl Held {
                 return Err(Error::with(operation, Errno::DQUOT, why));
             }
         }
-        debug_assert_eq!(parse(&words(&layout), self.shape.size).as_ref(), Ok(&layout));
         // Memory that is mapped begins with zeros: what was there goes in a step of its own, so
         // that nobody who dies leaves it.
         let goes = matches!(change, Change::Map { .. }) && !emptied.is_empty();
-        let first = goes.then(|| replace(old, range, &[Segment::hole(range.clone(), next)]));
+        let gone = [Segment::hole(range.clone(), next)];
+        let first = goes.then(|| holes::merge(&replace(old, range, &gone), vouched));
+        if layout.len().max(first.as_ref().map_or(0, Vec::len)) > SEGMENTS {
+            let why = format_args!("more than {SEGMENTS} parts that are not plain memory");
+            return Err(Error::with(operation, Errno::NOSPC, why));
+        }
+        debug_assert_eq!(parse(&words(&layout), self.shape.size).as_ref(), Ok(&layout));
         Ok(Plan { first, layout, emptied })
     }
 

@@ -134,6 +134,7 @@ mod gate;
 mod header;
 mod heap;
 mod held;
+mod holes;
 mod layout;
 mod ledger;
 mod list;
