@@ -32,6 +32,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(50);
 /// How soon something is tried again that somebody else was in the way of.
 const SOON: Duration = Duration::from_millis(1);
+/// How soon a change is tried again that could not be followed, at first and at last.
+const AGAIN: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(4));
 /// Callers at a time; one more cuts off the oldest.
 const CALLERS: usize = 64;
 
@@ -87,6 +89,7 @@ impl Agent {
             watched: Vec::new(),
             offered: held.ledger().epoch.load(Ordering::Acquire),
             due: true,
+            again: None,
             is_settled: false,
         };
         if !desk.listeners.is_empty() {
@@ -101,14 +104,14 @@ impl Agent {
         Ok(Self { stop, thread: ManuallyDrop::new(thread), pid: std::process::id() })
     }
 
-    /// Stops the thread; what it had. `None` in a forked child, which has no such thread, and
-    /// shares the eventfd with its parent.
-    pub(super) fn stop(mut self) -> Option<Desk> {
     /// Whether it runs in this process: a forked child has its parent's in name only.
     pub(super) fn is_ours(&self) -> bool {
         self.pid == std::process::id()
     }
 
+    /// Stops the thread; what it had. `None` in a forked child, which has no such thread, and
+    /// shares the eventfd with its parent.
+    pub(super) fn stop(mut self) -> Option<Desk> {
         if !self.is_ours() {
             return None;
         }
@@ -137,6 +140,8 @@ pub(super) struct Desk {
     offered: u64,
     /// Whether there is something to follow.
     due: bool,
+    /// When what could not be followed is tried again, and how long after the last time that is.
+    again: Option<(Instant, Duration)>,
     /// Whether this process serves, and has looked at all that were there before.
     is_settled: bool,
 }
@@ -230,7 +235,12 @@ impl Desk {
     /// Does what is due: follows the log, and looks who serves and who is to be watched. When
     /// what is left is to be tried again.
     fn attend(&mut self) -> Option<Duration> {
-        if !self.due {
+        if !self.due
+            && let Some(end) = self.again.map(|(end, _)| end).filter(|&end| end > Instant::now())
+        {
+            return Some(end.saturating_duration_since(Instant::now()));
+        }
+        if !self.due && self.again.is_none() {
             return None;
         }
         self.due = false;
@@ -251,13 +261,18 @@ impl Desk {
             return Some(SOON);
         };
         // What went wrong is in our slot, for whoever waits.
-        let _ = self.held.follow(super::SYNC, &mut local);
+        let followed = self.held.follow(super::SYNC, &mut local);
         drop(local);
+        self.again = followed.is_err().then(|| {
+            let pause = self.again.map_or(AGAIN.0, |(_, pause)| AGAIN.1.min(pause * 2));
+            (Instant::now() + pause, pause)
+        });
         if self.due {
             return Some(Duration::ZERO);
         }
         self.due = !watched;
-        self.due.then_some(PAUSE)
+        let pause = self.again.map(|(_, pause)| pause);
+        self.due.then_some(PAUSE).into_iter().chain(pause).min()
     }
 
     /// Watches whom this process has to: who serves, all others; the others, who serves, and the

@@ -227,11 +227,11 @@ impl Held {
                     .collect()
             }
             Change::Map { object, at, access, huge, replace } => {
-                if !replace && !here.iter().all(hole) {
                 if let Some(Object { kind, .. }) = object {
                     // Who asked the server looked at nothing.
                     aligned(operation, range, *at, *kind)?;
                 }
+                if !replace && !here.iter().all(hole) {
                     return Err(Error::with(
                         operation,
                         Errno::EXIST,
@@ -339,8 +339,9 @@ impl Held {
         plan: Plan,
     ) -> Result<u64> {
         let Plan { first, layout, emptied } = plan;
-        if let Err(errno) = self.lay_out(local, &layout) {
-            let _ = self.lay_out(local, old);
+        let before = self.ledger().log().generation();
+        if let Err(errno) = self.lay_out(local, &layout, before) {
+            let _ = self.lay_out(local, old, before);
             let why = "cannot be mapped in this process";
             return Err(Error::because(operation, errno, why));
         }
@@ -361,11 +362,7 @@ impl Held {
         const GLANCE: Duration = Duration::from_millis(10);
         let began = Instant::now();
         let participants = self.ledger().participants();
-        let trouble =
-            |token: &Token| match self.ledger().slot(*token).trouble.load(Ordering::Relaxed) {
-                0 => None,
-                errno => Some(errno.cast_signed()),
-            };
+        let trouble = |token: &Token| participants.trouble(*token, generation).map(i32::from);
         let late = loop {
             let seen = self.ledger().acks().load(Ordering::Acquire);
             let mut behind = participants.behind(generation);
@@ -459,6 +456,8 @@ pub(super) fn check(operation: &'static str, range: &Range<u64>, size: u64) -> R
         Errno::INVAL,
         format_args!("{start:#x} to {end:#x} is no range of whole pages in {size:#x} bytes"),
     ))
+}
+
 /// Are offset, length and place in the object multiples of its pages?
 ///
 /// # Errors
@@ -479,8 +478,6 @@ pub(super) fn aligned(
     let [start, end, at] = all;
     let why = format_args!("{start:#x} to {end:#x} from {at:#x} on, in pages of {grain:#x}");
     Err(Error::with(operation, Errno::INVAL, why))
-}
-
 }
 
 /// What a change makes.

@@ -26,22 +26,35 @@ impl Held {
     /// object that nobody has any more. What cannot be mapped is a hole here.
     pub(super) fn follow(&self, operation: &'static str, local: &mut Local) -> Result<u64> {
         let token = self.token(operation, local)?;
-        let (generation, layout) = self.ledger().layout(operation, self.shape.size)?;
-        if local.applied != generation || local.layout.as_ref() != Some(&layout) {
-            if let Err(errno) = self.lay_out(local, &layout) {
-                self.report(token, local.applied, errno);
-                let why = "a part of the region cannot be mapped here, and is a hole";
-                return Err(Error::because(operation, errno, why));
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let (generation, layout) = self.ledger().layout(operation, self.shape.size)?;
+            if local.applied != generation || local.layout.as_ref() != Some(&layout) {
+                if let Err(errno) = self.lay_out(local, &layout, generation) {
+                    // Perhaps an object that another has unmapped meanwhile.
+                    if self.ledger().log().generation() != generation && Instant::now() < end {
+                        continue;
+                    }
+                    self.report(token, local.applied, generation, errno);
+                    let why = "a part of the region cannot be mapped here, and is a hole";
+                    return Err(Error::because(operation, errno, why));
+                }
+                local.applied = generation;
+                self.forget_objects();
             }
-            local.applied = generation;
-            self.forget_objects();
+            self.report_following(token, generation);
+            return Ok(generation);
         }
-        self.report_following(token, generation);
-        Ok(generation)
     }
 
-    /// Maps what this layout says where it differs from what is here.
-    pub(super) fn lay_out(&self, local: &mut Local, layout: &[Segment]) -> rustix::io::Result<()> {
+    /// Maps what this layout says where it differs from what is here; no longer than it is of the
+    /// last generation.
+    pub(super) fn lay_out(
+        &self,
+        local: &mut Local,
+        layout: &[Segment],
+        generation: u64,
+    ) -> rustix::io::Result<()> {
         let steps = match &local.layout {
             Some(here) => differences(here, layout, self.shape.size),
             None => {
@@ -52,10 +65,10 @@ impl Held {
         let mut trouble = Ok(());
         let mut actual = layout.to_vec();
         for step in steps {
-            if let Err(errno) = self.step(&step) {
+            if let Err(errno) = self.step(&step, generation) {
                 let (Difference::Lay(part) | Difference::Protect(part)) = step;
                 let hole = Segment::hole(part.range(), 0);
-                let _ = self.step(&Difference::Lay(hole));
+                let _ = self.step(&Difference::Lay(hole), generation);
                 actual = replace(&actual, &part.range(), &[hole]);
                 trouble = Err(errno);
             }
@@ -64,7 +77,7 @@ impl Held {
         trouble
     }
 
-    fn step(&self, step: &Difference) -> rustix::io::Result<()> {
+    fn step(&self, step: &Difference, generation: u64) -> rustix::io::Result<()> {
         let (Difference::Lay(part) | Difference::Protect(part)) = *step;
         let (offset, len) = (part.offset as usize, part.len as usize);
         let access = self.cap(part.access);
@@ -77,7 +90,7 @@ impl Held {
             Backing::Memory => Some((self.data_file(), part.at)),
             Backing::Hole => None,
             Backing::Object { id, kind } => {
-                found = self.find(id, kind)?;
+                found = self.find(id, kind, generation)?;
                 Some((found.file.as_fd(), part.at))
             }
         };
@@ -100,8 +113,9 @@ impl Held {
         if access == Access::Write && !writes { Access::Read } else { access }
     }
 
-    /// The descriptor of an object, from the server if it is not here.
-    fn find(&self, id: u64, kind: Kind) -> rustix::io::Result<Object> {
+    /// The descriptor of an object, from the server if it is not here. ENOENT at once if the layout
+    /// is another by now: the object may lie nowhere any more.
+    fn find(&self, id: u64, kind: Kind, generation: u64) -> rustix::io::Result<Object> {
         if let Some(object) = self.object(id) {
             return Ok(object);
         }
@@ -113,7 +127,10 @@ impl Held {
             }
             match self.ask(super::SYNC, Ask::Fetch, [id, 0, 0, 0, 0], None) {
                 Ok(answer) => break answer,
-                Err(error) if Instant::now() > deadline => {
+                Err(error)
+                    if Instant::now() > deadline
+                        || self.ledger().log().generation() != generation =>
+                {
                     return Err(Errno::from_raw_os_error(error.raw_os_error()));
                 }
                 Err(_) => std::thread::sleep(Duration::from_millis(1)),
@@ -132,30 +149,30 @@ impl Held {
     /// Tells that this process follows up to `generation`.
     pub(super) fn report_following(&self, token: Token, generation: u64) {
         if self.is_full() {
-            self.ledger().slot(token).trouble.store(0, Ordering::Relaxed);
+            self.ledger().participants().set_trouble(token, generation, 0);
             self.ledger().participants().follow(token, generation);
             self.wake(self.ledger().acks());
         } else if self.ledger().participants().followed(token) < generation {
-            self.tell(token, generation, None);
+            self.tell(token, generation, generation, None);
         }
     }
 
-    /// Tells why it does not.
-    fn report(&self, token: Token, generation: u64, errno: Errno) {
+    /// Tells why it does not follow further than up to `applied`: `generation` cannot be mapped.
+    fn report(&self, token: Token, applied: u64, generation: u64, errno: Errno) {
         if self.is_full() {
-            let trouble = &self.ledger().slot(token).trouble;
-            trouble.store(errno.raw_os_error().cast_unsigned(), Ordering::Relaxed);
-            self.ledger().participants().follow(token, generation);
+            let participants = self.ledger().participants();
+            participants.set_trouble(token, generation, errno.raw_os_error() as u16);
+            participants.follow(token, applied);
             self.wake(self.ledger().acks());
         } else {
-            self.tell(token, generation, Some(errno));
+            self.tell(token, applied, generation, Some(errno));
         }
     }
 
     /// The same through the server, for who may not write the ledger.
-    fn tell(&self, token: Token, generation: u64, errno: Option<Errno>) {
+    fn tell(&self, token: Token, applied: u64, generation: u64, errno: Option<Errno>) {
         let errno = errno.map_or(0, |errno| errno.raw_os_error() as u64);
-        let numbers = [token.slot as u64, token.life, generation, errno, 0];
+        let numbers = [token.slot as u64, token.life, applied, errno, generation];
         let deadline = Instant::now() + PATIENCE;
         let _ = self.ask_patiently(super::SYNC, Ask::Follow, numbers, None, deadline);
     }

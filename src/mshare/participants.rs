@@ -35,12 +35,14 @@ pub(super) struct Slot {
     pub(super) began: AtomicU64,
     /// What it may do.
     pub(super) rights: AtomicU32,
-    /// Why it does not follow, as an errno; 0 if it does.
-    pub(super) trouble: AtomicU32,
+    unused_half: AtomicU32,
     /// Objects that it is about to map, one by its threads and one by its agent: others keep
     /// their descriptors although no layout has them yet.
     bringing: [AtomicU64; 2],
-    unused: [AtomicU64; 2],
+    /// Which change it could not follow, and why, as an errno in the lowest 16 bits; 0 if it
+    /// follows.
+    trouble: AtomicU64,
+    unused: AtomicU64,
 }
 
 assert_layout!(size_of::<Slot>() == 64);
@@ -172,6 +174,22 @@ impl Participants<'_> {
         if applied >> 48 == token.serial() & 0xffff { applied & NUMBER } else { 0 }
     }
 
+    /// Says that this participant cannot follow `generation` for now, and why; with no errno, that
+    /// it can.
+    pub(super) fn set_trouble(&self, token: Token, generation: u64, errno: u16) {
+        let Some(slot) = self.slots.get(token.slot) else { return };
+        let trouble = if errno == 0 { 0 } else { (generation & NUMBER) << 16 | u64::from(errno) };
+        // Who waits looks after the word that `follow` moves.
+        slot.trouble.store(trouble, Ordering::Relaxed);
+    }
+
+    /// Why this participant said that it cannot follow `generation` or a later one. What it said of
+    /// an earlier one says nothing: the change may be the cure.
+    pub(super) fn trouble(&self, token: Token, generation: u64) -> Option<u16> {
+        let trouble = self.slots[token.slot].trouble.load(Ordering::Relaxed);
+        (trouble != 0 && trouble >> 16 >= generation & NUMBER).then_some(trouble as u16)
+    }
+
     /// Those that do not follow up to `generation`, which the caller has published.
     pub(super) fn behind(&self, generation: u64) -> Vec<Token> {
         // After the caller's commit: see the protocol.
@@ -193,9 +211,10 @@ pub(super) mod tests {
                 applied: AtomicU64::new(0),
                 began: AtomicU64::new(0),
                 rights: AtomicU32::new(0),
-                trouble: AtomicU32::new(0),
+                unused_half: AtomicU32::new(0),
                 bringing: [const { AtomicU64::new(0) }; 2],
-                unused: [const { AtomicU64::new(0) }; 2],
+                trouble: AtomicU64::new(0),
+                unused: AtomicU64::new(0),
             })
             .collect()
     }
@@ -216,6 +235,10 @@ pub(super) mod tests {
         assert_eq!((c.slot, all.followed(c)), (a.slot, 0));
         assert_eq!(all.named(a.word()), None);
         assert!(!all.leave(a) && all.is_present(c));
+        all.set_trouble(c, 5, 24);
+        assert_eq!([4, 5, 6].map(|n| all.trouble(c, n)), [Some(24), Some(24), None]);
+        all.set_trouble(c, 5, 0);
+        assert_eq!(all.trouble(c, 5), None);
         for lie in [0, 3, u64::MAX, 0xffff] {
             assert_eq!(all.named(lie), None);
         }
@@ -253,9 +276,10 @@ mod models {
             applied: word(),
             began: word(),
             rights: half(),
-            trouble: half(),
+            unused_half: half(),
             bringing: core::array::from_fn(|_| word()),
-            unused: core::array::from_fn(|_| word()),
+            trouble: word(),
+            unused: word(),
         };
         Arc::new(Shared {
             slots: [slot(), slot()],

@@ -111,10 +111,11 @@ impl Desk {
             }
             Ask::Follow => {
                 let token = claimed()?;
-                let trouble = u32::try_from(numbers[3]).map_err(|_| Errno::INVAL)?;
-                held.ledger().slot(token).trouble.store(trouble, Ordering::Relaxed);
-                // Nobody follows what is not there yet.
-                let generation = numbers[2].min(held.ledger().log().generation());
+                let errno = u16::try_from(numbers[3]).map_err(|_| Errno::INVAL)?;
+                // Nobody follows, or fails to, what is not there yet.
+                let last = held.ledger().log().generation();
+                let generation = numbers[2].min(last);
+                participants.set_trouble(token, numbers[4].min(last), errno);
                 participants.follow(token, generation);
                 held.wake(held.ledger().acks());
                 Ok(([0; 3], vec![]))
@@ -301,7 +302,6 @@ fn new_object(
     }
 }
 
-#[cfg(all(test, not(loom)))]
 /// Is this a file of that kind? Others map it, cut it and take its pages away, with calls that
 /// another file may not take, or that it may hold up.
 fn is_of(file: &OwnedFd, kind: Kind) -> bool {
@@ -318,6 +318,7 @@ fn is_of(file: &OwnedFd, kind: Kind) -> bool {
         }
 }
 
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
     use proptest::prelude::*;
