@@ -10,6 +10,7 @@ use rustix::net::{
 };
 use std::mem::MaybeUninit;
 use std::path::Path;
+use std::time::Duration;
 use tempfile::TempDir;
 use unmerged::mshare::{Object, Region, Rights};
 
@@ -33,16 +34,92 @@ fn player(dir: &Path, role: &str) -> Player {
 fn child() {
     match common::role().as_deref() {
         Some("maps by hand") => maps_by_hand(),
+        Some("fills the bell") => fills_the_bell(),
+        Some("creates") => stay(create(Path::new(&directory()))),
+        Some("maps") => {
+            let region = Region::open("region").unwrap();
+            say("ready");
+            wait_for_nudge();
+            region.map(SIZE / 2..SIZE / 2 + PAGE, Object::revocable()).unwrap();
+            region.unmap(SIZE / 2..SIZE / 2 + PAGE).unwrap();
+            say("done");
+        }
+        Some("reads") => stay(Region::opener("region").read_only().open().unwrap()),
         None => {}
         other => panic!("no such role: {other:?}"),
     }
+}
+
+fn directory() -> String {
+    std::env::var("UNMERGED_RUNTIME_DIR").unwrap()
+}
+
+fn stay(region: Region) {
+    say("ready");
+    wait_for_nudge();
+    drop(region);
+}
+
+/// A reader: has every eventfd that it was given block, and fills it.
+fn fills_the_bell() {
+    let region = Region::opener("region").read_only().agent(false).open().unwrap();
+    for entry in std::fs::read_dir("/proc/self/fd").unwrap() {
+        let path = entry.unwrap().path();
+        let link = std::fs::read_link(&path).unwrap_or_default();
+        if !link.to_string_lossy().contains("eventfd") {
+            continue;
+        }
+        let fd: i32 = path.file_name().unwrap().to_str().unwrap().parse().unwrap();
+        let most = (u64::MAX - 1).to_ne_bytes();
+        // SAFETY: a descriptor of this process, eight bytes.
+        unsafe {
+            assert_eq!(libc::write(fd, most.as_ptr().cast(), 8), 8);
+            let flags = libc::fcntl(fd, libc::F_GETFL);
+            assert_eq!(libc::fcntl(fd, libc::F_SETFL, flags & !libc::O_NONBLOCK), 0);
+        }
+    }
+    stay(region);
+}
+
+#[test]
+fn a_reader_holds_nobody() {
+    let dir = TempDir::new().unwrap();
+    let region = create(dir.path());
+    let _other = player(dir.path(), "fills the bell");
+    let (done, is_done) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let object = Object::anonymous();
+        let patience = Duration::from_millis(1);
+        let _ = region.map_within(SIZE / 2..SIZE / 2 + PAGE, object, patience).unwrap();
+        drop(region);
+        done.send(()).unwrap();
+    });
+    is_done.recv_timeout(Duration::from_secs(20)).expect("the bell holds who rings it");
+}
+
+#[test]
+fn a_reader_hears_whoever_serves() {
+    let dir = TempDir::new().unwrap();
+    let mut first = player(dir.path(), "creates");
+    let mut second = player(dir.path(), "maps");
+    let third = player(dir.path(), "maps");
+    let reader = player(dir.path(), "reads");
+    first.kill();
+    second.nudge();
+    second.wait_for("done");
+    second.kill();
+    let mut third = third;
+    third.nudge();
+    third.wait_for("done");
+    third.end();
+    reader.end();
 }
 
 /// The errno with which the server answers a request, byte by byte.
 fn request(region: &Region, ask: u32, numbers: [u64; 5], file: Option<&OwnedFd>) -> i32 {
     let (unix, packets) = (AddressFamily::UNIX, SocketType::SEQPACKET);
     let connection = socket_with(unix, packets, SocketFlags::CLOEXEC, None).unwrap();
-    let path = Path::new(&std::env::var("UNMERGED_RUNTIME_DIR").unwrap()).join(region.name());
+    let path = Path::new(&directory()).join(region.name());
     connect(&connection, &SocketAddrUnix::new(path).unwrap()).unwrap();
     let mut bytes = b"umshareQ\x03\0\0\0".to_vec();
     bytes.extend(ask.to_le_bytes());

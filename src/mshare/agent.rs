@@ -8,7 +8,9 @@
 
 use super::claim::Name;
 use super::held::Held;
+use super::lines::{self, Lines};
 use super::participants::Token;
+use super::wire::Ask;
 use crate::error::{Context, Error, Result};
 use crate::sync::Ordering;
 use crate::sys::socket::{self, Connection};
@@ -90,6 +92,9 @@ impl Agent {
             offered: held.ledger().epoch.load(Ordering::Acquire),
             due: true,
             again: None,
+            lines: Lines::default(),
+            line: None,
+            is_deaf: false,
             is_settled: false,
         };
         if !desk.listeners.is_empty() {
@@ -142,6 +147,12 @@ pub(super) struct Desk {
     due: bool,
     /// When what could not be followed is tried again, and how long after the last time that is.
     again: Option<(Instant, Duration)>,
+    /// To participants that have no bell, if this process serves.
+    pub(super) lines: Lines,
+    /// From the server, if this process has no bell: another than the first.
+    line: Option<OwnedFd>,
+    /// Whether that is cut.
+    is_deaf: bool,
     /// Whether this process serves, and has looked at all that were there before.
     is_settled: bool,
 }
@@ -230,6 +241,27 @@ impl Desk {
         let mut room = [core::mem::MaybeUninit::<epoll::Event>::uninit(); 1];
         let _ = epoll::wait(&self.ears, &mut room, Some(&none));
         self.due = true;
+        let held = &self.held;
+        if !held.is_full() {
+            self.is_deaf |= lines::is_cut(self.line.as_ref().unwrap_or(&held.files.bell));
+        } else if held.is_serving() {
+            self.lines.ring(|token| held.ledger().participants().is_present(token));
+        }
+    }
+
+    /// Has whoever serves now give us a line instead of the one that is cut.
+    fn hear(&mut self) -> Result<()> {
+        let token = self.held.try_enter().and_then(|local| local.token);
+        let token = token.ok_or_else(|| Error::new(super::SYNC, Errno::AGAIN))?;
+        let numbers = [token.slot as u64, token.life, 0, 0, 0];
+        let (_, mut files) = self.held.ask(super::SYNC, Ask::Listen, numbers, None)?;
+        let line = files.pop().ok_or_else(|| Error::new(super::SYNC, Errno::BADMSG))?;
+        let edge = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        epoll::add(&self.ears, &line, epoll::EventData::new_u64(0), edge).op(super::SYNC)?;
+        let _ = epoll::delete(&self.ears, self.line.as_ref().unwrap_or(&self.held.files.bell));
+        self.line = Some(line);
+        self.is_deaf = false;
+        Ok(())
     }
 
     /// Does what is due: follows the log, and looks who serves and who is to be watched. When
@@ -256,6 +288,7 @@ impl Desk {
         }
         // Without a descriptor for a process, there may be one later.
         let watched = self.watch();
+        let hears = !self.is_deaf || self.hear().is_ok();
         let Some(mut local) = self.held.try_enter() else {
             self.due = true;
             return Some(SOON);
@@ -263,7 +296,7 @@ impl Desk {
         // What went wrong is in our slot, for whoever waits.
         let followed = self.held.follow(super::SYNC, &mut local);
         drop(local);
-        self.again = followed.is_err().then(|| {
+        self.again = (followed.is_err() || !hears).then(|| {
             let pause = self.again.map_or(AGAIN.0, |(_, pause)| AGAIN.1.min(pause * 2));
             (Instant::now() + pause, pause)
         });

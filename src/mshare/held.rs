@@ -27,7 +27,8 @@ pub(super) struct Files {
     pub(super) control: Arc<OwnedFd>,
     pub(super) ledger: Arc<OwnedFd>,
     pub(super) data: Arc<OwnedFd>,
-    /// An eventfd that everybody listens to: rung when the log or the server has changed.
+    /// An eventfd to which all listen that have all rights: rung when the log or the server has
+    /// changed. In a process without, its first [line](super::lines) to the server.
     pub(super) bell: Arc<OwnedFd>,
 }
 
@@ -197,8 +198,12 @@ impl Held {
         Ok(token)
     }
 
-    /// Wakes the agents of all participants.
+    /// Wakes the agents of all participants. Those without all rights change nothing by
+    /// themselves.
     pub(super) fn ring(&self) {
+        if !self.is_full() {
+            return;
+        }
         let one = 1_u64.to_ne_bytes();
         if rustix::io::write(&self.files.bell, &one) == Err(Errno::AGAIN) {
             // Somebody filled it: emptied, it rings again.

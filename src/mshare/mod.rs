@@ -137,6 +137,7 @@ mod held;
 mod holes;
 mod layout;
 mod ledger;
+mod lines;
 mod list;
 mod lock;
 mod log;

@@ -120,6 +120,10 @@ impl Desk {
                 held.wake(held.ledger().acks());
                 Ok(([0; 3], vec![]))
             }
+            Ask::Listen => {
+                let line = self.lines.open(claimed()?)?;
+                Ok(([0; 3], vec![Arc::new(line)]))
+            }
             Ask::Leave => {
                 participants.leave(claimed()?);
                 held.wake(held.ledger().acks());
@@ -207,7 +211,10 @@ impl Desk {
             share(&files.control, writes)?,
             share(&files.ledger, rights == Rights::ALL)?,
             share(&files.data, writes)?,
-            share(&files.bell, true)?,
+            match rights == Rights::ALL {
+                true => files.bell.clone(),
+                false => Arc::new(self.lines.open(token)?),
+            },
         ];
         self.look_again();
         Ok(([rights.bits().into(), token.slot as u64, token.life], shared))
