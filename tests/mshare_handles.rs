@@ -3,6 +3,7 @@
 mod common;
 
 use common::{Player, say, wait_for_nudge};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -25,6 +26,17 @@ fn player(dir: &Path, role: &str) -> Player {
 fn child() {
     match common::role().as_deref() {
         Some("threads") => threads(),
+        Some("opens, then sleeps") => sleep(Region::open("region").unwrap()),
+        Some("reads, then sleeps") => {
+            sleep(Region::opener("region").read_only().open().unwrap());
+        }
+        Some("creates, then sleeps") => {
+            sleep(Region::builder("region").size(SIZE).room(ROOM).create().unwrap());
+        }
+        Some("waits") => {
+            say("waits");
+            wait_for_nudge();
+        }
         None => {}
         other => panic!("no such role: {other:?}"),
     }
@@ -77,4 +89,39 @@ fn two_threads_make_and_drop_the_first_handle() {
     region.unmap(SIZE - PAGE..SIZE).unwrap();
     other.nudge();
     other.end();
+}
+
+/// Executes another program, which runs until it is killed.
+fn sleep(region: Region) {
+    // So the thread of this process has said that it is there.
+    while !region.stats().unwrap().participants.iter().any(|p| p.pid == std::process::id()) {}
+    region.sync().unwrap();
+    std::thread::sleep(Duration::from_millis(50));
+    say("ready");
+    wait_for_nudge();
+    let error = std::process::Command::new("/proc/self/exe")
+        .args(["child", "--exact", "--nocapture"])
+        .env("UNMERGED_TEST_ROLE", "waits")
+        .exec();
+    panic!("{error}");
+}
+
+/// Who executes another program is no participant any more, whoever it was.
+#[test]
+fn another_program_is_no_participant() {
+    let dir = TempDir::new().unwrap();
+    let mut creator = player(dir.path(), "creates, then sleeps");
+    let region = Region::open_in(dir.path(), "region").unwrap();
+    let mut other = player(dir.path(), "opens, then sleeps");
+    let mut reader = player(dir.path(), "reads, then sleeps");
+    for player in [&mut other, &mut reader, &mut creator] {
+        player.nudge();
+        player.wait_for("waits");
+        region.map(SIZE - PAGE..SIZE, Object::revocable()).unwrap();
+        region.unmap(SIZE - PAGE..SIZE).unwrap();
+    }
+    assert_eq!(region.stats().unwrap().participants.len(), 1);
+    // Within moments: the name is found.
+    Region::opener("region").directory(dir.path()).open().unwrap();
+    assert!(region.is_server());
 }

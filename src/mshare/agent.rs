@@ -14,7 +14,7 @@ use super::wire::Ask;
 use crate::error::{Context, Error, Result};
 use crate::sync::Ordering;
 use crate::sys::socket::{self, Connection};
-use crate::sys::{pidfd, signals};
+use crate::sys::{pidfd, signals, thread};
 use core::mem::ManuallyDrop;
 use core::ops::Deref;
 use core::ptr::NonNull;
@@ -94,7 +94,8 @@ impl Agent {
             again: None,
             lines: Lines::default(),
             line: None,
-            is_deaf: false,
+            // So the server learns of this thread.
+            is_deaf: !held.is_full(),
             is_settled: false,
         };
         if !desk.listeners.is_empty() {
@@ -253,7 +254,7 @@ impl Desk {
     fn hear(&mut self) -> Result<()> {
         let token = self.held.try_enter().and_then(|local| local.token);
         let token = token.ok_or_else(|| Error::new(super::SYNC, Errno::AGAIN))?;
-        let numbers = [token.slot as u64, token.life, 0, 0, 0];
+        let numbers = [token.slot as u64, token.life, thread::id().into(), 0, 0];
         let (_, mut files) = self.held.ask(super::SYNC, Ask::Listen, numbers, None)?;
         let line = files.pop().ok_or_else(|| Error::new(super::SYNC, Errno::BADMSG))?;
         let edge = epoll::EventFlags::IN | epoll::EventFlags::ET;
@@ -288,23 +289,30 @@ impl Desk {
         }
         // Without a descriptor for a process, there may be one later.
         let watched = self.watch();
-        let hears = !self.is_deaf || self.hear().is_ok();
+        let is_time = self.again.is_none_or(|(end, _)| end <= Instant::now());
+        let hears = !self.is_deaf || (is_time && self.hear().is_ok());
         let Some(mut local) = self.held.try_enter() else {
             self.due = true;
             return Some(SOON);
         };
         // What went wrong is in our slot, for whoever waits.
         let followed = self.held.follow(super::SYNC, &mut local);
+        if let Some(token) = local.token.filter(|_| self.held.is_full() && !local.is_closing) {
+            let own = u64::from(thread::id());
+            self.held.ledger().slot(token).agent.store(own, Ordering::Relaxed);
+        }
         drop(local);
-        self.again = (followed.is_err() || !hears).then(|| {
+        if hears && followed.is_ok() {
+            self.again = None;
+        } else if is_time {
             let pause = self.again.map_or(AGAIN.0, |(_, pause)| AGAIN.1.min(pause * 2));
-            (Instant::now() + pause, pause)
-        });
+            self.again = Some((Instant::now() + pause, pause));
+        }
         if self.due {
             return Some(Duration::ZERO);
         }
         self.due = !watched;
-        let pause = self.again.map(|(_, pause)| pause);
+        let pause = self.again.map(|(end, _)| end.saturating_duration_since(Instant::now()));
         self.due.then_some(PAUSE).into_iter().chain(pause).min()
     }
 
@@ -340,6 +348,13 @@ impl Desk {
         let mut done = true;
         for &token in wanted {
             let known = self.watched.iter().any(|(watched, _)| *watched == token);
+            // All look at the few that they watch; who serves is told of the others by those that
+            // wait for them.
+            if known && !self.held.is_serving() && self.held.is_without_agent(token) {
+                self.watched.retain(|(watched, _)| *watched != token);
+                ended.push(token);
+                continue;
+            }
             if known || token.pid() == std::process::id() {
                 continue;
             }
@@ -360,6 +375,12 @@ impl Desk {
     /// A process has ended: its slot is freed, what it held is others'.
     fn mourn(&mut self, token: Token) {
         let ledger = self.held.ledger();
+        if !self.held.is_full() {
+            // It served us; another reaps it.
+            self.is_deaf = true;
+            self.due |= self.again.is_none();
+            return;
+        }
         let bound = ledger.bound.load(Ordering::Relaxed) != 0;
         let owned = bound && ledger.owner.load(Ordering::Relaxed) == token.word();
         self.held.reap(token);

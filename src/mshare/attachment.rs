@@ -134,7 +134,9 @@ impl Attachment {
             let started = if is_first {
                 // Only a heap kept it mapped: it is a participant anew. Under the lock, like all
                 // that makes or ends one.
-                again.held.enter().token = Some(token);
+                let mut local = again.held.enter();
+                (local.token, local.is_closing) = (Some(token), false);
+                drop(local);
                 again.start(Vec::new(), None)
             } else {
                 Ok(())

@@ -13,7 +13,7 @@ use crate::error::{Context, Error, Result};
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::sys::map::Mapping;
 use crate::sys::socket::{self, Address};
-use crate::sys::{futex, pidfd};
+use crate::sys::{futex, pidfd, thread};
 use core::time::Duration;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
@@ -57,11 +57,19 @@ pub(super) struct Local {
     pub(super) layout: Option<Vec<Segment>>,
     /// The generation that this follows.
     pub(super) applied: u64,
+    /// Whether the thread that follows is about to end, in order.
+    pub(super) is_closing: bool,
 }
 
 impl Local {
     pub(super) fn new(token: Option<Token>) -> Self {
-        Self { pid: std::process::id(), token, layout: Some(Vec::new()), applied: 0 }
+        Self {
+            pid: std::process::id(),
+            token,
+            layout: Some(Vec::new()),
+            applied: 0,
+            is_closing: false,
+        }
     }
 
     fn unknown() -> Self {
@@ -254,6 +262,7 @@ impl Held {
         deadline: Instant,
     ) -> Result<(Reply, Vec<OwnedFd>)> {
         let mut pause = Duration::from_micros(200);
+        let mut has_rung = false;
         loop {
             match self.ask(operation, ask, numbers, file) {
                 Err(error)
@@ -262,6 +271,10 @@ impl Held {
                             || error.raw_os_error() == libc::ECONNRESET
                             || error.raw_os_error() == libc::EPIPE) =>
                 {
+                    // A server that executed another program is not seen to end: have all look.
+                    if !core::mem::replace(&mut has_rung, true) {
+                        self.ring();
+                    }
                     std::thread::sleep(pause);
                     pause = (pause * 2).min(Duration::from_millis(10));
                 }
@@ -270,8 +283,18 @@ impl Held {
         }
     }
 
-    /// Has this participant's process ended?
+    /// Is the thread gone that followed for this participant? Then its process executed another
+    /// program, or is about to end.
+    pub(super) fn is_without_agent(&self, token: Token) -> bool {
+        let agent = self.ledger().slot(token).agent.load(Ordering::Relaxed) as u32;
+        agent != 0 && thread::is_gone(token.pid(), agent)
+    }
+
+    /// Has this participant's process ended, or executed another program?
     pub(super) fn is_dead(&self, token: Token) -> bool {
+        if self.is_without_agent(token) {
+            return true;
+        }
         match pidfd::open(token.pid()) {
             Err(errno) => errno == Errno::SRCH,
             Ok(process) => {

@@ -27,7 +27,11 @@ fn complete(operation: &'static str, acks: &Acks) -> Result<()> {
     if acks.is_complete() {
         return Ok(());
     }
-    let late: Vec<_> = acks.late().iter().map(|late| late.pid().to_string()).collect();
+    let name = |late: &super::Late| match late.raw_os_error() {
+        Some(errno) => format!("{} (errno {errno})", late.pid()),
+        None => late.pid().to_string(),
+    };
+    let late: Vec<_> = acks.late().iter().map(name).collect();
     Err(Error::with(
         operation,
         Errno::TIMEDOUT,

@@ -42,7 +42,9 @@ pub(super) struct Slot {
     /// Which change it could not follow, and why, as an errno in the lowest 16 bits; 0 if it
     /// follows.
     trouble: AtomicU64,
-    unused: AtomicU64,
+    /// The thread that follows for it; 0 if nobody knows one. It goes when the process executes
+    /// another program, which the process id and its beginning survive.
+    pub(super) agent: AtomicU64,
 }
 
 assert_layout!(size_of::<Slot>() == 64);
@@ -95,6 +97,7 @@ impl Participants<'_> {
         self.slots[slot].began.store(began, relaxed);
         self.slots[slot].rights.store(rights, relaxed);
         self.slots[slot].trouble.store(0, relaxed);
+        self.slots[slot].agent.store(0, relaxed);
         self.slots[slot].bringing.iter().for_each(|word| word.store(0, relaxed));
         // Before the newcomer looks at the generation: see the protocol. And what the last one in
         // the slot did is done for us.
@@ -214,7 +217,7 @@ pub(super) mod tests {
                 unused_half: AtomicU32::new(0),
                 bringing: [const { AtomicU64::new(0) }; 2],
                 trouble: AtomicU64::new(0),
-                unused: AtomicU64::new(0),
+                agent: AtomicU64::new(0),
             })
             .collect()
     }
@@ -279,7 +282,7 @@ mod models {
             unused_half: half(),
             bringing: core::array::from_fn(|_| word()),
             trouble: word(),
-            unused: word(),
+            agent: word(),
         };
         Arc::new(Shared {
             slots: [slot(), slot()],

@@ -121,7 +121,9 @@ impl Desk {
                 Ok(([0; 3], vec![]))
             }
             Ask::Listen => {
-                let line = self.lines.open(claimed()?)?;
+                let token = claimed()?;
+                held.ledger().slot(token).agent.store(numbers[2], Ordering::Relaxed);
+                let line = self.lines.open(token)?;
                 Ok(([0; 3], vec![Arc::new(line)]))
             }
             Ask::Leave => {

@@ -162,6 +162,13 @@ impl Held {
 
     /// The last handle of this process goes: another serves, or the name goes too.
     pub(super) fn close(&self) {
+        let mut local = self.enter();
+        local.is_closing = true;
+        if let Some(token) = local.token.filter(|_| self.is_full()) {
+            // Its thread goes, and it is no dead one.
+            self.ledger().slot(token).agent.store(0, Ordering::Relaxed);
+        }
+        drop(local);
         let agent = self.agent.enter(|| None).take();
         let desk = agent.and_then(super::agent::Agent::stop);
         // A heap may keep the region mapped, and it may be opened again.

@@ -24,7 +24,7 @@
 //! | 7 unmap | offset, length | | generation | |
 //! | 8 protect | offset, length, access and advice | | generation | |
 //! | 9 tell | | | participants, mode, user | |
-//! | 10 listen | slot, life | | | a [line](super::lines) |
+//! | 10 listen | slot, life, thread | | | a [line](super::lines) |
 
 use crate::error::{Error, Result};
 use rustix::io::Errno;
