@@ -7,6 +7,7 @@
 //! away from the listeners for a moment.
 
 use super::claim::Name;
+use super::follow;
 use super::held::Held;
 use super::lines::{self, Lines};
 use super::participants::Token;
@@ -91,6 +92,8 @@ impl Agent {
             watched: Vec::new(),
             offered: held.ledger().epoch.load(Ordering::Acquire),
             due: true,
+            is_nameless: false,
+            lost: None,
             again: None,
             lines: Lines::default(),
             line: None,
@@ -146,6 +149,8 @@ pub(super) struct Desk {
     offered: u64,
     /// Whether there is something to follow.
     due: bool,
+    /// Since when an object is nowhere to be had.
+    lost: Option<Instant>,
     /// When what could not be followed is tried again, and how long after the last time that is.
     again: Option<(Instant, Duration)>,
     /// To participants that have no bell, if this process serves.
@@ -154,6 +159,8 @@ pub(super) struct Desk {
     line: Option<OwnedFd>,
     /// Whether that is cut.
     is_deaf: bool,
+    /// Whether this process serves and has still to take the name.
+    pub(super) is_nameless: bool,
     /// Whether this process serves, and has looked at all that were there before.
     is_settled: bool,
 }
@@ -291,19 +298,25 @@ impl Desk {
         let watched = self.watch();
         let is_time = self.again.is_none_or(|(end, _)| end <= Instant::now());
         let hears = !self.is_deaf || (is_time && self.hear().is_ok());
+        let is_named = !self.is_nameless || (is_time && self.take_name());
         let Some(mut local) = self.held.try_enter() else {
             self.due = true;
             return Some(SOON);
         };
         // What went wrong is in our slot, for whoever waits.
-        let followed = self.held.follow(super::SYNC, &mut local);
+        // Never long: perhaps we have to serve what we look for.
+        let gives_up = self.lost.is_some_and(|since| since.elapsed() > follow::PATIENCE);
+        let followed = self.held.follow_within(super::SYNC, &mut local, Duration::ZERO, gives_up);
+        let is_lost = followed.as_ref().is_err_and(Error::is_not_found);
+        self.lost = is_lost.then(|| self.lost.unwrap_or_else(Instant::now));
         if let Some(token) = local.token.filter(|_| self.held.is_full() && !local.is_closing) {
-            let own = u64::from(thread::id());
-            self.held.ledger().slot(token).agent.store(own, Ordering::Relaxed);
+            self.held.ledger().participants().set_agent(token, thread::id());
         }
         drop(local);
-        if hears && followed.is_ok() {
+        if hears && is_named && followed.is_ok() {
             self.again = None;
+        } else if is_lost && !gives_up {
+            self.again = Some((Instant::now() + SOON, SOON));
         } else if is_time {
             let pause = self.again.map_or(AGAIN.0, |(_, pause)| AGAIN.1.min(pause * 2));
             self.again = Some((Instant::now() + pause, pause));

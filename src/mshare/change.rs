@@ -14,6 +14,7 @@
 //! | the others follow, each by itself | | |
 //! | what they touched meanwhile in holes is taken away; the holes count as empty | such pages are left | the next who takes the lock |
 
+use super::follow::Round;
 use super::held::{Held, Local, Object};
 use super::holes;
 use super::layout::{Backing, Huge, Kind, SEGMENTS, Segment, parse, pieces, replace, words};
@@ -82,7 +83,7 @@ impl Held {
             let gone = holder == word
                 || match participants.named(holder) {
                     None => true,
-                    Some(other) => self.is_dead(other),
+                    Some(other) => self.has_ended(other),
                 };
             if gone && lock.steal(holder, word).is_ok() {
                 break;
@@ -339,7 +340,8 @@ impl Held {
         plan: Plan,
     ) -> Result<u64> {
         let Plan { first, layout, emptied } = plan;
-        let before = self.ledger().log().generation();
+        // All that is there was found when we followed; nobody changes it now.
+        let before = Round { generation: self.ledger().log().generation(), end: Instant::now() };
         if let Err(errno) = self.lay_out(local, &layout, before) {
             let _ = self.lay_out(local, old, before);
             let why = "cannot be mapped in this process";

@@ -127,15 +127,20 @@ impl Directory {
     ///
     /// # Errors
     ///
-    /// ETIMEDOUT if another process keeps the lock.
+    /// ETIMEDOUT if another process keeps the lock, EAGAIN if the server has its socket still.
     pub(super) fn inherit(self, name: &str, files: &[(u64, u64)]) -> Result<Option<Claim>> {
         let lock = Lock::take(&self, GLANCE)?;
         let path = self.path.join(name);
-        if self.occupant(&path)? != Occupant::Stale {
+        let occupant = self.occupant(&path)?;
+        if occupant == Occupant::None {
             return Ok(None);
         }
         let stat = lstat(&path).op(self.operation)?;
         let ours = files.contains(&(stat.st_dev, stat.st_ino));
+        if ours && occupant == Occupant::Live {
+            let why = "whoever served has not closed its socket yet";
+            return Err(Error::because(self.operation, Errno::AGAIN, why));
+        }
         Ok(ours.then_some(Claim { directory: self, path, _lock: lock }))
     }
 }

@@ -15,7 +15,16 @@ use std::sync::Arc;
 use std::time::Instant;
 
 /// How long an object may be nowhere to be had, while a server takes over.
-const PATIENCE: Duration = Duration::from_secs(1);
+pub(super) const PATIENCE: Duration = Duration::from_secs(1);
+
+/// One attempt to follow.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Round {
+    /// What is followed.
+    pub(super) generation: u64,
+    /// Until when objects are looked for.
+    pub(super) end: Instant,
+}
 
 impl Held {
     /// Maps here what the log says, and tells the others; answers the generation.
@@ -25,17 +34,31 @@ impl Held {
     /// EBADMSG if the log says what no log says, ENOMEM at the limit of mappings, ENOENT for an
     /// object that nobody has any more. What cannot be mapped is a hole here.
     pub(super) fn follow(&self, operation: &'static str, local: &mut Local) -> Result<u64> {
+        self.follow_within(operation, local, PATIENCE, true)
+    }
+
+    /// The same with another patience for objects that are nowhere to be had, and perhaps without a
+    /// word to the others if one is not: for the agent, which may have to serve them meanwhile.
+    pub(super) fn follow_within(
+        &self,
+        operation: &'static str,
+        local: &mut Local,
+        patience: Duration,
+        gives_up: bool,
+    ) -> Result<u64> {
         let token = self.token(operation, local)?;
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + patience;
         loop {
             let (generation, layout) = self.ledger().layout(operation, self.shape.size)?;
             if local.applied != generation || local.layout.as_ref() != Some(&layout) {
-                if let Err(errno) = self.lay_out(local, &layout, generation) {
+                if let Err(errno) = self.lay_out(local, &layout, Round { generation, end }) {
                     // Perhaps an object that another has unmapped meanwhile.
                     if self.ledger().log().generation() != generation && Instant::now() < end {
                         continue;
                     }
-                    self.report(token, local.applied, generation, errno);
+                    if gives_up || errno != Errno::NOENT {
+                        self.report(token, local.applied, generation, errno);
+                    }
                     let why = "a part of the region cannot be mapped here, and is a hole";
                     return Err(Error::because(operation, errno, why));
                 }
@@ -53,7 +76,7 @@ impl Held {
         &self,
         local: &mut Local,
         layout: &[Segment],
-        generation: u64,
+        round: Round,
     ) -> rustix::io::Result<()> {
         let steps = match &local.layout {
             Some(here) => differences(here, layout, self.shape.size),
@@ -65,10 +88,10 @@ impl Held {
         let mut trouble = Ok(());
         let mut actual = layout.to_vec();
         for step in steps {
-            if let Err(errno) = self.step(&step, generation) {
+            if let Err(errno) = self.step(&step, round) {
                 let (Difference::Lay(part) | Difference::Protect(part)) = step;
                 let hole = Segment::hole(part.range(), 0);
-                let _ = self.step(&Difference::Lay(hole), generation);
+                let _ = self.step(&Difference::Lay(hole), round);
                 actual = replace(&actual, &part.range(), &[hole]);
                 trouble = Err(errno);
             }
@@ -77,7 +100,7 @@ impl Held {
         trouble
     }
 
-    fn step(&self, step: &Difference, generation: u64) -> rustix::io::Result<()> {
+    fn step(&self, step: &Difference, round: Round) -> rustix::io::Result<()> {
         let (Difference::Lay(part) | Difference::Protect(part)) = *step;
         let (offset, len) = (part.offset as usize, part.len as usize);
         let access = self.cap(part.access);
@@ -90,7 +113,7 @@ impl Held {
             Backing::Memory => Some((self.data_file(), part.at)),
             Backing::Hole => None,
             Backing::Object { id, kind } => {
-                found = self.find(id, kind, generation)?;
+                found = self.find(id, kind, round)?;
                 Some((found.file.as_fd(), part.at))
             }
         };
@@ -115,11 +138,10 @@ impl Held {
 
     /// The descriptor of an object, from the server if it is not here. ENOENT at once if the layout
     /// is another by now: the object may lie nowhere any more.
-    fn find(&self, id: u64, kind: Kind, generation: u64) -> rustix::io::Result<Object> {
+    fn find(&self, id: u64, kind: Kind, round: Round) -> rustix::io::Result<Object> {
         if let Some(object) = self.object(id) {
             return Ok(object);
         }
-        let deadline = Instant::now() + PATIENCE;
         let (reply, mut files) = loop {
             // The others offer the server what it has not, and it may be us by now.
             if self.is_serving() {
@@ -128,10 +150,14 @@ impl Held {
             match self.ask(super::SYNC, Ask::Fetch, [id, 0, 0, 0, 0], None) {
                 Ok(answer) => break answer,
                 Err(error)
-                    if Instant::now() > deadline
-                        || self.ledger().log().generation() != generation =>
+                    if Instant::now() > round.end
+                        || self.ledger().log().generation() != round.generation =>
                 {
-                    return Err(Errno::from_raw_os_error(error.raw_os_error()));
+                    // Also from a server that has just ended, or does not answer.
+                    return Err(match Errno::from_raw_os_error(error.raw_os_error()) {
+                        Errno::CONNRESET | Errno::PIPE | Errno::AGAIN => Errno::NOENT,
+                        errno => errno,
+                    });
                 }
                 Err(_) => std::thread::sleep(Duration::from_millis(1)),
             }

@@ -286,15 +286,17 @@ impl Held {
     /// Is the thread gone that followed for this participant? Then its process executed another
     /// program, or is about to end.
     pub(super) fn is_without_agent(&self, token: Token) -> bool {
-        let agent = self.ledger().slot(token).agent.load(Ordering::Relaxed) as u32;
-        agent != 0 && thread::is_gone(token.pid(), agent)
+        let agent = self.ledger().participants().agent(token);
+        agent.is_some_and(|agent| thread::is_gone(token.pid(), agent))
     }
 
     /// Has this participant's process ended, or executed another program?
     pub(super) fn is_dead(&self, token: Token) -> bool {
-        if self.is_without_agent(token) {
-            return true;
-        }
+        self.is_without_agent(token) || self.has_ended(token)
+    }
+
+    /// Has its process ended, so that no instruction of it is still to come?
+    pub(super) fn has_ended(&self, token: Token) -> bool {
         match pidfd::open(token.pid()) {
             Err(errno) => errno == Errno::SRCH,
             Ok(process) => {

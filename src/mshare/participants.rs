@@ -43,8 +43,9 @@ pub(super) struct Slot {
     /// follows.
     trouble: AtomicU64,
     /// The thread that follows for it; 0 if nobody knows one. It goes when the process executes
-    /// another program, which the process id and its beginning survive.
-    pub(super) agent: AtomicU64,
+    /// another program, which the process id and its beginning survive. The high half
+    /// is the participant's serial, so that it is not the next one's.
+    agent: AtomicU64,
 }
 
 assert_layout!(size_of::<Slot>() == 64);
@@ -177,6 +178,18 @@ impl Participants<'_> {
         if applied >> 48 == token.serial() & 0xffff { applied & NUMBER } else { 0 }
     }
 
+    /// Says which thread follows for this participant; 0 for none.
+    pub(super) fn set_agent(&self, token: Token, thread: u32) {
+        let Some(slot) = self.slots.get(token.slot) else { return };
+        slot.agent.store(token.serial() << 32 | u64::from(thread), Ordering::Relaxed);
+    }
+
+    /// The thread that follows for it, if it said so.
+    pub(super) fn agent(&self, token: Token) -> Option<u32> {
+        let agent = self.slots[token.slot].agent.load(Ordering::Relaxed);
+        (agent >> 32 == token.serial() && agent as u32 != 0).then_some(agent as u32)
+    }
+
     /// Says that this participant cannot follow `generation` for now, and why; with no errno, that
     /// it can.
     pub(super) fn set_trouble(&self, token: Token, generation: u64, errno: u16) {
@@ -242,6 +255,8 @@ pub(super) mod tests {
         assert_eq!([4, 5, 6].map(|n| all.trouble(c, n)), [Some(24), Some(24), None]);
         all.set_trouble(c, 5, 0);
         assert_eq!(all.trouble(c, 5), None);
+        all.set_agent(a, 9);
+        assert_eq!((all.agent(a), all.agent(c)), (Some(9), None));
         for lie in [0, 3, u64::MAX, 0xffff] {
             assert_eq!(all.named(lie), None);
         }

@@ -122,7 +122,7 @@ impl Desk {
             }
             Ask::Listen => {
                 let token = claimed()?;
-                held.ledger().slot(token).agent.store(numbers[2], Ordering::Relaxed);
+                participants.set_agent(token, u32::try_from(numbers[2]).map_err(|_| Errno::INVAL)?);
                 let line = self.lines.open(token)?;
                 Ok(([0; 3], vec![Arc::new(line)]))
             }

@@ -107,25 +107,31 @@ impl Desk {
                 return false;
             }
         };
-        let mut listeners = vec![listener];
-        let mut tries = 0;
-        let name = loop {
-            match self.inherit_name() {
-                Ok(found) => break found,
-                // A stopped process may have the lock of the directory: the name is lost then.
-                Err(_) if tries < 10 => tries += 1,
-                Err(_) => break None,
-            }
-        };
-        self.name = name.map(|(name, listener)| {
-            listeners.push(listener);
-            name
-        });
-        self.listeners = listeners;
+        self.listeners = vec![listener];
         self.held.serving.store(std::process::id(), Ordering::Relaxed);
+        self.is_nameless = true;
         self.held.ring();
         self.look_again();
         true
+    }
+
+    /// Takes the name, if that is still to be done; whether it is done, or somebody unlinked it.
+    /// Another process may have the lock of the directory, or the one that served is about to end
+    /// and its socket still there: then it is tried again later.
+    pub(super) fn take_name(&mut self) -> bool {
+        if !self.is_nameless {
+            return true;
+        }
+        match self.inherit_name() {
+            Ok(Some((name, listener))) => {
+                self.name = Some(name);
+                self.listeners.push(listener);
+                self.is_nameless = false;
+            }
+            Ok(None) => self.is_nameless = false,
+            Err(_) => {}
+        }
+        !self.is_nameless
     }
 
     fn inherit_name(&self) -> Result<Option<(Name, OwnedFd)>> {
@@ -166,7 +172,7 @@ impl Held {
         local.is_closing = true;
         if let Some(token) = local.token.filter(|_| self.is_full()) {
             // Its thread goes, and it is no dead one.
-            self.ledger().slot(token).agent.store(0, Ordering::Relaxed);
+            self.ledger().participants().set_agent(token, 0);
         }
         drop(local);
         let agent = self.agent.enter(|| None).take();
