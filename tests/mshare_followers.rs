@@ -34,6 +34,12 @@ fn ask(player: &mut Player, what: &str) -> String {
 #[test]
 fn child() {
     let Some(role) = common::role() else { return };
+    if role == "creates" {
+        let region = create(Path::new(&std::env::var("UNMERGED_RUNTIME_DIR").unwrap()));
+        say("ready");
+        common::wait_for_nudge();
+        return drop(region);
+    }
     let region = Region::open("region").unwrap();
     say("ready");
     if role != "told" {
@@ -155,5 +161,23 @@ fn many_pages_come_and_go() {
     // SAFETY: as above.
     assert_eq!(unsafe { libc::kill(other.pid() as i32, libc::SIGCONT) }, 0);
     region.map(0..size, Object::anonymous()).unwrap();
+    other.end();
+}
+
+#[test]
+fn a_server_that_is_stopped_is_named() {
+    let dir = TempDir::new().unwrap();
+    let other = player(dir.path(), "creates");
+    let region = Region::open_in(dir.path(), "region").unwrap();
+    let signal = |signal| {
+        // SAFETY: our own child.
+        assert_eq!(unsafe { libc::kill(other.pid() as i32, signal) }, 0);
+    };
+    signal(libc::SIGSTOP);
+    let (object, patience) = (Object::revocable(), Duration::from_millis(10));
+    let error = region.map_within(SIZE / 2..SIZE / 2 + PAGE, object, patience).unwrap_err();
+    signal(libc::SIGCONT);
+    let named = error.to_string().contains(&format!("process {} serves", other.pid()));
+    assert!(error.is_timed_out() && named, "{error}");
     other.end();
 }

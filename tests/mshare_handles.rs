@@ -33,6 +33,17 @@ fn child() {
         Some("creates, then sleeps") => {
             sleep(Region::builder("region").size(SIZE).room(ROOM).create().unwrap());
         }
+        Some("two") => {
+            let by_hand = Region::opener("region").agent(false).open().unwrap();
+            let region = Region::open("region").unwrap();
+            say("ready");
+            wait_for_nudge();
+            drop(by_hand);
+            say("one");
+            wait_for_nudge();
+            drop(region);
+        }
+        Some("few descriptors") => few_descriptors(),
         Some("waits") => {
             say("waits");
             wait_for_nudge();
@@ -124,4 +135,51 @@ fn another_program_is_no_participant() {
     // Within moments: the name is found.
     Region::opener("region").directory(dir.path()).open().unwrap();
     assert!(region.is_server());
+}
+
+/// A handle that follows, beside one that does not.
+#[test]
+fn a_second_handle_follows() {
+    let dir = TempDir::new().unwrap();
+    let build = Region::builder("region").size(SIZE).room(ROOM).directory(dir.path());
+    let region = build.create().unwrap();
+    let mut other = player(dir.path(), "two");
+    region.map(SIZE - PAGE..SIZE, Object::revocable()).unwrap();
+    other.nudge();
+    other.wait_for("one");
+    region.unmap(SIZE - PAGE..SIZE).unwrap();
+    other.nudge();
+    other.end();
+}
+
+/// Each time one descriptor more, until there are enough: nothing is left of an attempt.
+fn few_descriptors() {
+    say("ready");
+    let dir = std::env::var("UNMERGED_RUNTIME_DIR").unwrap();
+    let used = std::fs::read_dir("/proc/self/fd").unwrap().count() as u64;
+    for more in 0..64 {
+        let limit = libc::rlimit { rlim_cur: used + more, rlim_max: 4096 };
+        // SAFETY: two numbers.
+        assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) }, 0);
+        let created = Region::builder("region").size(SIZE).create();
+        let limit = libc::rlimit { rlim_cur: 4096, rlim_max: 4096 };
+        // SAFETY: as above.
+        assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) }, 0);
+        match created {
+            Ok(_) => return assert!(more > 4),
+            Err(error) => {
+                assert_eq!(error.raw_os_error(), libc::EMFILE, "{error}");
+                assert!(error.to_string().contains("Builder::create"), "{error}");
+                let left: Vec<_> = std::fs::read_dir(&dir).unwrap().collect();
+                assert!(left.is_empty(), "{left:?}");
+            }
+        }
+    }
+    panic!("64 descriptors are too few");
+}
+
+#[test]
+fn nothing_is_left_of_a_region_that_could_not_be_made() {
+    let dir = TempDir::new().unwrap();
+    player(dir.path(), "few descriptors").end();
 }

@@ -9,6 +9,7 @@ use rustix::net::{
     SocketFlags, SocketType, connect, recv, sendmsg, socket_with,
 };
 use std::mem::MaybeUninit;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::time::Duration;
 use tempfile::TempDir;
@@ -44,6 +45,7 @@ fn child() {
             region.unmap(SIZE / 2..SIZE / 2 + PAGE).unwrap();
             say("done");
         }
+        Some("opens") => stay(Region::open("region").unwrap()),
         Some("reads") => stay(Region::opener("region").read_only().open().unwrap()),
         None => {}
         other => panic!("no such role: {other:?}"),
@@ -178,4 +180,27 @@ fn what_a_participant_asks_for_is_checked() {
     region.map(SIZE / 2..SIZE / 2 + PAGE, Object::revocable()).unwrap();
     assert!(region.is_server());
     other.end();
+}
+
+/// Root takes over from the owner, who finds the name still.
+#[test]
+fn who_serves_instead_of_the_owner_is_reached_by_the_owner() {
+    if !rustix::process::geteuid().is_root() {
+        return common::missing("root", "the owner serves");
+    }
+    const OWNER: u32 = 1000;
+    let dir = TempDir::new().unwrap();
+    std::os::unix::fs::chown(dir.path(), Some(OWNER), Some(OWNER)).unwrap();
+    let owner = |role| {
+        let mut command = common::child("child", role);
+        command.env("UNMERGED_RUNTIME_DIR", dir.path()).uid(OWNER).gid(OWNER);
+        let mut player = Player::start(command);
+        player.wait_for("ready");
+        player
+    };
+    let mut first = owner("creates");
+    let region = Region::open_in(dir.path(), "region").unwrap();
+    first.kill();
+    owner("opens").end();
+    drop(region);
 }

@@ -62,6 +62,8 @@ pub(super) struct Agent {
     stop: Arc<OwnedFd>,
     thread: ManuallyDrop<JoinHandle<Desk>>,
     pid: u32,
+    /// The name that appeared when the thread served already.
+    pub(super) name: Option<Name>,
 }
 
 impl Agent {
@@ -72,22 +74,21 @@ impl Agent {
     ///
     /// EMFILE or ENFILE, EAGAIN if there can be no more threads.
     pub(super) fn start(
+        operation: &'static str,
         held: &Arc<Held>,
         listeners: Vec<OwnedFd>,
-        name: Option<Name>,
     ) -> Result<Self> {
-        const OP: &str = super::OPEN;
-        let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).op(OP)?);
-        let ears = epoll::create(epoll::CreateFlags::CLOEXEC).op(OP)?;
+        let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).op(operation)?);
+        let ears = epoll::create(epoll::CreateFlags::CLOEXEC).op(operation)?;
         // Each ring is an edge for everybody, whoever else hears it.
         let edge = epoll::EventFlags::IN | epoll::EventFlags::ET;
-        epoll::add(&ears, &held.files.bell, epoll::EventData::new_u64(0), edge).op(OP)?;
+        epoll::add(&ears, &held.files.bell, epoll::EventData::new_u64(0), edge).op(operation)?;
         let desk = Desk {
             held: Lent(NonNull::from(&**held)),
             stop: stop.clone(),
             ears,
             listeners,
-            name,
+            name: None,
             callers: VecDeque::new(),
             watched: Vec::new(),
             offered: held.ledger().epoch.load(Ordering::Acquire),
@@ -108,9 +109,9 @@ impl Agent {
         let thread = std::thread::Builder::new()
             .name("unmerged-mshare".into())
             .spawn(move || desk.run())
-            .map_err(|_| Error::because(OP, Errno::AGAIN, "cannot start a thread"))?;
+            .map_err(|_| Error::because(operation, Errno::AGAIN, "cannot start a thread"))?;
         drop(masked);
-        Ok(Self { stop, thread: ManuallyDrop::new(thread), pid: std::process::id() })
+        Ok(Self { stop, thread: ManuallyDrop::new(thread), pid: std::process::id(), name: None })
     }
 
     /// Whether it runs in this process: a forked child has its parent's in name only.
@@ -127,7 +128,9 @@ impl Agent {
         // SAFETY: taken once, here.
         let thread = unsafe { ManuallyDrop::take(&mut self.thread) };
         rustix::io::write(&*self.stop, &1_u64.to_ne_bytes()).ok()?;
-        thread.join().ok()
+        let mut desk = thread.join().ok()?;
+        desk.name = desk.name.or(self.name.take());
+        Some(desk)
     }
 }
 
@@ -262,7 +265,10 @@ impl Desk {
         let token = self.held.try_enter().and_then(|local| local.token);
         let token = token.ok_or_else(|| Error::new(super::SYNC, Errno::AGAIN))?;
         let numbers = [token.slot as u64, token.life, thread::id().into(), 0, 0];
-        let (_, mut files) = self.held.ask(super::SYNC, Ask::Listen, numbers, None)?;
+        let (_, mut files) = {
+            let deadline = Instant::now() + follow::PATIENCE;
+            self.held.ask(super::SYNC, Ask::Listen, numbers, None, deadline)?
+        };
         let line = files.pop().ok_or_else(|| Error::new(super::SYNC, Errno::BADMSG))?;
         let edge = epoll::EventFlags::IN | epoll::EventFlags::ET;
         epoll::add(&self.ears, &line, epoll::EventData::new_u64(0), edge).op(super::SYNC)?;

@@ -17,7 +17,7 @@ use super::rights::Rights;
 use super::window;
 use super::wire::Shape;
 use crate::error::{Context, Error, Result};
-use crate::sync::{AtomicU32, Ordering};
+use crate::sync::{AtomicBool, AtomicU32, Ordering};
 use crate::sys::map::{Access, Mapping, Place};
 use core::mem::ManuallyDrop;
 use core::ptr::NonNull;
@@ -137,7 +137,12 @@ impl Attachment {
                 let mut local = again.held.enter();
                 (local.token, local.is_closing) = (Some(token), false);
                 drop(local);
-                again.start(Vec::new(), None)
+                again.held.has_agent.store(origin.has_agent, Ordering::Relaxed);
+                again.start(super::OPEN, Vec::new())
+            } else if origin.has_agent {
+                // Perhaps the other handles do without; this one does not.
+                again.held.has_agent.store(true, Ordering::Relaxed);
+                again.start(super::OPEN, Vec::new())
             } else {
                 Ok(())
             };
@@ -172,7 +177,7 @@ impl Attachment {
             maps.ledger().slot(token).began.store(began, Ordering::Relaxed);
         }
         let attachment = Self::put(&mut table, key, files, origin, shape, maps, token);
-        let started = attachment.start(Vec::new(), None);
+        let started = attachment.start(super::OPEN, Vec::new());
         drop(table);
         started?;
         let mut local = attachment.held.enter();
@@ -204,7 +209,7 @@ impl Attachment {
             directory,
             shape,
             rights,
-            has_agent,
+            has_agent: AtomicBool::new(has_agent),
             control,
             ledger,
             data,
@@ -224,17 +229,24 @@ impl Attachment {
     /// whoever drops the last handle stops.
     pub(super) fn start(
         &self,
+        operation: &'static str,
         listeners: Vec<rustix::fd::OwnedFd>,
-        name: Option<super::claim::Name>,
     ) -> Result<()> {
-        if !self.held.has_agent {
+        if !self.held.has_agent.load(Ordering::Relaxed) {
             return Ok(());
         }
         let mut agent = self.held.agent.enter(|| None);
         if !agent.as_ref().is_some_and(Agent::is_ours) {
-            *agent = Some(Agent::start(&self.held, listeners, name)?);
+            *agent = Some(Agent::start(operation, &self.held, listeners)?);
         }
         Ok(())
+    }
+
+    /// The name that the thread serves by now.
+    pub(super) fn set_name(&self, name: super::claim::Name) {
+        if let Some(agent) = self.held.agent.enter(|| None).as_mut() {
+            agent.name = Some(name);
+        }
     }
 
     /// In a forked child, begins to live as a participant.
@@ -251,7 +263,7 @@ impl Attachment {
         drop(local);
         if inherited {
             // The agent of the parent is not here.
-            self.start(Vec::new(), None)?;
+            self.start(operation, Vec::new())?;
             self.held.ring();
         }
         Ok(generation)

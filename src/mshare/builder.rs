@@ -236,12 +236,15 @@ impl Builder {
         drop(local);
         ledger.leader.store(token.word(), Ordering::Release);
         let internal = listen(CREATE, ledger, &held.shape.id)?;
-        let listener = claim.listen(Access::socket_mode(self.mode))?;
+        let owner = [geteuid().as_raw(), getegid().as_raw()];
+        let listener = claim.listen(Access::socket_mode(self.mode), owner)?;
         let file = claim.file()?;
         ledger.set_socket(0, file);
         ledger.set_socket(1, file);
-        let name = claim.publish()?;
-        attachment.start(vec![internal, listener], Some(name))
+        // A name that nobody serves is not left behind.
+        attachment.start(CREATE, vec![internal, listener])?;
+        attachment.set_name(claim.publish()?);
+        Ok(())
     }
 
     fn check(&self) -> Result<()> {

@@ -142,12 +142,14 @@ impl Held {
         if let Some(object) = self.object(id) {
             return Ok(object);
         }
+        // Of a server that runs, the agent awaits the answer too.
+        let soon = Instant::now() + PATIENCE;
         let (reply, mut files) = loop {
             // The others offer the server what it has not, and it may be us by now.
             if self.is_serving() {
                 return self.object(id).ok_or(Errno::NOENT);
             }
-            match self.ask(super::SYNC, Ask::Fetch, [id, 0, 0, 0, 0], None) {
+            match self.ask(super::SYNC, Ask::Fetch, [id, 0, 0, 0, 0], None, round.end.max(soon)) {
                 Ok(answer) => break answer,
                 Err(error)
                     if Instant::now() > round.end
@@ -155,7 +157,7 @@ impl Held {
                 {
                     // Also from a server that has just ended, or does not answer.
                     return Err(match Errno::from_raw_os_error(error.raw_os_error()) {
-                        Errno::CONNRESET | Errno::PIPE | Errno::AGAIN => Errno::NOENT,
+                        Errno::CONNRESET | Errno::PIPE | Errno::TIMEDOUT => Errno::NOENT,
                         errno => errno,
                     });
                 }
@@ -208,14 +210,14 @@ impl Held {
         let objects = self.objects.enter(Vec::new).clone();
         for object in objects.iter().filter(|_| self.is_full()) {
             let numbers = [object.id, object.kind.code(), 0, 0, 0];
-            let _ = self.ask(super::SYNC, Ask::Offer, numbers, Some(object.file.as_fd()));
+            let (file, deadline) = (Some(object.file.as_fd()), Instant::now() + PATIENCE);
+            let _ = self.ask(super::SYNC, Ask::Offer, numbers, file, deadline);
         }
     }
 
     /// Offers one object to whoever serves, so that the others can fetch it.
-    pub(super) fn offer(&self, object: &Object) -> Result<()> {
+    pub(super) fn offer(&self, object: &Object, deadline: Instant) -> Result<()> {
         let numbers = [object.id, object.kind.code(), 0, 0, 0];
-        let deadline = Instant::now() + PATIENCE;
         let file = Some(object.file.as_fd());
         self.ask_patiently(super::MAP, Ask::Offer, numbers, file, deadline).map(drop)
     }

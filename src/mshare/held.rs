@@ -10,7 +10,7 @@ use super::participants::Token;
 use super::rights::Rights;
 use super::wire::{Ask, REPLY_LEN, Reply, Request, Shape};
 use crate::error::{Context, Error, Result};
-use crate::sync::{AtomicU32, AtomicU64, Ordering};
+use crate::sync::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use crate::sys::map::Mapping;
 use crate::sys::socket::{self, Address};
 use crate::sys::{futex, pidfd, thread};
@@ -101,7 +101,7 @@ pub(super) struct Held {
     pub(super) shape: Shape,
     pub(super) rights: Rights,
     /// Whether a thread follows for this process.
-    pub(super) has_agent: bool,
+    pub(super) has_agent: AtomicBool,
     pub(super) control: Mapping,
     pub(super) ledger: Mapping,
     pub(super) data: Mapping,
@@ -195,7 +195,8 @@ impl Held {
             let why = "a forked child without all rights is no participant";
             return Err(Error::because(operation, Errno::PERM, why));
         }
-        let rights = self.rights.bits() | if self.has_agent { HAS_AGENT } else { 0 };
+        let has_agent = self.has_agent.load(Ordering::Relaxed);
+        let rights = self.rights.bits() | if has_agent { HAS_AGENT } else { 0 };
         // The server may know us already, if we have asked it.
         let known = self.ledger().participants().of_process(local.pid);
         let token = match known.filter(|&token| !self.is_dead(token)) {
@@ -224,20 +225,24 @@ impl Held {
     ///
     /// # Errors
     ///
-    /// ENOENT if nobody serves, EPERM if somebody does whom we do not believe; what the server
-    /// answers.
+    /// ENOENT if nobody serves, EPERM if somebody does whom we do not believe, ETIMEDOUT if it does
+    /// not answer until the deadline, which is no sooner than in 100 ms; what the server answers.
     pub(super) fn ask(
         &self,
         operation: &'static str,
         ask: Ask,
         numbers: [u64; 5],
         file: Option<BorrowedFd<'_>>,
+        deadline: Instant,
     ) -> Result<(Reply, Vec<OwnedFd>)> {
-        const PATIENCE: Duration = Duration::from_secs(5);
+        // A server that runs answers sooner, however little time the others have to follow.
+        const LEAST: Duration = Duration::from_millis(100);
+        let patience = deadline.saturating_duration_since(Instant::now()).max(LEAST);
         let name = internal(&self.shape.id, self.ledger().epoch.load(Ordering::Acquire));
         let connection =
-            socket::call(Address::Abstract(&name), PATIENCE).map_err(|errno| match errno {
+            socket::call(Address::Abstract(&name), patience).map_err(|errno| match errno {
                 Errno::CONNREFUSED => Error::because(operation, Errno::NOENT, "nobody serves"),
+                Errno::AGAIN => self.unanswered(operation),
                 errno => Error::new(operation, errno),
             })?;
         let peer = socket::peer(&connection).op(operation)?;
@@ -246,10 +251,22 @@ impl Held {
             return Err(Error::with(operation, Errno::PERM, why));
         }
         let request = Request { ask, id: self.shape.id, numbers };
-        connection.send(&request.encode(), file.as_slice()).op(operation)?;
+        let failed = |errno| match errno {
+            Errno::AGAIN => self.unanswered(operation),
+            errno => Error::new(operation, errno),
+        };
+        connection.send(&request.encode(), file.as_slice()).map_err(failed)?;
         let mut buffer = [0; REPLY_LEN];
-        let (len, files) = connection.receive(&mut buffer).op(operation)?;
+        let (len, files) = connection.receive(&mut buffer).map_err(failed)?;
         Ok((Reply::decode(operation, &buffer[..len])?, files))
+    }
+
+    /// ETIMEDOUT: the server is stopped, or has no time.
+    pub(super) fn unanswered(&self, operation: &'static str) -> Error {
+        let leader = self.ledger().leader.load(Ordering::Relaxed);
+        let pid = self.ledger().participants().named(leader).map_or(0, Token::pid);
+        let why = format_args!("process {pid} serves the region, and does not answer");
+        Error::with(operation, Errno::TIMEDOUT, why)
     }
 
     /// The same, again and again while nobody serves or the answer is not there yet.
@@ -264,7 +281,7 @@ impl Held {
         let mut pause = Duration::from_micros(200);
         let mut has_rung = false;
         loop {
-            match self.ask(operation, ask, numbers, file) {
+            match self.ask(operation, ask, numbers, file, deadline) {
                 Err(error)
                     if Instant::now() < deadline
                         && (error.is_not_found()

@@ -123,7 +123,10 @@ impl Region {
                 }
             };
             if let Some(brought) = brought.as_ref().filter(|_| !held.is_serving()) {
-                held.offer(&brought.object)?;
+                // While another takes over, too.
+                let [least, most] = [100, 1000].map(Duration::from_millis);
+                let now = Instant::now();
+                held.offer(&brought.object, deadline.clamp(now + least, now + most))?;
             }
             let change = Change::Map {
                 object: brought.as_ref().map(|brought| brought.object.clone()),
@@ -416,6 +419,10 @@ impl Region {
                         && Instant::now() < deadline =>
                 {
                     std::thread::sleep(Duration::from_millis(1));
+                }
+                // Busy until now.
+                Err(error) if error.raw_os_error() == libc::EAGAIN => {
+                    return Err(held.unanswered(operation));
                 }
                 done => return Ok(done?.0.numbers[0]),
             }

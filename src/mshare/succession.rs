@@ -16,6 +16,7 @@
 use super::access::Access;
 use super::agent::Desk;
 use super::claim::Name;
+use super::follow::PATIENCE;
 use super::held::{HAS_AGENT, Held, internal};
 use super::ledger::Ledger;
 use super::participants::Token;
@@ -25,6 +26,7 @@ use crate::sync::Ordering;
 use crate::sys::socket::{self, Address};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
+use std::time::Instant;
 
 impl Ledger {
     /// Makes `word` the leader instead of `seen`.
@@ -142,7 +144,8 @@ impl Desk {
         };
         // The one that is there stays known until ours is in its place.
         ledger.set_socket(0, claim.occupied()?);
-        let listener = claim.listen(Access::socket_mode(ledger.access().mode))?;
+        let access = ledger.access();
+        let listener = claim.listen(Access::socket_mode(access.mode), [access.uid, access.gid])?;
         let file = claim.file()?;
         ledger.set_socket(1, file);
         let name = claim.publish()?;
@@ -162,7 +165,8 @@ impl Held {
             self.wake(self.ledger().acks());
         } else {
             let numbers = [token.slot as u64, token.life, 0, 0, 0];
-            let _ = self.ask(super::SYNC, super::wire::Ask::Leave, numbers, None);
+            let deadline = Instant::now() + PATIENCE;
+            let _ = self.ask(super::SYNC, super::wire::Ask::Leave, numbers, None, deadline);
         }
     }
 
@@ -186,7 +190,8 @@ impl Held {
         let ledger = self.ledger();
         if !self.is_full() {
             let numbers = [token.slot as u64, token.life, 0, 0, 0];
-            let _ = self.ask(super::SYNC, super::wire::Ask::Leave, numbers, None);
+            let deadline = Instant::now() + PATIENCE;
+            let _ = self.ask(super::SYNC, super::wire::Ask::Leave, numbers, None, deadline);
             return;
         }
         let owns = ledger.owner.load(Ordering::Relaxed) == token.word();
