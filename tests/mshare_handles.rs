@@ -183,3 +183,24 @@ fn nothing_is_left_of_a_region_that_could_not_be_made() {
     let dir = TempDir::new().unwrap();
     player(dir.path(), "few descriptors").end();
 }
+
+/// A file with contents of its own is not written over, nor one that is gone made up for.
+#[test]
+fn a_file_that_is_no_regions() {
+    let dir = TempDir::new().unwrap();
+    let (data, control) = (dir.path().join("data"), dir.path().join("data.control"));
+    let create = || Region::builder("region").size(SIZE).directory(dir.path()).file(&data).create();
+    std::fs::write(&data, [7; SIZE]).unwrap();
+    assert!(create().unwrap_err().is_corrupt());
+    assert_eq!(std::fs::read(&data).unwrap(), [7; SIZE]);
+    // As a creator leaves them that was killed early.
+    std::fs::File::create(&data).unwrap().set_len(SIZE as u64).unwrap();
+    let region = create().unwrap();
+    assert_eq!(std::fs::metadata(&control).unwrap().len(), PAGE as u64);
+    drop(region);
+    create().unwrap();
+    std::fs::remove_file(&data).unwrap();
+    assert!(create().unwrap_err().is_corrupt());
+    std::fs::remove_file(&control).unwrap();
+    create().unwrap();
+}
