@@ -3,11 +3,12 @@
 mod common;
 
 use common::{Player, say};
+use std::alloc::Layout;
 use std::io::BufRead;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
-use unmerged::mshare::{Object, Prot, Region};
+use unmerged::mshare::{Arena, Object, Prot, Region};
 
 const PAGE: usize = 4096;
 const SIZE: usize = 64 * PAGE;
@@ -123,7 +124,6 @@ fn trouble_is_of_one_change_and_ends() {
 
     let (_, acks) = region.map_within(object.clone(), Object::revocable(), PATIENCE).unwrap();
     assert!(!acks.is_complete());
-    assert_eq!(ask(&mut other, "lies"), "false");
     ask(&mut other, "free");
     // Nobody has to ask again.
     let begin = Instant::now();
@@ -180,4 +180,29 @@ fn a_server_that_is_stopped_is_named() {
     let named = error.to_string().contains(&format!("process {} serves", other.pid()));
     assert!(error.is_timed_out() && named, "{error}");
     other.end();
+}
+
+/// Memory is not handed out where a touch would be SIGSEGV.
+#[test]
+fn nothing_is_allocated_where_nothing_lies() {
+    let dir = TempDir::new().unwrap();
+    let build = || Region::builder("region").size(SIZE).directory(dir.path());
+    let refused = |region: &Region| {
+        let error = region.alloc(Layout::new::<[u64; 8]>()).unwrap_err();
+        assert!(error.is_exhausted(), "{error}");
+        let arena = Arena::new(region, PAGE).and_then(|arena| arena.alloc_value(1_u64).map(drop));
+        assert!(arena.unwrap_err().is_exhausted());
+    };
+    refused(&build().empty().create().unwrap());
+    let region = build().create().unwrap();
+    let first = region.alloc(Layout::new::<u64>()).unwrap();
+    region.unmap(0..SIZE).unwrap();
+    refused(&region);
+    region.map(0..SIZE, Object::anonymous()).unwrap();
+    region.protect(0..PAGE, Prot::READ).unwrap();
+    refused(&region);
+    region.protect(0..PAGE, Prot::READ_WRITE).unwrap();
+    // What was refused was not taken.
+    let second = region.alloc(Layout::new::<u64>()).unwrap();
+    assert_eq!(second.addr().get(), first.addr().get() + 8);
 }
