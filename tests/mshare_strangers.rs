@@ -45,6 +45,10 @@ fn child() {
             region.unmap(SIZE / 2..SIZE / 2 + PAGE).unwrap();
             say("done");
         }
+        Some("is elsewhere") => {
+            let error = Region::open("region").unwrap_err();
+            assert_eq!(error.raw_os_error(), libc::EXDEV, "{error}");
+        }
         Some("opens") => stay(Region::open("region").unwrap()),
         Some("reads") => stay(Region::opener("region").read_only().open().unwrap()),
         None => {}
@@ -203,4 +207,35 @@ fn who_serves_instead_of_the_owner_is_reached_by_the_owner() {
     first.kill();
     owner("opens").end();
     drop(region);
+}
+
+/// In a new process: a network namespace of its own.
+fn leave([uid, gid]: [u32; 2]) -> std::io::Result<()> {
+    // SAFETY: a system call.
+    if unsafe { libc::unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNET) } != 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    std::fs::write("/proc/self/setgroups", "deny")?;
+    std::fs::write("/proc/self/gid_map", format!("{gid} {gid} 1"))?;
+    std::fs::write("/proc/self/uid_map", format!("{uid} {uid} 1"))
+}
+
+#[test]
+fn who_is_in_another_network_namespace() {
+    let dir = TempDir::new().unwrap();
+    let _region = create(dir.path());
+    let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
+    let ids = [uid.as_raw(), gid.as_raw()];
+    let mut command = common::child("child", "is elsewhere");
+    command.env("UNMERGED_RUNTIME_DIR", dir.path());
+    // SAFETY: between fork and exec in a copy of a process with threads, so that it could wait
+    // for an allocator's lock; glibc's is whole in a forked child.
+    unsafe { command.pre_exec(move || leave(ids)) };
+    match command.output() {
+        Ok(output) => {
+            let error = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "{error}");
+        }
+        Err(error) => common::missing("user-namespaces", &error.to_string()),
+    }
 }

@@ -168,13 +168,18 @@ impl Desk {
 
     /// Gives the caller a slot, and descriptors that can do no more than it may.
     fn attach(&mut self, peer: &Peer, allowed: Rights, numbers: [u64; 5]) -> Answer {
-        let [wanted, needed, pid, agent, _] = numbers;
+        let [wanted, needed, pid, agent, network] = numbers;
         let (wanted, needed) = (Rights::of_bits(wanted), Rights::of_bits(needed));
         if allowed == Rights::NONE || !allowed.contains(needed) {
             return Err(Errno::ACCESS);
         }
         // Of another pid namespace: nobody could see its end.
         if pid != u64::from(peer.pid) {
+            return Err(Errno::XDEV);
+        }
+        // Of another network namespace: nobody could be asked for an object.
+        let own = super::attach::network();
+        if network != own && network != 0 && own != 0 {
             return Err(Errno::XDEV);
         }
         let held = &self.held;

@@ -15,7 +15,7 @@
 //!
 //! | operation | numbers | descriptors | answer | descriptors |
 //! |---|---|---|---|---|
-//! | 1 attach | rights wanted, rights needed, process id | | rights, slot, life | control, ledger, data, bell or line |
+//! | 1 attach | rights wanted, rights needed, process id, agent, network namespace | | rights, slot, life | control, ledger, data, bell or line |
 //! | 2 fetch | object | | kind | the object |
 //! | 3 offer | object, kind | the object | | |
 //! | 4 follow | slot, life, generation, errno, generation that fails | | | |
