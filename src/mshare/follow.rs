@@ -32,7 +32,8 @@ impl Held {
     /// # Errors
     ///
     /// EBADMSG if the log says what no log says, ENOMEM at the limit of mappings, ENOENT for an
-    /// object that nobody has any more. What cannot be mapped is a hole here.
+    /// object that nobody has any more. What cannot be mapped is a hole here, if that can be
+    /// mapped; else it stays as it was.
     pub(super) fn follow(&self, operation: &'static str, local: &mut Local) -> Result<u64> {
         self.follow_within(operation, local, PATIENCE, true)
     }
@@ -59,7 +60,8 @@ impl Held {
                     if gives_up || errno != Errno::NOENT {
                         self.report(token, local.applied, generation, errno);
                     }
-                    let why = "a part of the region cannot be mapped here, and is a hole";
+                    let why = "a part of the region cannot be mapped here, and is a hole; at the \
+                               limit of mappings it may be as it was";
                     return Err(Error::because(operation, errno, why));
                 }
                 local.applied = generation;

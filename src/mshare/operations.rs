@@ -360,7 +360,7 @@ impl Region {
     ///
     /// EBADMSG if the log says what no log says; EPERM in a forked child without all rights,
     /// which has to open the region; ENOMEM, or ENOENT for an object that nobody has any more:
-    /// that part is a hole here.
+    /// that part is a hole here, or at the limit of mappings is as it was.
     pub fn sync(&self) -> Result<u64> {
         self.attachment.live(SYNC)
     }

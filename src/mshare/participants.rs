@@ -143,6 +143,14 @@ impl Participants<'_> {
         lives.filter(|&(_, life)| life != 0).map(|(slot, life)| Token { slot, life }).collect()
     }
 
+    /// How many have not all of these rights.
+    pub(super) fn count_without(&self, rights: u32) -> usize {
+        let lacks = |token: &Token| {
+            self.slots[token.slot].rights.load(Ordering::Relaxed) & rights != rights
+        };
+        self.present().iter().filter(|token| lacks(token)).count()
+    }
+
     /// Says that this participant is about to map an object, as its `n`-th bringer: see
     /// [`bring`](super::bring). Nobody else has the object yet.
     pub(super) fn bring(&self, token: Token, n: usize, object: u64) {
@@ -243,6 +251,7 @@ pub(super) mod tests {
         assert_eq!(all.join(9, 3, 3), None);
         assert_eq!(all.named(a.word()), Some(a));
         assert_eq!(all.of_process(8), Some(b));
+        assert_eq!([3, 7].map(|rights| all.count_without(rights)), [0, 2]);
         all.follow(a, 5);
         assert_eq!(all.behind(5), [b]);
         assert!(all.leave(a) && !all.leave(a) && !all.is_present(a));

@@ -6,7 +6,7 @@ use super::bring::{Bringer, Brought};
 use super::change::{Change, Charge};
 use super::held::{Object, join};
 use super::layout::{Huge, Kind};
-use super::participants::Token;
+use super::participants::{PARTICIPANTS, Token};
 use super::rights::Rights;
 use super::wire::{Ask, REQUEST_LEN, Reply, Request};
 use crate::sync::Ordering;
@@ -198,6 +198,12 @@ impl Desk {
                 // What it has in hand already it keeps.
                 before.fetch_or(bits, Ordering::Relaxed);
                 token
+            }
+            // Others leave half of the slots to the owner.
+            None if ![0, ledger.access().uid].contains(&peer.uid)
+                && ledger.participants().count_without(Rights::ALL.bits()) >= PARTICIPANTS / 2 =>
+            {
+                return Err(Errno::USERS);
             }
             // Who has all rights says itself when it began.
             None if rights == Rights::ALL => {
