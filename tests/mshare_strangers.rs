@@ -49,6 +49,12 @@ fn child() {
             let error = Region::open("region").unwrap_err();
             assert_eq!(error.raw_os_error(), libc::EXDEV, "{error}");
         }
+        Some("may read") => {
+            let error = Region::open("region").unwrap_err();
+            let says_how = error.to_string().contains("Opener::read_only");
+            assert!(error.is_permission_denied() && says_how, "{error}");
+            stay(Region::opener("region").read_only().open().unwrap());
+        }
         Some("opens") => stay(Region::open("region").unwrap()),
         Some("reads") => stay(Region::opener("region").read_only().open().unwrap()),
         None => {}
@@ -238,4 +244,21 @@ fn who_is_in_another_network_namespace() {
         }
         Err(error) => common::missing("user-namespaces", &error.to_string()),
     }
+}
+
+#[test]
+fn who_may_only_read_is_told_so() {
+    if !rustix::process::geteuid().is_root() {
+        return common::missing("root", "all processes are of one user");
+    }
+    let dir = TempDir::new().unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o711);
+    std::fs::set_permissions(dir.path(), mode).unwrap();
+    let builder = Region::builder("region").size(SIZE).mode(0o644);
+    let _region = builder.directory(dir.path()).create().unwrap();
+    let mut command = common::child("child", "may read");
+    command.env("UNMERGED_RUNTIME_DIR", dir.path()).uid(1000).gid(1000);
+    let mut other = Player::start(command);
+    other.wait_for("ready");
+    other.end();
 }

@@ -99,7 +99,15 @@ fn accept(
     name: &str,
     wish: Wish,
 ) -> Result<Option<Attachment>> {
-    let Reply { shape, numbers: [rights, slot, life] } = Reply::decode(super::OPEN, bytes)?;
+    let reply = Reply::decode(super::OPEN, bytes).map_err(|error| {
+        if error.raw_os_error() != libc::EACCES || !wish.needed.contains(Rights::WRITE) {
+            return error;
+        }
+        let why = "the mode of the region does not let this process write; it may let it read: \
+                   Opener::read_only";
+        Error::because(super::OPEN, Errno::ACCESS, why)
+    });
+    let Reply { shape, numbers: [rights, slot, life] } = reply?;
     let count = fds.len();
     let Ok([control, ledger, data, bell]) = <[OwnedFd; 4]>::try_from(fds) else {
         return Err(Error::with(
