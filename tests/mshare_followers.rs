@@ -58,11 +58,11 @@ fn child() {
 
 /// Has this process no descriptor free, or some again.
 fn limit_descriptors(none: bool) -> String {
-    let used = std::fs::read_dir("/proc/self/fd").unwrap().count() as u64;
+    let used = || std::fs::read_dir("/proc/self/fd").unwrap().count() as u64;
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: a place for two numbers.
     assert_eq!(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) }, 0);
-    limit.rlim_cur = if none { used - 1 } else { limit.rlim_max };
+    limit.rlim_cur = if none { used() - 1 } else { limit.rlim_max };
     // SAFETY: two numbers.
     assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) }, 0);
     "done".into()
@@ -139,21 +139,19 @@ fn trouble_is_of_one_change_and_ends() {
 #[test]
 fn many_pages_come_and_go() {
     let dir = TempDir::new().unwrap();
-    let size = 3000 * PAGE;
+    let size = 1200 * PAGE;
     let builder = Region::builder("region").size(size).directory(dir.path());
     let region = builder.empty().create().unwrap();
-    for page in (0..1100).map(|page| 2 * page * PAGE) {
+    for page in (0..520).map(|page| 2 * page * PAGE) {
         region.map(page..page + PAGE, Object::anonymous()).unwrap();
         region.unmap(page..page + PAGE).unwrap();
     }
     assert!(region.stats().unwrap().parts <= 3, "{}", region.stats().unwrap().parts);
     // From here on one is late.
-    let quiet = Region::opener("region").directory(dir.path()).open().unwrap();
-    drop(quiet);
     let other = player(dir.path(), "told");
     // SAFETY: our own child.
     assert_eq!(unsafe { libc::kill(other.pid() as i32, libc::SIGSTOP) }, 0);
-    for page in (0..1100).map(|page| 2 * page * PAGE) {
+    for page in (0..520).map(|page| 2 * page * PAGE) {
         let object = Object::revocable();
         let _ = region.map_within(page..page + PAGE, object, Duration::ZERO).unwrap();
         let _ = region.unmap_within(page..page + PAGE, Duration::ZERO).unwrap();
@@ -174,6 +172,10 @@ fn a_server_that_is_stopped_is_named() {
         assert_eq!(unsafe { libc::kill(other.pid() as i32, signal) }, 0);
     };
     signal(libc::SIGSTOP);
+    let mut status = 0;
+    // SAFETY: our own child, a place for its status.
+    let seen = unsafe { libc::waitpid(other.pid() as i32, &raw mut status, libc::WUNTRACED) };
+    assert!(seen == other.pid() as i32 && libc::WIFSTOPPED(status));
     let (object, patience) = (Object::revocable(), Duration::from_millis(10));
     let error = region.map_within(SIZE / 2..SIZE / 2 + PAGE, object, patience).unwrap_err();
     signal(libc::SIGCONT);
