@@ -4,11 +4,14 @@
 //! runtime directory of its own.
 
 mod common;
+#[path = "common/region.rs"]
+mod regions;
 
 use common::{Player, say};
 use core::mem::MaybeUninit;
 use core::ptr::{NonNull, null};
 use core::time::Duration;
+use regions::player;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use rustix::io::Errno;
@@ -75,12 +78,6 @@ fn walk(region: &Region, root: &str) -> Vec<u64> {
 }
 
 /// A child that does `role` in this runtime directory.
-fn player(dir: &TempDir, role: &str) -> Player {
-    let mut command = common::child("child", role);
-    command.env("UNMERGED_RUNTIME_DIR", dir.path());
-    Player::start(command)
-}
-
 /// Until the parent lets go.
 fn listen() {
     let _ = std::io::stdin().read_to_end(&mut Vec::new());

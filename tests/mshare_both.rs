@@ -1,10 +1,13 @@
 //! A heap and mappings in one region: neither reaches into the other.
 
 mod common;
+#[path = "common/region.rs"]
+mod regions;
 
 use common::{Player, say};
 use core::alloc::Layout;
 use core::mem::MaybeUninit;
+use regions::{ask, ready};
 use std::io::BufRead;
 use tempfile::TempDir;
 use unmerged::mshare::{Advice, Builder, Heap, Object, Prot, Region, Resident, Rights, list_in};
@@ -22,14 +25,6 @@ const PAGE: usize = 4096;
 
 fn build(dir: &TempDir) -> Builder {
     Region::builder("region").size(32 * MIB).directory(dir.path())
-}
-
-fn player(dir: &TempDir) -> Player {
-    let mut command = common::child("child", "open");
-    command.env("UNMERGED_RUNTIME_DIR", dir.path());
-    let mut player = Player::start(command);
-    player.wait_for("ready");
-    player
 }
 
 /// Publishes some numbers from the heap.
@@ -105,11 +100,6 @@ fn objects(region: &Region, own: usize) {
     }
 }
 
-fn ask(player: &mut Player, what: &str) -> String {
-    player.tell(what);
-    player.line()
-}
-
 #[test]
 fn the_heap_ends_where_the_room_begins() {
     let dir = TempDir::new().unwrap();
@@ -131,7 +121,7 @@ fn the_heap_ends_where_the_room_begins() {
     }
     assert!(blocks.len() > 50, "{}", blocks.len());
 
-    let mut other = player(&dir);
+    let mut other = ready(&dir, "open");
     let byte = region.map(16 * MIB..17 * MIB, Object::revocable()).unwrap();
     // SAFETY: just mapped, by us.
     unsafe { byte.write(9) };
@@ -264,7 +254,7 @@ fn a_heap_is_no_participant() {
     let dir = TempDir::new().unwrap();
     let region = build(&dir).room(16 * MIB).create().unwrap();
     let (heap, id) = (publish(&region), region.id());
-    let mut other = player(&dir);
+    let mut other = ready(&dir, "open");
     drop(region);
     let block = heap.alloc(Layout::new::<[u64; 8]>()).unwrap();
     // SAFETY: just allocated.
@@ -312,7 +302,7 @@ fn a_heap_in_a_file_stays() {
 fn several_map_objects_at_once() {
     let dir = TempDir::new().unwrap();
     let region = build(&dir).create().unwrap();
-    let mut players: Vec<_> = (0..3).map(|_| player(&dir)).collect();
+    let mut players: Vec<_> = (0..3).map(|_| ready(&dir, "open")).collect();
     for (own, player) in players.iter_mut().enumerate() {
         player.tell(&format!("objects {}", own + 1));
     }
@@ -343,7 +333,7 @@ fn a_heap_that_is_made_while_others_map() {
     for _ in 0..10 {
         let dir = TempDir::new().unwrap();
         let region = build(&dir).create().unwrap();
-        let mut other = player(&dir);
+        let mut other = ready(&dir, "open");
         other.tell("heap");
         let mut mapped = Vec::new();
         for at in (1..16).rev() {

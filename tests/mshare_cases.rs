@@ -16,7 +16,7 @@ fn the_table_names_tests_that_exist() {
         ("access.rs", include_str!("../src/mshare/access.rs")),
         ("directory.rs", include_str!("../src/mshare/directory.rs")),
         ("window.rs", include_str!("../src/mshare/window.rs")),
-        ("heap/tests.rs", include_str!("../src/mshare/heap/tests.rs")),
+        ("heap/tests/killed.rs", include_str!("../src/mshare/heap/tests/killed.rs")),
     ];
     let table = include_str!("mshare-cases.md");
     let mut named = 0;

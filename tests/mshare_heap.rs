@@ -1,16 +1,19 @@
 //! Memory of a region, used by processes that were executed, forked and killed.
 
 mod common;
+#[path = "common/region.rs"]
+mod regions;
 
 use allocator_api2::alloc::Allocator;
 use allocator_api2::boxed::Box as RegionBox;
 use allocator_api2::vec::Vec as RegionVec;
-use common::{Player, say, wait_for_nudge};
+use common::{say, wait_for_nudge};
 use core::alloc::Layout;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
 use hashbrown::HashMap;
+use regions::player;
 use std::time::Instant;
 use tempfile::TempDir;
 use unmerged::mshare::{Heap, HeapStats, Region, SameProgram};
@@ -25,12 +28,6 @@ fn dir() -> TempDir {
 
 fn create(dir: &TempDir, size: usize) -> Region {
     Region::builder("heap").size(size).directory(dir.path()).create().unwrap()
-}
-
-fn player(dir: &TempDir, role: &str) -> Player {
-    let mut command = common::child("child", role);
-    command.env("UNMERGED_RUNTIME_DIR", dir.path());
-    Player::start(command)
 }
 
 #[track_caller]

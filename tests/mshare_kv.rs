@@ -1,22 +1,13 @@
 //! The example `kv`, whose servers are killed under load, as a user runs it: no acknowledged change
 //! is lost, and nothing is left. A storm of 10,000 kills where `UNMERGED_STRESS_SECONDS` is set.
 
+mod common;
+
 use std::net::TcpListener;
-use std::path::PathBuf;
 use std::process::Command;
 
 fn program() -> Command {
-    let directory = std::env::var_os("UNMERGED_EXAMPLES_DIR").map_or_else(
-        || {
-            let test = std::env::current_exe().unwrap();
-            // target/PROFILE/deps/mshare_kv-HASH
-            test.ancestors().nth(2).unwrap().join("examples")
-        },
-        PathBuf::from,
-    );
-    let program = directory.join("kv");
-    assert!(program.exists(), "{} is not built: cargo build --examples", program.display());
-    Command::new(program)
+    Command::new(common::example("kv"))
 }
 
 /// A port that nobody had a moment ago.

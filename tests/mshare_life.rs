@@ -1,9 +1,12 @@
 //! The life of a region and of its name: who serves, who is reaped, what stays in a file.
 
 mod common;
+#[path = "common/region.rs"]
+mod regions;
 
 use common::{Player, say};
 use core::time::Duration;
+use regions::{ask, ready};
 use std::io::BufRead;
 use std::time::Instant;
 use tempfile::TempDir;
@@ -23,22 +26,9 @@ fn open(dir: &TempDir) -> unmerged::Result<Region> {
     Region::open_in(dir.path(), "region")
 }
 
-fn player(dir: &TempDir, role: &str) -> Player {
-    let mut command = common::child("child", role);
-    command.env("UNMERGED_RUNTIME_DIR", dir.path());
-    let mut player = Player::start(command);
-    player.wait_for("ready");
-    player
-}
-
 fn names(dir: &TempDir) -> Vec<String> {
     let entries = dir.path().read_dir().unwrap();
     entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
-}
-
-fn ask(player: &mut Player, what: &str) -> String {
-    player.tell(what);
-    player.line()
 }
 
 /// Until it is so, for 10 seconds at most.
@@ -85,9 +75,9 @@ fn child() {
 #[test]
 fn of_many_heirs_one_serves() {
     let dir = TempDir::new().unwrap();
-    let mut serving = player(&dir, "create");
+    let mut serving = ready(&dir, "create");
     let id = ask(&mut serving, "id");
-    let mut others: Vec<_> = (0..4).map(|_| player(&dir, "open")).collect();
+    let mut others: Vec<_> = (0..4).map(|_| ready(&dir, "open")).collect();
     while !others.is_empty() {
         serving.kill();
         // Found by its name at once, and by one of them.
@@ -116,7 +106,7 @@ fn one_that_ends_in_order_is_succeeded_too() {
     let dir = TempDir::new().unwrap();
     let region = build(&dir).create().unwrap();
     let id = region.id();
-    let mut first = player(&dir, "open");
+    let mut first = ready(&dir, "open");
     drop(region);
     let region = open(&dir).unwrap();
     assert_eq!(region.id(), id);
@@ -129,7 +119,7 @@ fn one_that_ends_in_order_is_succeeded_too() {
 #[test]
 fn a_name_that_was_unlinked_is_not_made_again() {
     let dir = TempDir::new().unwrap();
-    let mut creator = player(&dir, "create");
+    let mut creator = ready(&dir, "create");
     let region = open(&dir).unwrap();
     unlink_in(dir.path(), "region").unwrap();
     assert!(open(&dir).unwrap_err().is_not_found());
@@ -152,7 +142,7 @@ fn the_list_says_who_and_what() {
     assert_eq!(list_in(dir.path()).unwrap(), []);
     let region = build(&dir).mode(0o640).create().unwrap();
     let second = Region::builder("another").size(PAGE).directory(dir.path()).create().unwrap();
-    let mut killed = player(&dir, "open");
+    let mut killed = ready(&dir, "open");
     let listed = list_in(dir.path()).unwrap();
     let names: Vec<_> = listed.iter().map(|one| one.name.as_str()).collect();
     assert_eq!(names, ["another", "region"]);
@@ -184,7 +174,7 @@ fn a_file_stays() {
     // Nobody else has it meanwhile.
     let second = Region::builder("second").size(SIZE).directory(dir.path()).file(&path).create();
     assert_eq!(second.unwrap_err().raw_os_error(), libc::EBUSY);
-    let mut other = player(&dir, "open");
+    let mut other = ready(&dir, "open");
     assert_eq!(ask(&mut other, "unmap"), "true");
     drop(region);
     other.end();
@@ -223,7 +213,7 @@ fn a_region_in_huge_pages() {
     assert!(build(&dir).huge_pages(HugePages::M2).create().unwrap_err().is_invalid());
     match build(&dir).size(4 << 20).huge_pages(HugePages::M2).create() {
         Ok(region) => {
-            let mut other = player(&dir, "open");
+            let mut other = ready(&dir, "open");
             assert_eq!(ask(&mut other, "unmap"), "false");
             region.unmap(0..2 << 20).unwrap();
             assert!(region.base().addr().get().is_multiple_of(1 << 30));
@@ -245,14 +235,16 @@ fn tables_of_huge_pages_are_shared(dir: &TempDir) {
     let touched = [0, gib, gib + huge];
     for at in touched {
         match region.advise(at..at + huge, Advice::Populate) {
-            Ok(()) => {}
+            // The first to touch it has the table made.
+            // SAFETY: inside of the region, and there is memory now.
+            Ok(()) => assert_eq!(unsafe { region.base().add(at).read_volatile() }, 0),
             Err(error) => {
                 assert_eq!(error.raw_os_error(), libc::ENOSPC, "{error}");
                 return common::missing("huge-pages", "an error that says so");
             }
         }
     }
-    let mut other = player(dir, "open");
+    let mut other = ready(dir, "open");
     for at in touched {
         assert_eq!(ask(&mut other, &format!("{at}")), "0");
     }
@@ -380,7 +372,7 @@ fn a_ledger_that_lies() {
         let holder = ledger.wrapping_add(256 / 8);
         holder.write_volatile(u64::MAX);
         region.unmap(PAGE..2 * PAGE).unwrap();
-        let other = player(&dir, "open");
+        let other = ready(&dir, "open");
         signal(&other, libc::SIGSTOP);
         let token = ledger.wrapping_add(512 / 8 + 8).read_volatile() >> 32 << 16 | 2;
         holder.write_volatile(token);
@@ -395,7 +387,7 @@ fn a_ledger_that_lies() {
 fn a_bound_region_whose_creator_lives_goes_on() {
     let dir = TempDir::new().unwrap();
     let region = build(&dir).lifetime(Lifetime::Creator).create().unwrap();
-    let mut other = player(&dir, "open");
+    let mut other = ready(&dir, "open");
     assert_eq!(ask(&mut other, "unmap"), "true");
     other.kill();
     region.map(0..PAGE, Object::anonymous()).unwrap();
@@ -434,9 +426,9 @@ fn an_heir_that_dies_on_the_way() {
     let mut step = 0;
     loop {
         let dir = TempDir::new().unwrap();
-        let mut creator = player(&dir, "create");
+        let mut creator = ready(&dir, "create");
         let id = ask(&mut creator, "id");
-        let (mut heir, mut next) = (player(&dir, "open"), player(&dir, "open"));
+        let (mut heir, mut next) = (ready(&dir, "open"), ready(&dir, "open"));
         signal(&next, libc::SIGSTOP);
         let agent = agent_of(&heir);
         let (stop, syscall) = (libc::PTRACE_INTERRUPT, libc::PTRACE_SYSCALL);

@@ -1,9 +1,12 @@
 //! Objects that are added to a region, removed and protected while others are attached.
 
 mod common;
+#[path = "common/region.rs"]
+mod regions;
 
 use common::{Player, say};
 use core::time::Duration;
+use regions::{ask, ready};
 use rustix::fd::OwnedFd;
 use std::io::{BufRead, Write};
 use std::os::fd::AsRawFd;
@@ -19,20 +22,6 @@ fn build(dir: &TempDir) -> Builder {
 
 fn open(dir: &TempDir) -> unmerged::Result<Region> {
     Region::open_in(dir.path(), "region")
-}
-
-fn player(dir: &TempDir, role: &str) -> Player {
-    let mut command = common::child("child", role);
-    command.env("UNMERGED_RUNTIME_DIR", dir.path());
-    let mut player = Player::start(command);
-    player.wait_for("ready");
-    player
-}
-
-/// Asks a player to do something; its answer.
-fn ask(player: &mut Player, what: &str) -> String {
-    player.tell(what);
-    player.line()
 }
 
 fn word(region: &Region, offset: usize) -> *mut u64 {
@@ -160,7 +149,7 @@ fn file(bytes: &[u8]) -> OwnedFd {
 fn what_one_maps_all_have() {
     let dir = TempDir::new().unwrap();
     let region = build(&dir).empty().create().unwrap();
-    let mut other = player(&dir, "open");
+    let mut other = ready(&dir, "open");
     assert_eq!(ask(&mut other, "touch 3"), "SIGSEGV 2");
     region.map(2 * PAGE..5 * PAGE, Object::anonymous()).unwrap();
     write(&region, 3 * PAGE, 42);
@@ -189,7 +178,7 @@ fn what_one_maps_all_have() {
     assert_eq!(ask(&mut other, "touch 9"), "0");
     // Who comes later has the same.
     region.unmap(PAGE..2 * PAGE).unwrap();
-    let mut third = player(&dir, "open");
+    let mut third = ready(&dir, "open");
     assert_eq!(ask(&mut third, "touch 1"), "SIGSEGV 2");
     assert_eq!(ask(&mut third, "touch 2"), "0");
 }
@@ -200,17 +189,17 @@ fn who_comes_later_gets_the_objects() {
     let region = build(&dir).create().unwrap();
     region.map(0..2 * PAGE, Object::revocable()).unwrap();
     write(&region, PAGE, 5);
-    let mut first = player(&dir, "open");
+    let mut first = ready(&dir, "open");
     assert_eq!(ask(&mut first, "touch 1"), "5");
     assert_eq!(ask(&mut first, "revocable 4 6"), "ok");
     assert_eq!(ask(&mut first, "write 4 6"), "6");
-    let mut second = player(&dir, "open");
+    let mut second = ready(&dir, "open");
     assert_eq!(ask(&mut second, "touch 1"), "5");
     assert_eq!(ask(&mut second, "touch 4"), "6");
     // Its maker is gone, and so is who served.
     first.kill();
     drop(region);
-    let mut third = player(&dir, "open");
+    let mut third = ready(&dir, "open");
     assert_eq!(ask(&mut third, "touch 1"), "5");
     assert_eq!(ask(&mut third, "touch 4"), "6");
     assert_eq!(ask(&mut second, "serves"), "true");
@@ -220,7 +209,7 @@ fn who_comes_later_gets_the_objects() {
 fn protection_holds_for_all() {
     let dir = TempDir::new().unwrap();
     let region = build(&dir).create().unwrap();
-    let mut other = player(&dir, "open");
+    let mut other = ready(&dir, "open");
     write(&region, 2 * PAGE, 9);
     region.protect(PAGE..3 * PAGE, Prot::READ).unwrap();
     assert_eq!(ask(&mut other, "write 2 1"), "SIGSEGV 2");
@@ -234,7 +223,7 @@ fn protection_holds_for_all() {
     assert_eq!(ask(&mut other, "write 2 10"), "10");
     assert_eq!(read(&region, 2 * PAGE), 10);
     assert_eq!(region.stats().unwrap().parts, 0);
-    let mut other = player(&dir, "open");
+    let mut other = ready(&dir, "open");
     assert_eq!(ask(&mut other, "protect 0 1"), "ok");
     assert_eq!(touch(&region, 0, Some(1)), "SIGSEGV 2");
 }
@@ -296,7 +285,7 @@ fn a_stopped_process_is_named_and_loses_the_memory_nevertheless() {
     let dir = TempDir::new().unwrap();
     let region = build(&dir).create().unwrap();
     region.map(0..2 * PAGE, Object::revocable()).unwrap();
-    let mut other = player(&dir, "open");
+    let mut other = ready(&dir, "open");
     assert_eq!(ask(&mut other, "write 1 77"), "77");
     assert_eq!(ask(&mut other, "write 4 78"), "78");
     stop(&other);
@@ -325,7 +314,7 @@ fn a_stopped_process_is_named_and_loses_the_memory_nevertheless() {
     region.protect(4 * PAGE..5 * PAGE, Prot::READ).unwrap();
     assert_eq!(region.stats().unwrap().participants.len(), 1);
 
-    let mut other = player(&dir, "open");
+    let mut other = ready(&dir, "open");
     stop(&other);
     let error = region.protect_within(5 * PAGE..6 * PAGE, Prot::READ, patience).unwrap();
     assert!(!error.is_complete());
@@ -350,7 +339,7 @@ fn stop(player: &Player) {
 fn by_hand_means_at_the_call() {
     let dir = TempDir::new().unwrap();
     let region = build(&dir).create().unwrap();
-    let mut other = player(&dir, "by hand");
+    let mut other = ready(&dir, "by hand");
     let acks = region.unmap_within(0..PAGE, Duration::from_millis(20)).unwrap();
     assert!(!acks.is_complete());
     assert_eq!(ask(&mut other, "write 0 1"), "1");
@@ -370,7 +359,7 @@ fn a_reader_reads() {
     region.map(0..PAGE, Object::revocable()).unwrap();
     write(&region, 0, 5);
     write(&region, 9 * PAGE, 6);
-    let mut reader = player(&dir, "read");
+    let mut reader = ready(&dir, "read");
     assert_eq!(ask(&mut reader, "touch 0"), "5");
     assert_eq!(ask(&mut reader, "touch 9"), "6");
     assert_eq!(ask(&mut reader, "write 0 1"), "SIGSEGV 2");
@@ -440,7 +429,7 @@ fn some_rights_and_a_quota() {
     let dir = TempDir::new().unwrap();
     let region = build(&dir).quota(2).create().unwrap();
     region.unmap(0..20 * PAGE).unwrap();
-    let mut other = player(&dir, "map");
+    let mut other = ready(&dir, "map");
     assert_eq!(ask(&mut other, "add 0 1"), "ok");
     assert_eq!(ask(&mut other, "write 0 4"), "4");
     assert_eq!(read(&region, 0), 4);
@@ -454,7 +443,7 @@ fn some_rights_and_a_quota() {
     region.unmap(4 * PAGE..5 * PAGE).unwrap();
     assert_eq!(ask(&mut other, "add 8 9"), "ok");
     // The server is another: it asks that one.
-    let mut heir = player(&dir, "open");
+    let mut heir = ready(&dir, "open");
     drop(region);
     assert_eq!(ask(&mut heir, "touch 0"), "4");
     assert_eq!(ask(&mut other, "unmap 0 1"), perm);
@@ -467,10 +456,10 @@ fn some_rights_and_a_quota() {
 fn the_region_ends_with_its_creator_if_it_is_to() {
     for killed in [true, false] {
         let dir = TempDir::new().unwrap();
-        let mut creator = player(&dir, "create bound");
+        let mut creator = ready(&dir, "create bound");
         let region = open(&dir).unwrap();
         write(&region, 0, 5);
-        let mut reader = player(&dir, "read");
+        let mut reader = ready(&dir, "read");
         assert_eq!(ask(&mut reader, "touch 0"), "5");
         if killed {
             creator.kill()
@@ -536,7 +525,7 @@ fn huge_objects() {
     let region = Region::builder("region").size(4 * huge).directory(dir.path()).create().unwrap();
     match region.map(huge..3 * huge, Object::huge(HugePages::M2)) {
         Ok(_) => {
-            let mut other = player(&dir, "open");
+            let mut other = ready(&dir, "open");
             write(&region, huge, 5);
             assert_eq!(ask(&mut other, &format!("touch {}", huge / PAGE)), "5");
             let error = region.unmap(huge..huge + PAGE).unwrap_err();
@@ -559,7 +548,7 @@ fn advice() {
     let dir = TempDir::new().unwrap();
     let huge = 2 << 20;
     let region = Region::builder("region").size(4 * huge).directory(dir.path()).create().unwrap();
-    let mut other = player(&dir, "open");
+    let mut other = ready(&dir, "open");
     write(&region, 0, 3);
     for advice in [
         Advice::HugePage,

@@ -1,25 +1,16 @@
 //! The example `mshare`, as a user runs it from a shell.
 
+mod common;
+
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use tempfile::TempDir;
 use unmerged::mshare::{Object, Prot, Region};
 
 fn program() -> Command {
-    let directory = std::env::var_os("UNMERGED_EXAMPLES_DIR").map_or_else(
-        || {
-            let test = std::env::current_exe().unwrap();
-            // target/PROFILE/deps/mshare_shell-HASH
-            test.ancestors().nth(2).unwrap().join("examples")
-        },
-        PathBuf::from,
-    );
-    let program = directory.join("mshare");
-    assert!(program.exists(), "{} is not built: cargo build --examples", program.display());
-    Command::new(program)
+    Command::new(common::example("mshare"))
 }
 
 fn run(dir: &TempDir, args: &[&str]) -> Output {

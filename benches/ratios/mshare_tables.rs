@@ -146,7 +146,7 @@ fn huge_pages(options: &Options) {
     });
     let file = file.expect("the region has its memory").file_name();
     let path = format!("/proc/{}/fd/{}", std::process::id(), file.to_string_lossy());
-    let skewed = (0x1000 << 30) + (2 << 20);
+    let skewed = (0x1000_usize << 30) + (2 << 20);
     let bare = tables_of_all(count, &format!("{name} 0 4096 0"));
     let ours = tables_of_all(count, &format!("{name} {size} {GIB} 0")) - bare;
     let theirs = tables_of_all(count, &format!("{path} {size} {GIB} {skewed}")) - bare;

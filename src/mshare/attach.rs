@@ -103,7 +103,7 @@ fn accept(
         if error.raw_os_error() != libc::EACCES || !wish.needed.contains(Rights::WRITE) {
             return error;
         }
-        let why = "the mode of the region does not let this process write; it may let it read: \
+        let why = "refused by the process that serves the region, which may let this one read: \
                    Opener::read_only";
         Error::because(super::OPEN, Errno::ACCESS, why)
     });

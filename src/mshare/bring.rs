@@ -14,8 +14,8 @@
 //!
 //! Who is killed on the way is reaped, and then the object is in neither.
 
+use super::backing::{Backing, Kind};
 use super::held::{Held, Object};
-use super::layout::{Backing, Kind};
 use super::participants::Token;
 use crate::sync::Ordering;
 use rustix::fd::OwnedFd;

@@ -14,13 +14,14 @@
 //! | the others follow, each by itself | | |
 //! | what they touched meanwhile in holes is taken away; the holes count as empty | such pages are left | the next who takes the lock |
 
+use super::backing::{Backing, Huge};
 use super::follow::Round;
 use super::held::{Held, Local, Object};
 use super::holes;
-use super::layout::{Backing, Huge, Kind, SEGMENTS, Segment, parse, pieces, replace, words};
+use super::layout::{SEGMENTS, Segment, parse, pieces, replace, words};
 use super::lock::Lock;
-use super::object::{Acks, Late};
 use super::participants::Token;
+use super::span::aligned;
 use crate::error::{Context, Error, Result};
 use crate::sync::Ordering;
 use crate::sys::map::Access;
@@ -53,7 +54,7 @@ pub(super) struct Charge {
 }
 
 /// The lock of the log, until this is dropped.
-struct Taken<'a> {
+pub(super) struct Taken<'a> {
     held: &'a Held,
     lock: Lock<'a>,
     word: u64,
@@ -68,7 +69,12 @@ impl Drop for Taken<'_> {
 
 impl Held {
     /// Takes the lock, from a dead holder if need be, and completes what that one began.
-    fn take(&self, operation: &'static str, token: Token, deadline: Instant) -> Result<Taken<'_>> {
+    pub(super) fn take(
+        &self,
+        operation: &'static str,
+        token: Token,
+        deadline: Instant,
+    ) -> Result<Taken<'_>> {
         /// A holder is looked at when it has kept us so long.
         const GLANCE: Duration = Duration::from_millis(2);
         let (lock, word) = (self.ledger().lock(), token.word());
@@ -293,44 +299,6 @@ impl Held {
         Ok(Plan { first, layout, emptied })
     }
 
-    /// What the heap manages is not for others to take away.
-    pub(super) fn check_heap(&self, operation: &'static str, range: &Range<u64>) -> Result<()> {
-        let word = self.header().next().load(Ordering::Relaxed);
-        match super::heap::range(word, self.shape.size) {
-            Some(heap) if heap.start < range.end && range.start < heap.end => Err(Error::with(
-                operation,
-                Errno::EXIST,
-                format_args!("the heap lies in {:#x} to {:#x}", heap.start, heap.end),
-            )),
-            _ => Ok(()),
-        }
-    }
-
-    /// Both ends must lie between pages: of the region, and of an object that they cut.
-    fn check_cuts(
-        &self,
-        operation: &'static str,
-        old: &[Segment],
-        range: &Range<u64>,
-    ) -> Result<()> {
-        for end in [range.start, range.end] {
-            let cut = old.iter().find(|part| part.offset < end && end < part.end());
-            let grain = match cut.map(|part| part.backing) {
-                Some(Backing::Object { kind, .. }) => kind.grain(),
-                _ => 1,
-            };
-            let grain = grain.max(self.shape.memory.grain());
-            if !end.is_multiple_of(grain) {
-                return Err(Error::with(
-                    operation,
-                    Errno::INVAL,
-                    format_args!("{end:#x} is inside a page of {grain:#x} bytes"),
-                ));
-            }
-        }
-        Ok(())
-    }
-
     /// Maps it here, commits, and takes pages away.
     fn carry_out(
         &self,
@@ -358,64 +326,6 @@ impl Held {
         Ok(generation)
     }
 
-    /// Waits until every live participant follows up to `generation`.
-    pub(super) fn wait(&self, generation: u64, deadline: Instant) -> Acks {
-        /// Who is late is looked at every so often: it may be dead.
-        const GLANCE: Duration = Duration::from_millis(10);
-        let began = Instant::now();
-        let participants = self.ledger().participants();
-        let trouble = |token: &Token| participants.trouble(*token, generation).map(i32::from);
-        let late = loop {
-            let seen = self.ledger().acks().load(Ordering::Acquire);
-            let mut behind = participants.behind(generation);
-            let now = Instant::now();
-            if now > began + GLANCE {
-                behind.retain(|&token| !self.is_dead(token) || !self.bury(token));
-            }
-            // Those that said why they cannot are not waited for.
-            if behind.iter().all(|token| trouble(token).is_some()) || now >= deadline {
-                break behind;
-            }
-            self.sleep(self.ledger().acks(), seen, deadline.min(now + GLANCE));
-        };
-        let waited = began.elapsed();
-        self.waits.count(waited, late.is_empty());
-        if late.is_empty() {
-            self.settle(generation);
-        }
-        let late = late.iter().map(|token| Late { pid: token.pid(), errno: trouble(token) });
-        Acks { generation, late: late.collect(), waited }
-    }
-
-    /// Of a dead one: it counts no more.
-    fn bury(&self, token: Token) -> bool {
-        self.reap(token);
-        true
-    }
-
-    /// Everybody follows up to `generation`: what was touched in holes meanwhile goes, and the
-    /// holes are empty from now on.
-    fn settle(&self, generation: u64) {
-        let emptied = &self.ledger().emptied;
-        if !self.is_full() || emptied.load(Ordering::Relaxed) >= generation {
-            return;
-        }
-        let mut local = self.enter();
-        let patience = Instant::now() + Duration::from_millis(100);
-        // If it cannot be now, the next operation does it.
-        let Ok(token) = self.token(super::SYNC, &mut local) else { return };
-        let Ok(_taken) = self.take(super::SYNC, token, patience) else { return };
-        let Ok((_, layout)) = self.ledger().layout(super::SYNC, self.shape.size) else { return };
-        let vouched = emptied.load(Ordering::Relaxed);
-        let ours = |part: &&Segment| {
-            part.backing == Backing::Hole && (vouched + 1..=generation).contains(&part.since)
-        };
-        let holes: Vec<_> = layout.iter().filter(ours).copied().collect();
-        if vouched < generation && self.empty(&holes).is_ok() {
-            emptied.store(generation, Ordering::Relaxed);
-        }
-    }
-
     /// Ends the region: nothing lies in it any more, for anybody. Done once.
     pub(super) fn end(&self) {
         if !self.is_full() {
@@ -441,70 +351,10 @@ impl Held {
     }
 }
 
-/// Is this a range that a change can have?
-///
-/// # Errors
-///
-/// EINVAL with the numbers: empty, backwards, no whole pages, or not inside.
-pub(super) fn check(operation: &'static str, range: &Range<u64>, size: u64) -> Result<()> {
-    let page = crate::sys::map::PAGE as u64;
-    let whole = range.start.is_multiple_of(page) && range.end.is_multiple_of(page);
-    if whole && range.start < range.end && range.end <= size {
-        return Ok(());
-    }
-    let (start, end) = (range.start, range.end);
-    Err(Error::with(
-        operation,
-        Errno::INVAL,
-        format_args!("{start:#x} to {end:#x} is no range of whole pages in {size:#x} bytes"),
-    ))
-}
-
-/// Are offset, length and place in the object multiples of its pages?
-///
-/// # Errors
-///
-/// EINVAL with the numbers.
-pub(super) fn aligned(
-    operation: &'static str,
-    range: &Range<u64>,
-    at: u64,
-    kind: Kind,
-) -> Result<()> {
-    let grain = kind.grain();
-    let all = [range.start, range.end, at];
-    let fits = at.checked_add(range.end - range.start).is_some_and(|end| end <= i64::MAX as u64);
-    if fits && all.iter().all(|number| number.is_multiple_of(grain)) {
-        return Ok(());
-    }
-    let [start, end, at] = all;
-    let why = format_args!("{start:#x} to {end:#x} from {at:#x} on, in pages of {grain:#x}");
-    Err(Error::with(operation, Errno::INVAL, why))
-}
-
 /// What a change makes.
 struct Plan {
     /// What is published before.
     first: Option<Vec<Segment>>,
     layout: Vec<Segment>,
     emptied: Vec<Segment>,
-}
-
-impl super::held::Waits {
-    fn count(&self, waited: Duration, complete: bool) {
-        let nanoseconds = u64::try_from(waited.as_nanos()).unwrap_or(u64::MAX);
-        self.count.fetch_add(1, Ordering::Relaxed);
-        self.nanoseconds.fetch_add(nanoseconds, Ordering::Relaxed);
-        if !complete {
-            self.incomplete.fetch_add(1, Ordering::Relaxed);
-        }
-        let mut longest = self.longest.load(Ordering::Relaxed);
-        while longest < nanoseconds {
-            let (relaxed, words) = (Ordering::Relaxed, &self.longest);
-            match words.compare_exchange(longest, nanoseconds, relaxed, relaxed) {
-                Ok(_) => break,
-                Err(now) => longest = now,
-            }
-        }
-    }
 }

@@ -2,7 +2,8 @@
 //!
 //! The protocol is that of [`directory`](super::directory).
 
-use super::directory::{Directory, GLANCE, Occupant, remove};
+use super::directory::{Directory, GLANCE};
+use super::occupant::{Occupant, remove};
 use crate::error::{Context, Error, Result};
 use crate::sys::socket::{self, Address};
 use core::time::Duration;

@@ -13,11 +13,12 @@
 //! process id, from `SO_PEERCRED`, tells that its owner has ended.
 
 use super::claim::{Claim, Lock};
+use super::occupant::{Occupant, changes, has_ended, identity, remove};
+use super::runtime::place;
 use crate::error::{Context, Error, Result};
-use crate::sys::pidfd;
 use crate::sys::socket::{self, Address, Connection};
 use core::time::Duration;
-use rustix::fs::{FileType, Mode, OFlags, Stat, fstat, lstat, mkdir, open, unlink};
+use rustix::fs::{Mode, OFlags, fstat, mkdir, open};
 use rustix::io::Errno;
 use rustix::process::geteuid;
 use std::path::{Path, PathBuf};
@@ -30,9 +31,6 @@ pub(super) const GLANCE: Duration = Duration::from_millis(200);
 /// How long the other participants have to take over from a server that is gone, before its name
 /// counts as left behind.
 pub(super) const GRACE: Duration = Duration::from_millis(300);
-/// How often one looks meanwhile.
-const LOOK: Duration = Duration::from_millis(3);
-
 /// A directory that only its owner can write.
 #[derive(Debug, Clone)]
 pub(super) struct Directory {
@@ -242,125 +240,12 @@ impl Directory {
             changes(path, before, end);
         }
     }
-
-    /// Who is behind this path? Under the lock, so that nobody is half way there.
-    pub(super) fn occupant(&self, path: &Path) -> Result<Occupant> {
-        match lstat(path) {
-            Err(Errno::NOENT) => return Ok(Occupant::None),
-            Err(errno) => return Err(Error::new(self.operation, errno)),
-            Ok(stat) if FileType::from_raw_mode(stat.st_mode) != FileType::Socket => {
-                return Err(Error::with(
-                    self.operation,
-                    Errno::EXIST,
-                    format_args!("{} is no socket", path.display()),
-                ));
-            }
-            Ok(_) => {}
-        }
-        match socket::call(Address::Path(path), GLANCE) {
-            Err(Errno::NOENT) => Ok(Occupant::None),
-            Err(Errno::CONNREFUSED) => Ok(Occupant::Stale),
-            // A full queue, or mode bits without the owner's: somebody is there.
-            Err(Errno::AGAIN | Errno::ACCESS) => Ok(Occupant::Live),
-            Err(errno) => Err(Error::new(self.operation, errno)),
-            Ok(connection) => {
-                let pid = socket::peer(connection).op(self.operation)?.pid;
-                Ok(if has_ended(pid) { Occupant::Stale } else { Occupant::Live })
-            }
-        }
-    }
 }
 
 /// Is a server of user `server` one that user `own` believes, in a directory of `owner`? Root
 /// could be anybody, and who chose the directory chose its owner.
 pub(super) fn may_serve(server: u32, own: u32, owner: u32) -> bool {
     [0, own, owner].contains(&server)
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Occupant {
-    None,
-    Stale,
-    Live,
-}
-
-/// What tells one file at a path from the next.
-fn identity(path: &Path) -> Option<[u64; 4]> {
-    let stat = lstat(path).ok()?;
-    Some([stat.st_dev, stat.st_ino, stat.st_ctime as u64, stat.st_ctime_nsec])
-}
-
-/// Whether there is another file at the path, before `end`; also if there is none. Who takes
-/// over renames a new one to it, so nobody has to call again and again: a queue that nobody
-/// empties would soon be full.
-fn changes(path: &Path, before: Option<[u64; 4]>, end: Instant) -> bool {
-    loop {
-        if identity(path) != before {
-            return true;
-        }
-        if Instant::now() >= end {
-            return false;
-        }
-        std::thread::sleep(LOOK);
-    }
-}
-
-/// Has this process ended? Not that we know, if it cannot be looked at.
-fn has_ended(pid: u32) -> bool {
-    match pidfd::open(pid) {
-        Ok(process) => pidfd::has_ended(process).unwrap_or(false),
-        Err(errno) => errno == Errno::SRCH,
-    }
-}
-
-pub(super) fn remove(path: &Path) -> rustix::io::Result<()> {
-    match unlink(path) {
-        Err(Errno::NOENT) => Ok(()),
-        done => done,
-    }
-}
-
-/// Where this process looks for the names of regions, unless it is told another directory: the
-/// rule is in [the module's table](super). It may not be there yet.
-///
-/// # Errors
-///
-/// EINVAL if `UNMERGED_RUNTIME_DIR` is not an absolute path.
-pub fn runtime_directory() -> Result<PathBuf> {
-    place("mshare::runtime_directory", None).map(|(path, _)| path)
-}
-
-/// Where the directory is, and whether that is the user's default.
-fn place(operation: &'static str, given: Option<&Path>) -> Result<(PathBuf, bool)> {
-    // A program with more rights than its caller does not follow the caller's environment.
-    // SAFETY: getauxval reads the auxiliary vector of this process.
-    let trusted = unsafe { libc::getauxval(libc::AT_SECURE) } == 0;
-    let variable = |name| {
-        std::env::var_os(name).filter(|value| trusted && !value.is_empty()).map(PathBuf::from)
-    };
-    let given = given.map(Path::to_path_buf).or_else(|| variable("UNMERGED_RUNTIME_DIR"));
-    if let Some(path) = given {
-        if path.is_absolute() {
-            return Ok((path, false));
-        }
-        return Err(Error::with(
-            operation,
-            Errno::INVAL,
-            format_args!("runtime directory {} is not absolute", path.display()),
-        ));
-    }
-    if let Some(path) = variable("XDG_RUNTIME_DIR").filter(|path| path.is_absolute()) {
-        return Ok((path.join("unmerged"), true));
-    }
-    let uid = geteuid().as_raw();
-    let user = PathBuf::from(format!("/run/user/{uid}"));
-    let ours = |stat: Stat| {
-        FileType::from_raw_mode(stat.st_mode) == FileType::Directory && stat.st_uid == uid
-    };
-    if lstat(&user).is_ok_and(ours) {
-        return Ok((user.join("unmerged"), true));
-    }
-    Ok((PathBuf::from(format!("/tmp/unmerged-{uid}")), true))
 }
 
 #[cfg(all(test, not(loom)))]

@@ -1,7 +1,8 @@
 //! How a process follows the log: what the layout says is mapped here.
 
+use super::backing::{Backing, Huge, Kind};
 use super::held::{Held, Local, Object};
-use super::layout::{Backing, Difference, Huge, Kind, Segment, differences, pieces, replace};
+use super::layout::{Difference, Segment, differences, pieces, replace};
 use super::participants::Token;
 use super::wire::Ask;
 use crate::error::{Error, Result};

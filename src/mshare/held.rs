@@ -1,10 +1,11 @@
 //! A region as this process holds it: its mappings, its files, its place among the participants.
 
 use super::agent::Agent;
+use super::backing::Kind;
 use super::directory::{Directory, may_serve};
 use super::gate::{Gate, Inside};
 use super::header::Header;
-use super::layout::{Kind, Segment};
+use super::layout::Segment;
 use super::ledger::Ledger;
 use super::participants::Token;
 use super::rights::Rights;

@@ -4,7 +4,8 @@
 //! nothing any more. Ages differ, so neighbours stay apart; and a region in which a page here and
 //! there comes and goes would soon have as many parts as there may be, with nothing in them.
 
-use super::layout::{Backing, SEGMENTS, Segment};
+use super::backing::Backing;
+use super::layout::{SEGMENTS, Segment};
 
 /// The same layout with holes that touch as one: those up to `emptied`, of which the age says
 /// nothing, and the others, as old as the youngest of them. If there are too many parts still, all

@@ -1,6 +1,6 @@
 //! What can be mapped into a region, under which protection, and who follows.
 
-use super::layout::Huge;
+use super::backing::Huge;
 use crate::sys::map::Access;
 use crate::sys::memfd::HugePage;
 use core::time::Duration;

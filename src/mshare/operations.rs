@@ -1,15 +1,16 @@
 //! What a participant does to the mappings of a region, as a caller sees it.
 
+use super::backing::{Huge, Kind};
 use super::bring::Bringer;
-use super::change::{Change, aligned, check};
+use super::change::Change;
 use super::held::Held;
-use super::layout::{Backing, Huge, Kind, pieces};
-use super::object::{Acks, Advice, HugePages, Object, Prot, What};
+use super::object::{Acks, HugePages, Object, Prot, What};
 use super::region::Region;
 use super::rights::Rights;
-use super::serve::{ADVICE, REPLACE, pack};
+use super::serve::{REPLACE, pack};
+use super::span::{aligned, check};
 use super::wire::Ask;
-use super::{ADVISE, MAP, PROTECT, SYNC, UNMAP};
+use super::{MAP, PROTECT, SYNC, UNMAP};
 use crate::error::{Context, Error, Result};
 use crate::sys::memfd;
 use core::ops::Range;
@@ -20,10 +21,10 @@ use rustix::io::Errno;
 use std::time::Instant;
 
 /// How long the operations without a time of their own wait for the others.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// ETIMEDOUT if somebody does not follow.
-fn complete(operation: &'static str, acks: &Acks) -> Result<()> {
+pub(super) fn complete(operation: &'static str, acks: &Acks) -> Result<()> {
     if acks.is_complete() {
         return Ok(());
     }
@@ -257,101 +258,6 @@ impl Region {
         self.alter(PROTECT, range, &Change::Protect(access), Ask::Protect, numbers, patience)
     }
 
-    /// Gives advice about a part of the region; [`Advice`] says for whom each holds.
-    ///
-    /// # Errors
-    ///
-    /// EINVAL for no whole pages, outside of the region, or advice that this memory does not
-    /// take; EPERM without the right; ENOMEM if nothing lies in a part of it; EOPNOTSUPP where
-    /// the kernel has not the advice; ETIMEDOUT.
-    pub fn advise(&self, range: Range<usize>, advice: Advice) -> Result<()> {
-        let whole = self.range(ADVISE, range)?;
-        let kept = match advice {
-            Advice::HugePage => Huge::Yes,
-            Advice::NoHugePage => Huge::No,
-            Advice::Default => Huge::Default,
-            other => return self.advise_here(whole, other),
-        };
-        self.may(ADVISE, Rights::PROTECT)?;
-        let flags = pack(crate::sys::map::Access::None, kept) | ADVICE;
-        let numbers = [whole.start, whole.end - whole.start, flags, 0, 0];
-        let change = Change::Advise(kept);
-        let acks = self.alter(ADVISE, whole, &change, Ask::Protect, numbers, PATIENCE)?;
-        complete(ADVISE, &acks)
-    }
-
-    /// Advice that one process gives for all, or for itself.
-    fn advise_here(&self, range: Range<u64>, advice: Advice) -> Result<()> {
-        self.attachment.be_born(ADVISE)?;
-        let held = self.attachment.held();
-        let mut local = held.enter();
-        held.follow(ADVISE, &mut local)?;
-        let whole = range.clone();
-        let parts = pieces(local.layout.as_deref().unwrap_or_default(), range);
-        if parts.iter().any(|part| part.backing == Backing::Hole) {
-            return Err(Error::because(ADVISE, Errno::NOMEM, "nothing lies in a part of it"));
-        }
-        let number = match advice {
-            Advice::Remove => {
-                self.may(ADVISE, Rights::WRITE | Rights::UNMAP)?;
-                held.check_heap(ADVISE, &whole)?;
-                return held.empty(&parts).op(ADVISE);
-            }
-            // MADV_POPULATE_READ is of 5.14; what it does, a look at each page does.
-            Advice::Populate => return self.populate(&parts),
-            Advice::Collapse => libc::MADV_COLLAPSE,
-            Advice::WillNeed => libc::MADV_WILLNEED,
-            Advice::DontNeed => libc::MADV_DONTNEED,
-            Advice::Cold => libc::MADV_COLD,
-            _ => libc::MADV_PAGEOUT,
-        };
-        for part in &parts {
-            let (offset, len) = (part.offset as usize, part.len as usize);
-            // SAFETY: of shared memory, none of these takes contents away.
-            match unsafe { held.data.advise_part(offset, len, number) } {
-                Ok(()) => {}
-                Err(_) if advice == Advice::Collapse => self.collapse(offset, len)?,
-                Err(errno) => return Err(Error::new(ADVISE, errno)),
-            }
-        }
-        Ok(())
-    }
-
-    /// One huge page after the other, so that one that cannot be does not keep the rest.
-    fn collapse(&self, offset: usize, len: usize) -> Result<()> {
-        const HUGE: usize = 2 << 20;
-        let (start, end) = (offset.next_multiple_of(HUGE), (offset + len) / HUGE * HUGE);
-        for at in (start..end).step_by(HUGE) {
-            let data = &self.attachment.held().data;
-            // SAFETY: takes nothing away.
-            match unsafe { data.advise_part(at, HUGE, libc::MADV_COLLAPSE) } {
-                // Nothing there to collapse, somebody holds a page, no huge page free for now.
-                Ok(()) | Err(Errno::INVAL | Errno::AGAIN | Errno::BUSY | Errno::NOMEM) => {}
-                Err(errno) => return Err(Error::new(ADVISE, errno)),
-            }
-        }
-        if probe_collapse() {
-            return Ok(());
-        }
-        Err(Error::because(ADVISE, Errno::OPNOTSUPP, "MADV_COLLAPSE needs Linux 6.1"))
-    }
-
-    fn populate(&self, parts: &[super::layout::Segment]) -> Result<()> {
-        let held = self.attachment.held();
-        for part in parts {
-            let done = match part.backing {
-                Backing::Memory => memfd::allocate(held.data_file(), part.at, part.len),
-                Backing::Object { id, .. } => match held.object(id) {
-                    Some(object) => memfd::allocate(&object.file, part.at, part.len),
-                    None => Ok(()),
-                },
-                Backing::Hole => Ok(()),
-            };
-            done.op(ADVISE)?;
-        }
-        Ok(())
-    }
-
     /// Follows what others have changed, now and in this thread; answers the number of the last
     /// change. A process with an agent need not call it, except a forked child, which
     /// becomes a participant by it: until then, it has what its parent had at the fork.
@@ -365,13 +271,13 @@ impl Region {
         self.attachment.live(SYNC)
     }
 
-    fn range(&self, operation: &'static str, range: Range<usize>) -> Result<Range<u64>> {
+    pub(super) fn range(&self, operation: &'static str, range: Range<usize>) -> Result<Range<u64>> {
         let range = range.start as u64..range.end as u64;
         check(operation, &range, self.size() as u64)?;
         Ok(range)
     }
 
-    fn may(&self, operation: &'static str, needed: Rights) -> Result<()> {
+    pub(super) fn may(&self, operation: &'static str, needed: Rights) -> Result<()> {
         let rights = self.rights();
         if rights.contains(needed) {
             return Ok(());
@@ -381,7 +287,7 @@ impl Region {
     }
 
     /// A change without an object: by ourselves, or through the server.
-    fn alter(
+    pub(super) fn alter(
         &self,
         operation: &'static str,
         range: Range<u64>,
@@ -442,12 +348,6 @@ impl Region {
         }
         Ok(held.wait(generation, deadline))
     }
-}
-
-/// Does this kernel know `MADV_COLLAPSE`? For no bytes it says yes or EINVAL.
-fn probe_collapse() -> bool {
-    // SAFETY: no bytes are touched.
-    unsafe { libc::madvise(core::ptr::null_mut(), 0, libc::MADV_COLLAPSE) == 0 }
 }
 
 impl Prot {

@@ -1,6 +1,7 @@
 //! What lies where in a region, for who wants to look.
 
-use super::layout::{Backing, Huge, Kind, pieces};
+use super::backing::{Backing, Huge, Kind};
+use super::layout::pieces;
 use super::object::{HugePages, Prot};
 use super::region::Region;
 use crate::error::Result;

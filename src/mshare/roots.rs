@@ -8,7 +8,7 @@
 //! |---|---|---|
 //! | `key` | hash of the name, never 0 | once, by compare-exchange |
 //! | `kind` | size and alignment of the type, bit 63 set | once, by compare-exchange |
-//! | `tag` | of the type, [`Resident::TAG`] | once, by compare-exchange |
+//! | `tag` | of the type, [`Resident::TAG`](crate::shm::Resident::TAG) | once, by compare-exchange |
 //! | `name` | the first 32 bytes of it, for whoever lists the roots | by each setter, to the same |
 //! | `pointer` | address of the value, 0 for none | any time, by an exchange or a release store |
 //!
@@ -22,7 +22,7 @@
 //! several who create a root, or remove it, the exchange of `pointer` lets one; a removed root
 //! keeps its place, for the same name and type.
 
-use crate::shm::Resident;
+use super::root_key::{Key, Kind, NAME};
 use crate::sync::{AtomicU64, Ordering};
 
 /// Number of roots in a region.
@@ -39,65 +39,7 @@ pub(super) struct Root {
     name: [AtomicU64; NAME],
 }
 
-/// Words of a name that are kept.
-const NAME: usize = 4;
-
 crate::sync::assert_layout!(size_of::<Root>() == 64);
-
-/// A name, as roots keep it.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Key {
-    hash: u64,
-    name: [u64; NAME],
-}
-
-impl Key {
-    pub(super) fn of(name: &str) -> Self {
-        let mut bytes = [0; NAME * 8];
-        let len = name.len().min(bytes.len());
-        bytes[..len].copy_from_slice(&name.as_bytes()[..len]);
-        let (words, _) = bytes.as_chunks();
-        Self { hash: key(name), name: core::array::from_fn(|n| u64::from_le_bytes(words[n])) }
-    }
-}
-
-/// Hash of a name (FNV-1a, 64 bits), never 0. Names are told apart by this alone: a
-/// compare-exchange of one word cannot be cut in halves by a kill, one of a name could.
-fn key(name: &str) -> u64 {
-    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    });
-    hash.max(1)
-}
-
-/// Size and alignment of a type, as one word that is never 0, and its tag.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Kind(u64, u64);
-
-impl Kind {
-    const SET: u64 = 1 << 63;
-
-    /// Of `T`.
-    pub(super) const fn of<T: Resident>() -> Self {
-        let align = align_of::<T>().trailing_zeros() as u64;
-        Self(Self::SET | (size_of::<T>() as u64) << 8 | align, T::TAG)
-    }
-
-    /// What the type says that it is; 0 for nothing.
-    pub(super) const fn tag(self) -> u64 {
-        self.1
-    }
-
-    /// Bytes of a value.
-    pub(super) const fn size(self) -> u64 {
-        (self.0 & !Self::SET) >> 8
-    }
-
-    /// Its alignment, as a power of two.
-    pub(super) const fn align_log2(self) -> u64 {
-        self.0 & 0xff
-    }
-}
 
 /// Why a root cannot be set or read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,7 +52,7 @@ pub(super) enum Refusal {
 
 impl Root {
     fn kind(&self) -> Kind {
-        Kind(self.kind.load(Ordering::Relaxed), self.tag.load(Ordering::Relaxed))
+        Kind::of_words(self.kind.load(Ordering::Relaxed), self.tag.load(Ordering::Relaxed))
     }
 }
 
@@ -186,7 +128,7 @@ impl Roots<'_> {
     fn prepare(&self, key: Key, kind: Kind) -> Result<&Root, Refusal> {
         let root = self.claim(key.hash).ok_or(Refusal::Full)?;
         let relaxed = Ordering::Relaxed;
-        for (word, value) in [(&root.kind, kind.0), (&root.tag, kind.1)] {
+        for (word, value) in [(&root.kind, kind.word()), (&root.tag, kind.tag())] {
             if let Err(other) = word.compare_exchange(0, value, relaxed, relaxed)
                 && other != value
             {
@@ -221,12 +163,6 @@ impl Roots<'_> {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-
-    impl From<u64> for Key {
-        fn from(hash: u64) -> Self {
-            Self { hash, name: [hash; NAME] }
-        }
-    }
 
     fn roots() -> [Root; ROOTS] {
         core::array::from_fn(|_| Root {
@@ -298,6 +234,8 @@ mod tests {
 
     #[test]
     fn a_tag_is_part_of_the_kind() {
+        use crate::shm::Resident;
+
         struct Tagged;
         // SAFETY: nothing in it.
         unsafe impl Resident for Tagged {
@@ -311,12 +249,6 @@ mod tests {
         assert_eq!(roots.set(1.into(), Kind::of::<()>(), 16), refused);
         assert_eq!(roots.get(1.into(), Kind::of::<Tagged>()), Ok(8));
     }
-
-    #[test]
-    fn keys() {
-        assert_ne!(key("index"), key("indey"));
-        assert_ne!(key(""), 0);
-    }
 }
 
 #[cfg(all(test, loom))]
@@ -326,12 +258,6 @@ mod models {
     use loom::cell::UnsafeCell;
     use loom::sync::Arc;
     use loom::thread;
-
-    impl From<u64> for Key {
-        fn from(hash: u64) -> Self {
-            Self { hash, name: [hash; NAME] }
-        }
-    }
 
     struct Shared {
         roots: [Root; 2],

@@ -2,10 +2,10 @@
 //! says; what it may do, the mode of the region and its slot.
 
 use super::agent::Desk;
+use super::backing::{Huge, Kind};
 use super::bring::{Bringer, Brought};
 use super::change::{Change, Charge};
 use super::held::{Object, join};
-use super::layout::{Huge, Kind};
 use super::participants::{PARTICIPANTS, Token};
 use super::rights::Rights;
 use super::wire::{Ask, REQUEST_LEN, Reply, Request};
@@ -246,7 +246,7 @@ impl Desk {
             return Err(Errno::PERM);
         }
         let held = &self.held;
-        super::change::check(super::MAP, &range, held.shape.size)
+        super::span::check(super::MAP, &range, held.shape.size)
             .map_err(|error| Errno::from_raw_os_error(error.raw_os_error()))?;
         let quota = held.ledger().quota.load(Ordering::Relaxed) as usize;
         let charge = Some(Charge { slot: token.slot, quota });

@@ -5,8 +5,9 @@
 //! thread finds its parent's, sees by the [tag] that it is not its own, and takes another.
 
 use super::class::CLASSES;
+use super::hand::Local;
 use super::kept::Kept;
-use super::member::{Local, Member};
+use super::member::Member;
 use super::space::Space;
 use crate::error::{Error, Result};
 use crate::mshare::attachment::{Attachment, Keep};

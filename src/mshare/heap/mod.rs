@@ -23,11 +23,15 @@ mod cache;
 mod check;
 mod class;
 mod extent;
+mod hand;
 mod kept;
 mod lock;
+mod making;
 mod member;
 mod owner;
 mod pages;
+mod refill;
+mod report;
 mod room;
 mod slab;
 mod space;
@@ -39,26 +43,20 @@ mod allocator;
 #[cfg(all(test, not(loom)))]
 mod tests;
 
-pub use check::{HeapStats, Problem, Report};
+pub(super) use making::range;
+pub use report::{HeapStats, Problem, Report};
 
-use super::layout::plain_until;
-use super::region::Region;
 use crate::error::{Error, Result};
 use crate::shm::Resident;
-use crate::sync::Ordering;
 use crate::sys::map::{self, PAGE};
 use cache::Cache;
-use class::CLASSES;
 use core::alloc::Layout;
 use core::num::NonZeroUsize;
-use core::ops::Range;
 use core::ptr::{self, NonNull};
-use extent::Extent;
-use member::{Block, Local, Refusal};
+use member::{Block, Refusal};
+use refill::{free_anywhere, put_down, run, small};
 use rustix::io::Errno;
-use space::Space;
 
-const OPEN: &str = "mshare::Region::heap";
 const ALLOC: &str = "mshare::Heap::alloc";
 const FREE: &str = "mshare::Heap::free";
 const RESIZE: &str = "mshare::Heap::resize";
@@ -69,7 +67,7 @@ const PUNCH: usize = 256 << 10;
 /// An allocator of memory in a region.
 ///
 /// A handle is one word, the address of the region, and means the same heap in every process that
-/// has called [`Region::heap`]. It can be stored in the region: a vector or map that one
+/// has called [`Region::heap`](super::Region::heap). It can be stored in the region: a vector or map that one
 /// process makes with it is read, grown and dropped by another. With the feature `allocator-api2` it
 /// is an `Allocator` of that crate.
 ///
@@ -102,8 +100,9 @@ const PUNCH: usize = 256 << 10;
 /// - **Hostile bytes.** Whatever is written over the heap's own words, what is given out lies in the
 ///   region and is aligned, and every call returns; but two may be given the same bytes.
 /// - **Stopped processes.** Small blocks are allocated and freed without waiting, except for
-///   the one in many that needs a new slab; there, and for runs, a participant that is stopped
-///   inside of the lock is waited for, for 2 s, and then the error is ETIMEDOUT.
+///   the one in many that needs a new slab; there, and for large ones, a participant that is stopped
+///   inside of the lock is waited for, for 2 s, and then the error is ETIMEDOUT. Of large blocks up
+///   to 256 KiB, those that the thread has just freed, 8 at most, are had without the lock.
 /// - **fork.** The child is a participant of its own. What it inherits is not its to free twice:
 ///   parent and child see one heap.
 /// - **Not** in signal handlers, nor in the child of `vfork`.
@@ -118,92 +117,6 @@ pub struct Heap {
 // SAFETY: one word, checked against what the process knows whenever it is used.
 unsafe impl Resident for Heap {}
 
-impl Region {
-    /// The heap of this region: all of its memory that [`alloc`](Self::alloc) and arenas had not
-    /// taken when the first process asked, up to the first part that is no plain memory: an object,
-    /// or the [room](super::Builder::room) for some. From then on they take from the heap, and
-    /// nothing can be mapped, unmapped or protected there.
-    ///
-    /// # Errors
-    ///
-    /// EINVAL if less than 256 KiB is left, EACCES for a participant that may not write, EPERM if
-    /// there is no heap yet and this participant has not all rights, EBADMSG for a control page that
-    /// names a heap outside of the region, ENFILE if this process uses 64 heaps, ETIMEDOUT if
-    /// another process keeps the lock of the region.
-    pub fn heap(&self) -> Result<Heap> {
-        self.heap_of(usize::MAX)
-    }
-
-    /// The same, of at most so many bytes if there is none yet.
-    ///
-    /// # Errors
-    ///
-    /// As for [`heap`](Self::heap).
-    pub fn heap_of(&self, bytes: usize) -> Result<Heap> {
-        self.writable(OPEN)?;
-        let extent = match self.extent(OPEN)? {
-            Some(extent) => extent,
-            None => self.make_heap(bytes as u64)?,
-        };
-        // SAFETY: mapped, and kept so by the attachment that goes with it.
-        let space = unsafe { Space::new(OPEN, self.base(), extent) }?;
-        cache::learn(OPEN, space, self.attachment())?;
-        Ok(Heap { region: self.base().addr() })
-    }
-
-    /// The heap, if there is one.
-    fn extent(&self, operation: &'static str) -> Result<Option<Extent>> {
-        let (word, size) = (self.attachment().header().next(), self.size() as u64);
-        let corrupt = |word| {
-            let numbers = format_args!("heap of {word:#x} in a region of {size} bytes");
-            Error::with(operation, Errno::BADMSG, numbers)
-        };
-        Extent::of(word.load(Ordering::Relaxed), size).map_err(corrupt)
-    }
-
-    /// Makes one, under the lock of the log: no mapping changes meanwhile, and whoever changes one
-    /// later sees the heap.
-    fn make_heap(&self, bytes: u64) -> Result<Extent> {
-        let size = self.size() as u64;
-        let word = self.attachment().header().next();
-        // Also when memory lies there.
-        let room = self.attachment().header().room(size);
-        self.attachment().held().locked(OPEN, |layout| {
-            let mut seen = word.load(Ordering::Relaxed);
-            loop {
-                if let Some(extent) = self.extent(OPEN)? {
-                    return Ok(extent);
-                }
-                let end = plain_until(layout, seen.next_multiple_of(PAGE as u64), size).min(room);
-                let extent = Extent::from(seen, bytes, end).unwrap_or(Extent { start: 0, len: 0 });
-                if extent.len < space::LEN_MIN {
-                    let numbers =
-                        format_args!("{} bytes are left, at least {}", extent.len, space::LEN_MIN);
-                    return Err(Error::with(OPEN, Errno::INVAL, numbers));
-                }
-                // Relaxed: there is nothing behind it but zeros.
-                let relaxed = Ordering::Relaxed;
-                match word.compare_exchange(seen, extent.word(), relaxed, relaxed) {
-                    Ok(_) => return Ok(extent),
-                    Err(now) => seen = now,
-                }
-            }
-        })
-    }
-
-    /// Does the bump pointer say that the rest is a heap of this region?
-    pub(super) fn is_heap(&self, word: u64) -> bool {
-        matches!(Extent::of(word, self.size() as u64), Ok(Some(_)))
-    }
-}
-
-/// Which bytes of a region are its heap, by the word of its control page; none if it names
-/// something outside.
-pub(super) fn range(word: u64, size: u64) -> Option<Range<u64>> {
-    let extent = Extent::of(word, size).ok().flatten()?;
-    Some(extent.start..extent.start + extent.len)
-}
-
 impl Heap {
     fn with<R>(&self, operation: &'static str, body: impl FnOnce(&mut Cache) -> R) -> Result<R> {
         cache::with(operation, self.region.get(), body)
@@ -214,7 +127,7 @@ impl Heap {
     ///
     /// # Errors
     ///
-    /// ENOMEM with the numbers; ENXIO if this process has not called [`Region::heap`]; EAGAIN if
+    /// ENOMEM with the numbers; ENXIO if this process has not called [`Region::heap`](super::Region::heap); EAGAIN if
     /// the heap has as many living threads as it takes, 16 to 1024 by size; ETIMEDOUT if a
     /// participant is stopped inside of the lock.
     #[inline]
@@ -395,7 +308,7 @@ impl Heap {
     /// No thread of this process calls this heap any more, by this handle, by another, or by a value
     /// that has one; those that did have been joined (a thread gives back what it has in hand
     /// when it ends, after a scope has let go of it). Nothing uses memory of the heap beyond
-    /// the life of the [`Region`].
+    /// the life of the [`Region`](super::Region).
     pub unsafe fn close(self) {
         cache::forget(self.region.get());
     }
@@ -433,81 +346,4 @@ impl Heap {
         );
         Error::with(ALLOC, Errno::NOMEM, numbers)
     }
-}
-
-/// Puts down what the thread has in hand.
-fn put_down(cache: &mut Cache) {
-    for class in 0..CLASSES {
-        if cache.locals[class].slab != 0 {
-            cache.member.drop_local(class, &mut cache.locals[class]);
-        }
-    }
-    cache.member.unkeep_all(&mut cache.kept);
-}
-
-/// Frees what begins at this address; whether there was something.
-fn free_anywhere(cache: &mut Cache, address: usize) -> bool {
-    match Block::at(&cache.member.space, address) {
-        Some(Block::Small { page, class, index }) => {
-            cache.member.free(page, class, index, &mut cache.locals[class])
-        }
-        Some(Block::Run { page, pages }) => cache.member.free_run(page, pages, &mut cache.kept),
-        None => false,
-    }
-}
-
-/// A small block, when there is none in hand.
-#[cold]
-fn small(cache: &mut Cache, class: usize, align: usize) -> core::result::Result<usize, Refusal> {
-    let member = cache.member;
-    let hand_out = |class, local: &mut Local| member.hand_out(class, local).ok_or(Refusal::Full);
-    let local = &mut cache.locals[class];
-    match member.fill(class, local) {
-        Ok(()) => return hand_out(class, local),
-        Err(Refusal::Locked) => return Err(Refusal::Locked),
-        Err(Refusal::Full) => {}
-    }
-    reclaim(cache);
-    let local = &mut cache.locals[class];
-    match member.fill(class, local) {
-        Ok(()) => return hand_out(class, local),
-        Err(Refusal::Locked) => return Err(Refusal::Locked),
-        Err(Refusal::Full) => {}
-    }
-    // A larger block does as well.
-    for class in class + 1..CLASSES {
-        let local = &mut cache.locals[class];
-        if class::SIZES[class].is_multiple_of(align.min(PAGE))
-            && member.fill_from_room(class, local)
-        {
-            return hand_out(class, local);
-        }
-    }
-    Err(Refusal::Full)
-}
-
-/// A run of pages.
-fn run(cache: &mut Cache, layout: Layout) -> core::result::Result<usize, Refusal> {
-    let member = cache.member;
-    let pages = layout.size().div_ceil(PAGE);
-    let align = layout.align().max(PAGE);
-    if let Some(page) = member.take_kept(pages, align, &mut cache.kept) {
-        return Ok(member.space.memory(page).addr().get());
-    }
-    let take = || member.pages().map(|lock| lock.take_run(pages, align));
-    let page = match take()? {
-        Some(page) => page,
-        None => {
-            reclaim(cache);
-            take()?.ok_or(Refusal::Full)?
-        }
-    };
-    Ok(member.space.memory(page).addr().get())
-}
-
-/// Makes free what can be.
-fn reclaim(cache: &mut Cache) {
-    put_down(cache);
-    cache.member.recover_others();
-    cache.member.sweep();
 }
