@@ -192,6 +192,17 @@ fn an_object_that_is_there_ends_the_heap() {
 }
 
 #[test]
+fn the_room_is_not_the_heaps_when_memory_lies_there() {
+    let dir = TempDir::new().unwrap();
+    let region = build(&dir).room(4 * MIB).create().unwrap();
+    let start = region.size() - 4 * MIB;
+    region.map(start..start + MIB, Object::anonymous()).unwrap();
+    let capacity = region.heap().unwrap().stats().unwrap().capacity;
+    assert!(capacity < start, "{capacity}");
+    region.unmap(start..start + MIB).unwrap();
+}
+
+#[test]
 fn who_may_use_a_heap() {
     let dir = TempDir::new().unwrap();
     let region = build(&dir).create().unwrap();

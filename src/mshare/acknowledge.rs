@@ -16,11 +16,7 @@ impl Held {
         const GLANCE: Duration = Duration::from_millis(10);
         let began = Instant::now();
         let participants = self.ledger().participants();
-        let trouble =
-            |token: &Token| match self.ledger().slot(*token).trouble.load(Ordering::Relaxed) {
-                0 => None,
-                errno => Some(errno.cast_signed()),
-            };
+        let trouble = |token: &Token| participants.trouble(*token, generation).map(i32::from);
         let late = loop {
             let seen = self.ledger().acks().load(Ordering::Acquire);
             let mut behind = participants.behind(generation);

@@ -7,13 +7,15 @@
 //! away from the listeners for a moment.
 
 use super::claim::Name;
+use super::follow;
 use super::held::Held;
+use super::lines::{self, Lines};
 use super::participants::Token;
+use super::wire::Ask;
 use crate::error::{Context, Error, Result};
 use crate::sync::Ordering;
 use crate::sys::socket::{self, Connection};
-use crate::sys::{pidfd, signals};
-use core::cell::Cell;
+use crate::sys::{pidfd, signals, thread};
 use core::mem::ManuallyDrop;
 use core::ops::Deref;
 use core::ptr::NonNull;
@@ -33,6 +35,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(50);
 /// How soon something is tried again that somebody else was in the way of.
 const SOON: Duration = Duration::from_millis(1);
+/// How soon a change is tried again that could not be followed, at first and at last.
+const AGAIN: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(4));
 /// Callers at a time; one more cuts off the oldest.
 const CALLERS: usize = 64;
 
@@ -58,6 +62,8 @@ pub(super) struct Agent {
     stop: Arc<OwnedFd>,
     thread: ManuallyDrop<JoinHandle<Desk>>,
     pid: u32,
+    /// The name that appeared when the thread served already.
+    pub(super) name: Option<Name>,
 }
 
 impl Agent {
@@ -68,26 +74,32 @@ impl Agent {
     ///
     /// EMFILE or ENFILE, EAGAIN if there can be no more threads.
     pub(super) fn start(
+        operation: &'static str,
         held: &Arc<Held>,
         listeners: Vec<OwnedFd>,
-        name: Option<Name>,
     ) -> Result<Self> {
-        const OP: &str = super::OPEN;
-        let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).op(OP)?);
-        let ears = epoll::create(epoll::CreateFlags::CLOEXEC).op(OP)?;
+        let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).op(operation)?);
+        let ears = epoll::create(epoll::CreateFlags::CLOEXEC).op(operation)?;
         // Each ring is an edge for everybody, whoever else hears it.
         let edge = epoll::EventFlags::IN | epoll::EventFlags::ET;
-        epoll::add(&ears, &held.files.bell, epoll::EventData::new_u64(0), edge).op(OP)?;
+        epoll::add(&ears, &held.files.bell, epoll::EventData::new_u64(0), edge).op(operation)?;
         let desk = Desk {
             held: Lent(NonNull::from(&**held)),
             stop: stop.clone(),
             ears,
             listeners,
-            name,
+            name: None,
             callers: VecDeque::new(),
             watched: Vec::new(),
             offered: held.ledger().epoch.load(Ordering::Acquire),
             due: true,
+            is_nameless: false,
+            lost: None,
+            again: None,
+            lines: Lines::default(),
+            line: None,
+            // So the server learns of this thread.
+            is_deaf: !held.is_full(),
             is_settled: false,
         };
         if !desk.listeners.is_empty() {
@@ -97,21 +109,28 @@ impl Agent {
         let thread = std::thread::Builder::new()
             .name("unmerged-mshare".into())
             .spawn(move || desk.run())
-            .map_err(|_| Error::because(OP, Errno::AGAIN, "cannot start a thread"))?;
+            .map_err(|_| Error::because(operation, Errno::AGAIN, "cannot start a thread"))?;
         drop(masked);
-        Ok(Self { stop, thread: ManuallyDrop::new(thread), pid: std::process::id() })
+        Ok(Self { stop, thread: ManuallyDrop::new(thread), pid: std::process::id(), name: None })
+    }
+
+    /// Whether it runs in this process: a forked child has its parent's in name only.
+    pub(super) fn is_ours(&self) -> bool {
+        self.pid == std::process::id()
     }
 
     /// Stops the thread; what it had. `None` in a forked child, which has no such thread, and
     /// shares the eventfd with its parent.
     pub(super) fn stop(mut self) -> Option<Desk> {
-        if self.pid != std::process::id() {
+        if !self.is_ours() {
             return None;
         }
         // SAFETY: taken once, here.
         let thread = unsafe { ManuallyDrop::take(&mut self.thread) };
         rustix::io::write(&*self.stop, &1_u64.to_ne_bytes()).ok()?;
-        thread.join().ok()
+        let mut desk = thread.join().ok()?;
+        desk.name = desk.name.or(self.name.take());
+        Some(desk)
     }
 }
 
@@ -133,22 +152,24 @@ pub(super) struct Desk {
     offered: u64,
     /// Whether there is something to follow.
     due: bool,
+    /// Since when an object is nowhere to be had.
+    lost: Option<Instant>,
+    /// When what could not be followed is tried again, and how long after the last time that is.
+    again: Option<(Instant, Duration)>,
+    /// To participants that have no bell, if this process serves.
+    pub(super) lines: Lines,
+    /// From the server, if this process has no bell: another than the first.
+    line: Option<OwnedFd>,
+    /// Whether that is cut.
+    is_deaf: bool,
+    /// Whether this process serves and has still to take the name.
+    pub(super) is_nameless: bool,
     /// Whether this process serves, and has looked at all that were there before.
     is_settled: bool,
 }
 
-thread_local! {
-    static IS_HERE: Cell<bool> = const { Cell::new(false) };
-}
-
-/// Is the calling thread an agent?
-pub(super) fn is_here() -> bool {
-    IS_HERE.get()
-}
-
 impl Desk {
     fn run(mut self) -> Self {
-        IS_HERE.set(true);
         let mut pause = None;
         loop {
             let again = self.attend();
@@ -231,12 +252,41 @@ impl Desk {
         let mut room = [core::mem::MaybeUninit::<epoll::Event>::uninit(); 1];
         let _ = epoll::wait(&self.ears, &mut room, Some(&none));
         self.due = true;
+        let held = &self.held;
+        if !held.is_full() {
+            self.is_deaf |= lines::is_cut(self.line.as_ref().unwrap_or(&held.files.bell));
+        } else if held.is_serving() {
+            self.lines.ring(|token| held.ledger().participants().is_present(token));
+        }
+    }
+
+    /// Has whoever serves now give us a line instead of the one that is cut.
+    fn hear(&mut self) -> Result<()> {
+        let token = self.held.try_enter().and_then(|local| local.token);
+        let token = token.ok_or_else(|| Error::new(super::SYNC, Errno::AGAIN))?;
+        let numbers = [token.slot as u64, token.life, thread::id().into(), 0, 0];
+        let (_, mut files) = {
+            let deadline = Instant::now() + follow::PATIENCE;
+            self.held.ask(super::SYNC, Ask::Listen, numbers, None, deadline)?
+        };
+        let line = files.pop().ok_or_else(|| Error::new(super::SYNC, Errno::BADMSG))?;
+        let edge = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        epoll::add(&self.ears, &line, epoll::EventData::new_u64(0), edge).op(super::SYNC)?;
+        let _ = epoll::delete(&self.ears, self.line.as_ref().unwrap_or(&self.held.files.bell));
+        self.line = Some(line);
+        self.is_deaf = false;
+        Ok(())
     }
 
     /// Does what is due: follows the log, and looks who serves and who is to be watched. When
     /// what is left is to be tried again.
     fn attend(&mut self) -> Option<Duration> {
-        if !self.due {
+        if !self.due
+            && let Some(end) = self.again.map(|(end, _)| end).filter(|&end| end > Instant::now())
+        {
+            return Some(end.saturating_duration_since(Instant::now()));
+        }
+        if !self.due && self.again.is_none() {
             return None;
         }
         self.due = false;
@@ -252,22 +302,37 @@ impl Desk {
         }
         // Without a descriptor for a process, there may be one later.
         let watched = self.watch();
+        let is_time = self.again.is_none_or(|(end, _)| end <= Instant::now());
+        let hears = !self.is_deaf || (is_time && self.hear().is_ok());
+        let is_named = !self.is_nameless || (is_time && self.take_name());
         let Some(mut local) = self.held.try_enter() else {
             self.due = true;
             return Some(SOON);
         };
         // What went wrong is in our slot, for whoever waits.
-        let followed = self.held.follow(super::SYNC, &mut local);
+        // Never long: perhaps we have to serve what we look for.
+        let gives_up = self.lost.is_some_and(|since| since.elapsed() > follow::PATIENCE);
+        let followed = self.held.follow_within(super::SYNC, &mut local, Duration::ZERO, gives_up);
+        let is_lost = followed.as_ref().is_err_and(Error::is_not_found);
+        self.lost = is_lost.then(|| self.lost.unwrap_or_else(Instant::now));
+        if let Some(token) = local.token.filter(|_| self.held.is_full() && !local.is_closing) {
+            self.held.ledger().participants().set_agent(token, thread::id());
+        }
         drop(local);
-        if followed.is_err_and(|error| error.raw_os_error() == libc::EAGAIN) {
-            self.due = true;
-            return Some(SOON);
+        if hears && is_named && followed.is_ok() {
+            self.again = None;
+        } else if is_lost && !gives_up {
+            self.again = Some((Instant::now() + SOON, SOON));
+        } else if is_time {
+            let pause = self.again.map_or(AGAIN.0, |(_, pause)| AGAIN.1.min(pause * 2));
+            self.again = Some((Instant::now() + pause, pause));
         }
         if self.due {
             return Some(Duration::ZERO);
         }
         self.due = !watched;
-        self.due.then_some(PAUSE)
+        let pause = self.again.map(|(end, _)| end.saturating_duration_since(Instant::now()));
+        self.due.then_some(PAUSE).into_iter().chain(pause).min()
     }
 
     /// Watches whom this process has to: who serves, all others; the others, who serves, and the
@@ -302,6 +367,13 @@ impl Desk {
         let mut done = true;
         for &token in wanted {
             let known = self.watched.iter().any(|(watched, _)| *watched == token);
+            // All look at the few that they watch; who serves is told of the others by those that
+            // wait for them.
+            if known && !self.held.is_serving() && self.held.is_without_agent(token) {
+                self.watched.retain(|(watched, _)| *watched != token);
+                ended.push(token);
+                continue;
+            }
             if known || token.pid() == std::process::id() {
                 continue;
             }
@@ -322,6 +394,12 @@ impl Desk {
     /// A process has ended: its slot is freed, what it held is others'.
     fn mourn(&mut self, token: Token) {
         let ledger = self.held.ledger();
+        if !self.held.is_full() {
+            // It served us; another reaps it.
+            self.is_deaf = true;
+            self.due |= self.again.is_none();
+            return;
+        }
         let bound = ledger.bound.load(Ordering::Relaxed) != 0;
         let owned = bound && ledger.owner.load(Ordering::Relaxed) == token.word();
         self.held.reap(token);

@@ -78,12 +78,18 @@ pub(super) fn attach(directory: &Directory, name: &str, wish: Wish) -> Result<At
 /// One request, one reply.
 fn ask(connection: &Connection, wish: Wish) -> rustix::io::Result<(Vec<u8>, Vec<OwnedFd>)> {
     let (wanted, needed) = (wish.wanted.bits().into(), wish.needed.bits().into());
-    let numbers = [wanted, needed, std::process::id().into(), wish.has_agent.into(), 0];
+    let numbers = [wanted, needed, std::process::id().into(), wish.has_agent.into(), network()];
     let request = Request { ask: Ask::Attach, id: [0; 16], numbers };
     connection.send(&request.encode(), &[])?;
     let mut buffer = [0; REPLY_LEN];
     let (len, fds) = connection.receive(&mut buffer)?;
     Ok((buffer[..len].to_vec(), fds))
+}
+
+/// The network namespace of this process, as a number; 0 if nobody can tell. Participants call
+/// each other by names that one namespace has.
+pub(super) fn network() -> u64 {
+    rustix::fs::stat("/proc/self/ns/net").map_or(0, |stat| stat.st_ino)
 }
 
 /// Checks a reply from its first byte to its last seal.
@@ -94,7 +100,15 @@ fn accept(
     name: &str,
     wish: Wish,
 ) -> Result<Option<Attachment>> {
-    let Reply { shape, numbers: [rights, slot, life] } = Reply::decode(super::OPEN, bytes)?;
+    let reply = Reply::decode(super::OPEN, bytes).map_err(|error| {
+        if error.raw_os_error() != libc::EACCES || !wish.needed.contains(Rights::WRITE) {
+            return error;
+        }
+        let why = "refused by the process that serves the region, which may let this one read: \
+                   Opener::read_only";
+        Error::because(super::OPEN, Errno::ACCESS, why)
+    });
+    let Reply { shape, numbers: [rights, slot, life] } = reply?;
     let count = fds.len();
     let Ok([control, ledger, data, bell]) = <[OwnedFd; 4]>::try_from(fds) else {
         return Err(Error::with(

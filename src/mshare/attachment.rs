@@ -17,7 +17,7 @@ use super::rights::Rights;
 use super::window;
 use super::wire::Shape;
 use crate::error::{Context, Error, Result};
-use crate::sync::{AtomicU32, Ordering};
+use crate::sync::{AtomicBool, AtomicU32, Ordering};
 use crate::sys::map::{Access, Mapping, Place};
 use core::mem::ManuallyDrop;
 use core::ptr::NonNull;
@@ -124,23 +124,38 @@ impl Attachment {
                 let why = "this process has the region already, with fewer rights";
                 return Err(Error::because(super::OPEN, Errno::BUSY, why));
             }
-            entry.handles += 1;
-            let is_first = entry.handles == 1;
-            let again = Self { key, held: ManuallyDrop::new(entry.held.clone()) };
-            drop(table);
-            if is_first {
-                // Only a heap kept it mapped: it is a participant anew.
-                again.held.enter().token = Some(token);
+            let is_first = entry.handles == 0;
+            let has_slot = || entry.held.ledger().participants().is_present(token);
+            if is_first && !entry.held.is_full() && !has_slot() {
+                return Ok(None);
             }
+            entry.handles += 1;
+            let again = Self { key, held: ManuallyDrop::new(entry.held.clone()) };
+            let started = if is_first {
+                // Only a heap kept it mapped: it is a participant anew. Under the lock, like all
+                // that makes or ends one.
+                let mut local = again.held.enter();
+                (local.token, local.is_closing) = (Some(token), false);
+                drop(local);
+                again.held.has_agent.store(origin.has_agent, Ordering::Relaxed);
+                again.start(super::OPEN, Vec::new())
+            } else if origin.has_agent {
+                // Perhaps the other handles do without; this one does not.
+                again.held.has_agent.store(true, Ordering::Relaxed);
+                again.start(super::OPEN, Vec::new())
+            } else {
+                Ok(())
+            };
+            // One that goes takes it.
+            drop(table);
+            started?;
             match again.live(super::OPEN) {
                 Err(error) if error.is_not_found() => {}
                 lived => {
                     lived?;
                 }
             }
-            if is_first {
-                again.start(Vec::new(), None)?;
-            } else {
+            if !is_first {
                 again.held.give_back(token);
             }
             return Ok(Some(again));
@@ -162,7 +177,9 @@ impl Attachment {
             maps.ledger().slot(token).began.store(began, Ordering::Relaxed);
         }
         let attachment = Self::put(&mut table, key, files, origin, shape, maps, token);
+        let started = attachment.start(super::OPEN, Vec::new());
         drop(table);
+        started?;
         let mut local = attachment.held.enter();
         match attachment.held.follow(super::OPEN, &mut local) {
             // An object that nobody has any more: a hole, for now in this process alone.
@@ -172,7 +189,6 @@ impl Attachment {
             }
         }
         drop(local);
-        attachment.start(Vec::new(), None)?;
         Ok(Some(attachment))
     }
 
@@ -193,7 +209,7 @@ impl Attachment {
             directory,
             shape,
             rights,
-            has_agent,
+            has_agent: AtomicBool::new(has_agent),
             control,
             ledger,
             data,
@@ -209,17 +225,28 @@ impl Attachment {
         Self { key, held: ManuallyDrop::new(held) }
     }
 
-    /// Starts the thread of this process, unless it is to have none.
+    /// Starts the thread of this process, unless it is to have none or has it: there is one, which
+    /// whoever drops the last handle stops.
     pub(super) fn start(
         &self,
+        operation: &'static str,
         listeners: Vec<rustix::fd::OwnedFd>,
-        name: Option<super::claim::Name>,
     ) -> Result<()> {
-        if self.held.has_agent {
-            let agent = Agent::start(&self.held, listeners, name)?;
-            *self.held.agent.enter(|| None) = Some(agent);
+        if !self.held.has_agent.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let mut agent = self.held.agent.enter(|| None);
+        if !agent.as_ref().is_some_and(Agent::is_ours) {
+            *agent = Some(Agent::start(operation, &self.held, listeners)?);
         }
         Ok(())
+    }
+
+    /// The name that the thread serves by now.
+    pub(super) fn set_name(&self, name: super::claim::Name) {
+        if let Some(agent) = self.held.agent.enter(|| None).as_mut() {
+            agent.name = Some(name);
+        }
     }
 
     /// In a forked child, begins to live as a participant.
@@ -236,7 +263,7 @@ impl Attachment {
         drop(local);
         if inherited {
             // The agent of the parent is not here.
-            self.start(Vec::new(), None)?;
+            self.start(operation, Vec::new())?;
             self.held.ring();
         }
         Ok(generation)

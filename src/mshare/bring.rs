@@ -50,7 +50,7 @@ impl Held {
         file: OwnedFd,
     ) -> Brought<'_> {
         // Never 0: that is nobody's.
-        let id = self.ledger().objects.fetch_add(1, Ordering::Relaxed) + 1;
+        let id = self.ledger().objects.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
         self.ledger().participants().bring(token, bringer as usize, id);
         let object = Object { id, kind, file: Arc::new(file) };
         self.keep(object.clone());

@@ -19,7 +19,7 @@ use crate::sync::Ordering;
 use crate::sys::memfd;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::OwnedFd;
-use rustix::fs::{FlockOperation, Mode, OFlags, flock, fstat, ftruncate, open};
+use rustix::fs::{FlockOperation, Mode, OFlags, flock, fstat, open};
 use rustix::io::Errno;
 use rustix::process::{getegid, geteuid};
 use rustix::rand::{GetRandomFlags, getrandom};
@@ -100,7 +100,9 @@ impl Builder {
 
     /// The directory for the name, instead of the user's runtime directory: an absolute
     /// path that is no symbolic link, ours, and writable by nobody else. It is made with mode
-    /// 0700 if it is not there.
+    /// 0700 if it is not there. Whoever may read the directory can hold its lock, and keep names from
+    /// being made, removed and taken over meanwhile: for users that are not trusted with that, it has
+    /// mode 0711.
     pub fn directory(mut self, path: impl AsRef<Path>) -> Self {
         self.directory = Some(path.as_ref().into());
         self
@@ -153,7 +155,9 @@ impl Builder {
     /// with `.control` behind it: they stay when the last process has let go. If they are
     /// there, with the contents of a region of this size, it comes back at its old address, with
     /// its allocations and roots; what was mapped, unmapped and protected is forgotten. Files
-    /// have no seals: who may write them may cut them, and a touch beyond the end is SIGBUS.
+    /// have no seals: who may write them may cut them, and a touch beyond the end is SIGBUS. So is
+    /// one for which the file system has no room, also in [`Region::alloc`]; with
+    /// [`Advice::Populate`](super::Advice::Populate) that is ENOSPC before.
     pub fn file(mut self, path: impl AsRef<Path>) -> Self {
         self.file = Some(path.as_ref().into());
         self
@@ -169,7 +173,8 @@ impl Builder {
     /// - EEXIST: a live process serves this name; the base asked for is not free here.
     /// - EPERM: the runtime directory belongs to somebody else or is open to others.
     /// - ETIMEDOUT: another process keeps the lock of the directory.
-    /// - EBUSY: another region has the file. EBADMSG: the file is another region's, or none.
+    /// - EBUSY: another region has the file. EBADMSG: the file is another region's, or has
+    ///   contents of none, or its control page is there and it is not.
     /// - ENODEV: no huge pages of this size on this machine.
     /// - ENOMEM, EMFILE, ENFILE, EAGAIN, ENAMETOOLONG: a limit of the system.
     pub fn create(self) -> Result<Region> {
@@ -236,12 +241,15 @@ impl Builder {
         drop(local);
         ledger.leader.store(token.word(), Ordering::Release);
         let internal = listen(CREATE, ledger, &held.shape.id)?;
-        let listener = claim.listen(Access::socket_mode(self.mode))?;
+        let owner = [geteuid().as_raw(), getegid().as_raw()];
+        let listener = claim.listen(Access::socket_mode(self.mode), owner)?;
         let file = claim.file()?;
         ledger.set_socket(0, file);
         ledger.set_socket(1, file);
-        let name = claim.publish()?;
-        attachment.start(vec![internal, listener], Some(name))
+        // A name that nobody serves is not left behind.
+        attachment.start(CREATE, vec![internal, listener])?;
+        attachment.set_name(claim.publish()?);
+        Ok(())
     }
 
     fn check(&self) -> Result<()> {
@@ -277,14 +285,46 @@ impl Builder {
         }
     }
 
+    /// The two files that stay are both of one region, or both have nothing in them: then they get
+    /// their sizes.
+    fn belong_together(&self, path: &Path, data: &OwnedFd, control: &OwnedFd) -> Result<()> {
+        let (size, page) = (self.size as u64, CONTROL_LEN as u64);
+        let stat = fstat(data).op(CREATE)?;
+        let found = stat.st_size.cast_unsigned();
+        let is_new = match fstat(control).op(CREATE)?.st_size.cast_unsigned() {
+            0 => true,
+            len if len == page => control_page(control)?.is_none(),
+            len => {
+                let why = format_args!("control file of {len} bytes, not {page}");
+                return Err(Error::with(CREATE, Errno::BADMSG, why));
+            }
+        };
+        if is_new {
+            // Of a creator that was killed it may have its size, and nothing in it.
+            if found != 0 && (found != size || stat.st_blocks != 0) {
+                let path = path.display();
+                let why = format_args!("file {path} of {found} bytes is of no region");
+                return Err(Error::with(CREATE, Errno::BADMSG, why));
+            }
+            memfd::grow(data, size).op(CREATE)?;
+            return memfd::grow(control, page).op(CREATE);
+        }
+        if found != size {
+            let why = format_args!("file {} of {found} bytes, not {size}", path.display());
+            return Err(Error::with(CREATE, Errno::BADMSG, why));
+        }
+        Ok(())
+    }
+
     /// The control file, the data file, and what they are.
     fn memory(&self) -> Result<(OwnedFd, OwnedFd, Memory)> {
         let size = self.size as u64;
         if let Some(path) = &self.file {
-            let data = plain(path, size)?;
+            let data = plain(path)?;
             let mut beside = path.clone().into_os_string();
             beside.push(".control");
-            let control = plain(Path::new(&beside), CONTROL_LEN as u64)?;
+            let control = plain(Path::new(&beside))?;
+            self.belong_together(path, &data, &control)?;
             return Ok((control, data, Memory::File));
         }
         let control = file(&format!("mshare-control:{}", self.name), CONTROL_LEN as u64)?;
@@ -315,8 +355,8 @@ fn seal(file: &OwnedFd) -> Result<()> {
     memfd::seal(file, SEALS | rustix::fs::SealFlags::SEAL).op(CREATE)
 }
 
-/// A file that stays, of this size, that no other region has.
-fn plain(path: &Path, size: u64) -> Result<OwnedFd> {
+/// A file that stays, that no other region has.
+fn plain(path: &Path) -> Result<OwnedFd> {
     let failed = |errno| Error::with(CREATE, errno, format_args!("file {}", path.display()));
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let file = open(path, flags, Mode::RUSR | Mode::WUSR).map_err(failed)?;
@@ -334,22 +374,19 @@ fn plain(path: &Path, size: u64) -> Result<OwnedFd> {
             Err(errno) => return Err(failed(errno)),
         }
     }
-    match fstat(&file).map_err(failed)?.st_size.cast_unsigned() {
-        0 => ftruncate(&file, size).map_err(failed)?,
-        found if found == size => {}
-        found => {
-            let why = format_args!("file {} of {found} bytes, not {size}", path.display());
-            return Err(Error::with(CREATE, Errno::BADMSG, why));
-        }
-    }
     Ok(file)
 }
 
 /// Base and id of the region whose control page this file has; `None` in a new one.
-fn resumed(control: &OwnedFd, shape: &Shape) -> Result<Option<(u64, [u8; 16])>> {
+fn control_page(control: &OwnedFd) -> Result<Option<(u64, [u8; 16])>> {
     use crate::sys::map::{Access, Mapping, Place};
     let page = Mapping::shared(control, CONTROL_LEN, Access::Read, Place::Anywhere).op(CREATE)?;
-    let Some((base, id)) = Header::of(&page).found() else { return Ok(None) };
+    Ok(Header::of(&page).found())
+}
+
+/// The same, if such a region can be.
+fn resumed(control: &OwnedFd, shape: &Shape) -> Result<Option<(u64, [u8; 16])>> {
+    let Some((base, id)) = control_page(control)? else { return Ok(None) };
     window::check(CREATE, Errno::BADMSG, base, shape.size)?;
     Ok(Some((base, id)))
 }

@@ -25,6 +25,11 @@ impl<'a> Bump<'a> {
         Self { next, len }
     }
 
+    /// Start and end of what would be taken now; `None` if nothing would be.
+    pub(super) fn peek(&self, layout: Layout) -> Option<(u64, u64)> {
+        place(self.next.load(Ordering::Relaxed), layout, self.len)
+    }
+
     /// Takes bytes of this layout; offset of the first. `Err` is the number of bytes taken
     /// so far, of `len`.
     ///

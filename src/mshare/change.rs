@@ -15,10 +15,13 @@
 //! | what they touched meanwhile in holes is taken away; the holes count as empty | such pages are left | the next who takes the lock |
 
 use super::backing::{Backing, Huge};
+use super::follow::Round;
 use super::held::{Held, Local, Object};
+use super::holes;
 use super::layout::{SEGMENTS, Segment, parse, pieces, replace, words};
 use super::lock::Lock;
 use super::participants::Token;
+use super::span::aligned;
 use crate::error::{Context, Error, Result};
 use crate::sync::Ordering;
 use crate::sys::map::Access;
@@ -86,7 +89,7 @@ impl Held {
             let gone = holder == word
                 || match participants.named(holder) {
                     None => true,
-                    Some(other) => self.is_dead(other),
+                    Some(other) => self.has_ended(other),
                 };
             if gone && lock.steal(holder, word).is_ok() {
                 break;
@@ -219,6 +222,7 @@ impl Held {
             self.check_heap(operation, range)?;
         }
         let next = generation + 1;
+        let vouched = self.ledger().emptied.load(Ordering::Relaxed);
         let hole = |part: &Segment| part.backing == Backing::Hole;
         let mut emptied = Vec::new();
         let new = match change {
@@ -230,6 +234,10 @@ impl Held {
                     .collect()
             }
             Change::Map { object, at, access, huge, replace } => {
+                if let Some(Object { kind, .. }) = object {
+                    // Who asked the server looked at nothing.
+                    aligned(operation, range, *at, *kind)?;
+                }
                 if !replace && !here.iter().all(hole) {
                     return Err(Error::with(
                         operation,
@@ -237,7 +245,6 @@ impl Held {
                         format_args!("something lies in {:#x} to {:#x}", range.start, range.end),
                     ));
                 }
-                let vouched = self.ledger().emptied.load(Ordering::Relaxed);
                 if object.is_none() && here.iter().any(|part| hole(part) && part.since > vouched) {
                     let why = "not every process follows the unmapping of this part";
                     return Err(Error::because(operation, Errno::BUSY, why));
@@ -271,11 +278,7 @@ impl Held {
                 here.iter().map(|part| Segment { huge: *huge, ..*part }).collect()
             }
         };
-        let layout = replace(old, range, &new);
-        if layout.len() > SEGMENTS {
-            let why = format_args!("more than {SEGMENTS} parts that are not plain memory");
-            return Err(Error::with(operation, Errno::NOSPC, why));
-        }
+        let layout = holes::merge(&replace(old, range, &new), vouched);
         if let Some(Charge { slot, quota }) = charge {
             let own = layout.iter().filter(|part| usize::from(part.owner) == slot + 1).count();
             if own > quota {
@@ -283,11 +286,16 @@ impl Held {
                 return Err(Error::with(operation, Errno::DQUOT, why));
             }
         }
-        debug_assert_eq!(parse(&words(&layout), self.shape.size).as_ref(), Ok(&layout));
         // Memory that is mapped begins with zeros: what was there goes in a step of its own, so
         // that nobody who dies leaves it.
         let goes = matches!(change, Change::Map { .. }) && !emptied.is_empty();
-        let first = goes.then(|| replace(old, range, &[Segment::hole(range.clone(), next)]));
+        let gone = [Segment::hole(range.clone(), next)];
+        let first = goes.then(|| holes::merge(&replace(old, range, &gone), vouched));
+        if layout.len().max(first.as_ref().map_or(0, Vec::len)) > SEGMENTS {
+            let why = format_args!("more than {SEGMENTS} parts that are not plain memory");
+            return Err(Error::with(operation, Errno::NOSPC, why));
+        }
+        debug_assert_eq!(parse(&words(&layout), self.shape.size).as_ref(), Ok(&layout));
         Ok(Plan { first, layout, emptied })
     }
 
@@ -300,8 +308,10 @@ impl Held {
         plan: Plan,
     ) -> Result<u64> {
         let Plan { first, layout, emptied } = plan;
-        if let Err(errno) = self.lay_out(local, &layout) {
-            let _ = self.lay_out(local, old);
+        // All that is there was found when we followed; nobody changes it now.
+        let before = Round { generation: self.ledger().log().generation(), end: Instant::now() };
+        if let Err(errno) = self.lay_out(local, &layout, before) {
+            let _ = self.lay_out(local, old, before);
             let why = "cannot be mapped in this process";
             return Err(Error::because(operation, errno, why));
         }

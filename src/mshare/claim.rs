@@ -8,8 +8,11 @@ use crate::error::{Context, Error, Result};
 use crate::sys::socket::{self, Address};
 use core::time::Duration;
 use rustix::fd::OwnedFd;
-use rustix::fs::{FlockOperation, Mode, OFlags, chmod, flock, lstat, open, rename};
+use rustix::fs::{
+    FlockOperation, Gid, Mode, OFlags, Uid, chmod, chown, flock, lstat, open, rename,
+};
 use rustix::io::Errno;
+use rustix::process::geteuid;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -61,12 +64,13 @@ pub(super) struct Claim {
 }
 
 impl Claim {
-    /// Begins to listen with `mode` for the socket file; the name is still not there.
+    /// Begins to listen with `mode` for the socket file, which is to be `owner`'s, a user and a group;
+    /// the name is still not there.
     ///
     /// # Errors
     ///
     /// Those of bind(2), among them EACCES, ENOSPC, ENAMETOOLONG for a path over 107 bytes.
-    pub(super) fn listen(&self, mode: u32) -> Result<OwnedFd> {
+    pub(super) fn listen(&self, mode: u32, owner: [u32; 2]) -> Result<OwnedFd> {
         let operation = self.directory.operation;
         let new = self.new_path();
         // Left by a creator that was killed under the lock.
@@ -76,6 +80,11 @@ impl Claim {
         })?;
         rustix::io::ioctl_fionbio(&listener, true).op(operation)?;
         chmod(&new, Mode::from_raw_mode(mode)).op(operation)?;
+        if owner[0] != geteuid().as_raw() {
+            // Root serves instead of the owner, who is to reach it still.
+            let [uid, gid] = owner;
+            chown(&new, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid))).op(operation)?;
+        }
         Ok(listener)
     }
 
@@ -128,15 +137,20 @@ impl Directory {
     ///
     /// # Errors
     ///
-    /// ETIMEDOUT if another process keeps the lock.
+    /// ETIMEDOUT if another process keeps the lock, EAGAIN if the server has its socket still.
     pub(super) fn inherit(self, name: &str, files: &[(u64, u64)]) -> Result<Option<Claim>> {
         let lock = Lock::take(&self, GLANCE)?;
         let path = self.path.join(name);
-        if self.occupant(&path)? != Occupant::Stale {
+        let occupant = self.occupant(&path)?;
+        if occupant == Occupant::None {
             return Ok(None);
         }
         let stat = lstat(&path).op(self.operation)?;
         let ours = files.contains(&(stat.st_dev, stat.st_ino));
+        if ours && occupant == Occupant::Live {
+            let why = "whoever served has not closed its socket yet";
+            return Err(Error::because(self.operation, Errno::AGAIN, why));
+        }
         Ok(ours.then_some(Claim { directory: self, path, _lock: lock }))
     }
 }

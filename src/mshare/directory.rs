@@ -291,7 +291,7 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let prepare = || Directory::prepare(TEST, Some(temp.path())).unwrap();
         let claim = prepare().claim("one").unwrap();
-        let listener = claim.listen(0o640).unwrap();
+        let listener = claim.listen(0o640, [geteuid().as_raw(), 0]).unwrap();
         assert!(prepare().call("one", PATIENCE).unwrap_err().is_not_found());
         let name = claim.publish().unwrap();
         let mode = temp.path().join("one").metadata().unwrap().permissions().mode();
@@ -302,7 +302,7 @@ mod tests {
         prepare().unlink("one").unwrap();
         assert!(prepare().unlink("one").unwrap_err().is_not_found());
         let claim = prepare().claim("one").unwrap();
-        let other = claim.listen(0o600).unwrap();
+        let other = claim.listen(0o600, [geteuid().as_raw(), 0]).unwrap();
         let second = claim.publish().unwrap();
         name.remove();
         prepare().call("one", PATIENCE).unwrap();

@@ -16,7 +16,16 @@ use std::sync::Arc;
 use std::time::Instant;
 
 /// How long an object may be nowhere to be had, while a server takes over.
-const PATIENCE: Duration = Duration::from_secs(1);
+pub(super) const PATIENCE: Duration = Duration::from_secs(1);
+
+/// One attempt to follow.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Round {
+    /// What is followed.
+    pub(super) generation: u64,
+    /// Until when objects are looked for.
+    pub(super) end: Instant,
+}
 
 impl Held {
     /// Maps here what the log says, and tells the others; answers the generation.
@@ -24,29 +33,54 @@ impl Held {
     /// # Errors
     ///
     /// EBADMSG if the log says what no log says, ENOMEM at the limit of mappings, ENOENT for an
-    /// object that nobody has any more. What cannot be mapped is a hole here. EAGAIN for an agent that
-    /// first has to look who serves.
+    /// object that nobody has any more. What cannot be mapped is a hole here, if that can be
+    /// mapped; else it stays as it was.
     pub(super) fn follow(&self, operation: &'static str, local: &mut Local) -> Result<u64> {
-        let token = self.token(operation, local)?;
-        let (generation, layout) = self.ledger().layout(operation, self.shape.size)?;
-        if local.applied != generation || local.layout.as_ref() != Some(&layout) {
-            if let Err(errno) = self.lay_out(local, &layout) {
-                // Again, soon: whoever waits for us goes on waiting.
-                if errno != Errno::AGAIN {
-                    self.report(token, local.applied, errno);
-                }
-                let why = "a part of the region cannot be mapped here, and is a hole";
-                return Err(Error::because(operation, errno, why));
-            }
-            local.applied = generation;
-            self.forget_objects();
-        }
-        self.report_following(token, generation);
-        Ok(generation)
+        self.follow_within(operation, local, PATIENCE, true)
     }
 
-    /// Maps what this layout says where it differs from what is here.
-    pub(super) fn lay_out(&self, local: &mut Local, layout: &[Segment]) -> rustix::io::Result<()> {
+    /// The same with another patience for objects that are nowhere to be had, and perhaps without a
+    /// word to the others if one is not: for the agent, which may have to serve them meanwhile.
+    pub(super) fn follow_within(
+        &self,
+        operation: &'static str,
+        local: &mut Local,
+        patience: Duration,
+        gives_up: bool,
+    ) -> Result<u64> {
+        let token = self.token(operation, local)?;
+        let end = Instant::now() + patience;
+        loop {
+            let (generation, layout) = self.ledger().layout(operation, self.shape.size)?;
+            if local.applied != generation || local.layout.as_ref() != Some(&layout) {
+                if let Err(errno) = self.lay_out(local, &layout, Round { generation, end }) {
+                    // Perhaps an object that another has unmapped meanwhile.
+                    if self.ledger().log().generation() != generation && Instant::now() < end {
+                        continue;
+                    }
+                    if gives_up || errno != Errno::NOENT {
+                        self.report(token, local.applied, generation, errno);
+                    }
+                    let why = "a part of the region cannot be mapped here, and is a hole; at the \
+                               limit of mappings it may be as it was";
+                    return Err(Error::because(operation, errno, why));
+                }
+                local.applied = generation;
+                self.forget_objects();
+            }
+            self.report_following(token, generation);
+            return Ok(generation);
+        }
+    }
+
+    /// Maps what this layout says where it differs from what is here; no longer than it is of the
+    /// last generation.
+    pub(super) fn lay_out(
+        &self,
+        local: &mut Local,
+        layout: &[Segment],
+        round: Round,
+    ) -> rustix::io::Result<()> {
         let steps = match &local.layout {
             Some(here) => differences(here, layout, self.shape.size),
             None => {
@@ -57,10 +91,10 @@ impl Held {
         let mut trouble = Ok(());
         let mut actual = layout.to_vec();
         for step in steps {
-            if let Err(errno) = self.step(&step) {
+            if let Err(errno) = self.step(&step, round) {
                 let (Difference::Lay(part) | Difference::Protect(part)) = step;
                 let hole = Segment::hole(part.range(), 0);
-                let _ = self.step(&Difference::Lay(hole));
+                let _ = self.step(&Difference::Lay(hole), round);
                 actual = replace(&actual, &part.range(), &[hole]);
                 trouble = Err(errno);
             }
@@ -69,7 +103,7 @@ impl Held {
         trouble
     }
 
-    fn step(&self, step: &Difference) -> rustix::io::Result<()> {
+    fn step(&self, step: &Difference, round: Round) -> rustix::io::Result<()> {
         let (Difference::Lay(part) | Difference::Protect(part)) = *step;
         let (offset, len) = (part.offset as usize, part.len as usize);
         let access = self.cap(part.access);
@@ -82,7 +116,7 @@ impl Held {
             Backing::Memory => Some((self.data_file(), part.at)),
             Backing::Hole => None,
             Backing::Object { id, kind } => {
-                found = self.find(id, kind)?;
+                found = self.find(id, kind, round)?;
                 Some((found.file.as_fd(), part.at))
             }
         };
@@ -105,25 +139,30 @@ impl Held {
         if access == Access::Write && !writes { Access::Read } else { access }
     }
 
-    /// The descriptor of an object, from the server if it is not here.
-    fn find(&self, id: u64, kind: Kind) -> rustix::io::Result<Object> {
+    /// The descriptor of an object, from the server if it is not here. ENOENT at once if the layout
+    /// is another by now: the object may lie nowhere any more.
+    fn find(&self, id: u64, kind: Kind, round: Round) -> rustix::io::Result<Object> {
         if let Some(object) = self.object(id) {
             return Ok(object);
         }
-        let deadline = Instant::now() + PATIENCE;
+        // Of a server that runs, the agent awaits the answer too.
+        let soon = Instant::now() + PATIENCE;
         let (reply, mut files) = loop {
             // The others offer the server what it has not, and it may be us by now.
             if self.is_serving() {
                 return self.object(id).ok_or(Errno::NOENT);
             }
-            match self.ask(super::SYNC, Ask::Fetch, [id, 0, 0, 0, 0], None) {
+            match self.ask(super::SYNC, Ask::Fetch, [id, 0, 0, 0, 0], None, round.end.max(soon)) {
                 Ok(answer) => break answer,
-                // Nobody will, as long as the one that is to take over waits here.
-                Err(_) if super::agent::is_here() && self.is_full() && self.is_vacant() => {
-                    return Err(Errno::AGAIN);
-                }
-                Err(error) if Instant::now() > deadline => {
-                    return Err(Errno::from_raw_os_error(error.raw_os_error()));
+                Err(error)
+                    if Instant::now() > round.end
+                        || self.ledger().log().generation() != round.generation =>
+                {
+                    // Also from a server that has just ended, or does not answer.
+                    return Err(match Errno::from_raw_os_error(error.raw_os_error()) {
+                        Errno::CONNRESET | Errno::PIPE | Errno::TIMEDOUT => Errno::NOENT,
+                        errno => errno,
+                    });
                 }
                 Err(_) => std::thread::sleep(Duration::from_millis(1)),
             }
@@ -138,40 +177,33 @@ impl Held {
         }
     }
 
-    /// Has whoever served ended?
-    fn is_vacant(&self) -> bool {
-        let ledger = self.ledger();
-        let leader = ledger.participants().named(ledger.leader.load(Ordering::Acquire));
-        leader.is_none_or(|leader| self.is_dead(leader))
-    }
-
     /// Tells that this process follows up to `generation`.
     pub(super) fn report_following(&self, token: Token, generation: u64) {
         if self.is_full() {
-            self.ledger().slot(token).trouble.store(0, Ordering::Relaxed);
+            self.ledger().participants().set_trouble(token, generation, 0);
             self.ledger().participants().follow(token, generation);
             self.wake(self.ledger().acks());
         } else if self.ledger().participants().followed(token) < generation {
-            self.tell(token, generation, None);
+            self.tell(token, generation, generation, None);
         }
     }
 
-    /// Tells why it does not.
-    fn report(&self, token: Token, generation: u64, errno: Errno) {
+    /// Tells why it does not follow further than up to `applied`: `generation` cannot be mapped.
+    fn report(&self, token: Token, applied: u64, generation: u64, errno: Errno) {
         if self.is_full() {
-            let trouble = &self.ledger().slot(token).trouble;
-            trouble.store(errno.raw_os_error().cast_unsigned(), Ordering::Relaxed);
-            self.ledger().participants().follow(token, generation);
+            let participants = self.ledger().participants();
+            participants.set_trouble(token, generation, errno.raw_os_error() as u16);
+            participants.follow(token, applied);
             self.wake(self.ledger().acks());
         } else {
-            self.tell(token, generation, Some(errno));
+            self.tell(token, applied, generation, Some(errno));
         }
     }
 
     /// The same through the server, for who may not write the ledger.
-    fn tell(&self, token: Token, generation: u64, errno: Option<Errno>) {
+    fn tell(&self, token: Token, applied: u64, generation: u64, errno: Option<Errno>) {
         let errno = errno.map_or(0, |errno| errno.raw_os_error() as u64);
-        let numbers = [token.slot as u64, token.life, generation, errno, 0];
+        let numbers = [token.slot as u64, token.life, applied, errno, generation];
         let deadline = Instant::now() + PATIENCE;
         let _ = self.ask_patiently(super::SYNC, Ask::Follow, numbers, None, deadline);
     }
@@ -181,14 +213,14 @@ impl Held {
         let objects = self.objects.enter(Vec::new).clone();
         for object in objects.iter().filter(|_| self.is_full()) {
             let numbers = [object.id, object.kind.code(), 0, 0, 0];
-            let _ = self.ask(super::SYNC, Ask::Offer, numbers, Some(object.file.as_fd()));
+            let (file, deadline) = (Some(object.file.as_fd()), Instant::now() + PATIENCE);
+            let _ = self.ask(super::SYNC, Ask::Offer, numbers, file, deadline);
         }
     }
 
     /// Offers one object to whoever serves, so that the others can fetch it.
-    pub(super) fn offer(&self, object: &Object) -> Result<()> {
+    pub(super) fn offer(&self, object: &Object, deadline: Instant) -> Result<()> {
         let numbers = [object.id, object.kind.code(), 0, 0, 0];
-        let deadline = Instant::now() + PATIENCE;
         let file = Some(object.file.as_fd());
         self.ask_patiently(super::MAP, Ask::Offer, numbers, file, deadline).map(drop)
     }

@@ -11,10 +11,10 @@ use super::participants::Token;
 use super::rights::Rights;
 use super::wire::{Ask, REPLY_LEN, Reply, Request, Shape};
 use crate::error::{Context, Error, Result};
-use crate::sync::{AtomicU32, AtomicU64, Ordering};
+use crate::sync::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use crate::sys::map::Mapping;
 use crate::sys::socket::{self, Address};
-use crate::sys::{futex, pidfd};
+use crate::sys::{futex, pidfd, thread};
 use core::time::Duration;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
@@ -28,7 +28,8 @@ pub(super) struct Files {
     pub(super) control: Arc<OwnedFd>,
     pub(super) ledger: Arc<OwnedFd>,
     pub(super) data: Arc<OwnedFd>,
-    /// An eventfd that everybody listens to: rung when the log or the server has changed.
+    /// An eventfd to which all listen that have all rights: rung when the log or the server has
+    /// changed. In a process without, its first [line](super::lines) to the server.
     pub(super) bell: Arc<OwnedFd>,
 }
 
@@ -57,11 +58,19 @@ pub(super) struct Local {
     pub(super) layout: Option<Vec<Segment>>,
     /// The generation that this follows.
     pub(super) applied: u64,
+    /// Whether the thread that follows is about to end, in order.
+    pub(super) is_closing: bool,
 }
 
 impl Local {
     pub(super) fn new(token: Option<Token>) -> Self {
-        Self { pid: std::process::id(), token, layout: Some(Vec::new()), applied: 0 }
+        Self {
+            pid: std::process::id(),
+            token,
+            layout: Some(Vec::new()),
+            applied: 0,
+            is_closing: false,
+        }
     }
 
     fn unknown() -> Self {
@@ -93,7 +102,7 @@ pub(super) struct Held {
     pub(super) shape: Shape,
     pub(super) rights: Rights,
     /// Whether a thread follows for this process.
-    pub(super) has_agent: bool,
+    pub(super) has_agent: AtomicBool,
     pub(super) control: Mapping,
     pub(super) ledger: Mapping,
     pub(super) data: Mapping,
@@ -187,7 +196,8 @@ impl Held {
             let why = "a forked child without all rights is no participant";
             return Err(Error::because(operation, Errno::PERM, why));
         }
-        let rights = self.rights.bits() | if self.has_agent { HAS_AGENT } else { 0 };
+        let has_agent = self.has_agent.load(Ordering::Relaxed);
+        let rights = self.rights.bits() | if has_agent { HAS_AGENT } else { 0 };
         // The server may know us already, if we have asked it.
         let known = self.ledger().participants().of_process(local.pid);
         let token = match known.filter(|&token| !self.is_dead(token)) {
@@ -198,8 +208,12 @@ impl Held {
         Ok(token)
     }
 
-    /// Wakes the agents of all participants.
+    /// Wakes the agents of all participants. Those without all rights change nothing by
+    /// themselves.
     pub(super) fn ring(&self) {
+        if !self.is_full() {
+            return;
+        }
         let one = 1_u64.to_ne_bytes();
         if rustix::io::write(&self.files.bell, &one) == Err(Errno::AGAIN) {
             // Somebody filled it: emptied, it rings again.
@@ -212,20 +226,24 @@ impl Held {
     ///
     /// # Errors
     ///
-    /// ENOENT if nobody serves, EPERM if somebody does whom we do not believe; what the server
-    /// answers.
+    /// ENOENT if nobody serves, EPERM if somebody does whom we do not believe, ETIMEDOUT if it does
+    /// not answer until the deadline, which is no sooner than in 100 ms; what the server answers.
     pub(super) fn ask(
         &self,
         operation: &'static str,
         ask: Ask,
         numbers: [u64; 5],
         file: Option<BorrowedFd<'_>>,
+        deadline: Instant,
     ) -> Result<(Reply, Vec<OwnedFd>)> {
-        const PATIENCE: Duration = Duration::from_secs(5);
+        // A server that runs answers sooner, however little time the others have to follow.
+        const LEAST: Duration = Duration::from_millis(100);
+        let patience = deadline.saturating_duration_since(Instant::now()).max(LEAST);
         let name = internal(&self.shape.id, self.ledger().epoch.load(Ordering::Acquire));
         let connection =
-            socket::call(Address::Abstract(&name), PATIENCE).map_err(|errno| match errno {
+            socket::call(Address::Abstract(&name), patience).map_err(|errno| match errno {
                 Errno::CONNREFUSED => Error::because(operation, Errno::NOENT, "nobody serves"),
+                Errno::AGAIN => self.unanswered(operation),
                 errno => Error::new(operation, errno),
             })?;
         let peer = socket::peer(&connection).op(operation)?;
@@ -234,10 +252,22 @@ impl Held {
             return Err(Error::with(operation, Errno::PERM, why));
         }
         let request = Request { ask, id: self.shape.id, numbers };
-        connection.send(&request.encode(), file.as_slice()).op(operation)?;
+        let failed = |errno| match errno {
+            Errno::AGAIN => self.unanswered(operation),
+            errno => Error::new(operation, errno),
+        };
+        connection.send(&request.encode(), file.as_slice()).map_err(failed)?;
         let mut buffer = [0; REPLY_LEN];
-        let (len, files) = connection.receive(&mut buffer).op(operation)?;
+        let (len, files) = connection.receive(&mut buffer).map_err(failed)?;
         Ok((Reply::decode(operation, &buffer[..len])?, files))
+    }
+
+    /// ETIMEDOUT: the server is stopped, or has no time.
+    pub(super) fn unanswered(&self, operation: &'static str) -> Error {
+        let leader = self.ledger().leader.load(Ordering::Relaxed);
+        let pid = self.ledger().participants().named(leader).map_or(0, Token::pid);
+        let why = format_args!("process {pid} serves the region, and does not answer");
+        Error::with(operation, Errno::TIMEDOUT, why)
     }
 
     /// The same, again and again while nobody serves or the answer is not there yet.
@@ -250,14 +280,19 @@ impl Held {
         deadline: Instant,
     ) -> Result<(Reply, Vec<OwnedFd>)> {
         let mut pause = Duration::from_micros(200);
+        let mut has_rung = false;
         loop {
-            match self.ask(operation, ask, numbers, file) {
+            match self.ask(operation, ask, numbers, file, deadline) {
                 Err(error)
                     if Instant::now() < deadline
                         && (error.is_not_found()
                             || error.raw_os_error() == libc::ECONNRESET
                             || error.raw_os_error() == libc::EPIPE) =>
                 {
+                    // A server that executed another program is not seen to end: have all look.
+                    if !core::mem::replace(&mut has_rung, true) {
+                        self.ring();
+                    }
                     std::thread::sleep(pause);
                     pause = (pause * 2).min(Duration::from_millis(10));
                 }
@@ -266,8 +301,20 @@ impl Held {
         }
     }
 
-    /// Has this participant's process ended?
+    /// Is the thread gone that followed for this participant? Then its process executed another
+    /// program, or is about to end.
+    pub(super) fn is_without_agent(&self, token: Token) -> bool {
+        let agent = self.ledger().participants().agent(token);
+        agent.is_some_and(|agent| thread::is_gone(token.pid(), agent))
+    }
+
+    /// Has this participant's process ended, or executed another program?
     pub(super) fn is_dead(&self, token: Token) -> bool {
+        self.is_without_agent(token) || self.has_ended(token)
+    }
+
+    /// Has its process ended, so that no instruction of it is still to come?
+    pub(super) fn has_ended(&self, token: Token) -> bool {
         match pidfd::open(token.pid()) {
             Err(errno) => errno == Errno::SRCH,
             Ok(process) => {

@@ -57,8 +57,8 @@
 //! | lifetime of the name | the same, or until [`unlink`]; when all are killed, the name is unknown, and the next creator may have it |
 //! | second opening | in one process: another handle on the same mapping |
 //! | fork | the child has the mapping at the same address, as it was at the fork, and may use its handles; it becomes a participant with the first change that it makes, or with [`Region::sync`], and is waited for from then on; dropping its handles does not touch its parent's; it must not use the parent's arenas, and is a participant of its own in the heap |
-//! | exec | nothing is left of the region; open it again |
-//! | pid namespaces | all participants are of one: else EXDEV |
+//! | exec | nothing is left of the region; open it again. The others notice it at the next change, and one takes over then if it served: until then, the name is not found. One without [a thread](Opener::agent) counts as there until it ends |
+//! | pid and network namespaces | all participants are of one: else EXDEV |
 //!
 //! Who may attach for writing may destroy what is in the region for all. Whatever is
 //! written to the control memory or sent over a socket, no other process follows an address
@@ -137,8 +137,10 @@ mod gate;
 mod header;
 mod heap;
 mod held;
+mod holes;
 mod layout;
 mod ledger;
+mod lines;
 mod list;
 mod lock;
 mod log;

@@ -158,7 +158,9 @@ impl Acks {
         self.late.is_empty()
     }
 
-    /// Those that do not yet. They will when they go on: nobody has to ask again.
+    /// Those that do not yet. They will when they go on, or when what kept them is over, which they
+    /// try from time to time: nobody has to ask again. Until then a stopped process has what it had;
+    /// one that could not map a part has a hole there or, at its limit of mappings, what it had.
     pub fn late(&self) -> &[Late] {
         &self.late
     }

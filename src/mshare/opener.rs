@@ -38,14 +38,16 @@ impl Opener {
         self
     }
 
-    /// For reading alone: the kernel lets this process write nothing.
+    /// For reading alone: the kernel lets this process write nothing. If it has the region already
+    /// with more rights, the new handle has those too: there is one mapping.
     pub fn read_only(self) -> Self {
         self.rights(Rights::READ)
     }
 
     /// Whether a thread of this process is to follow the changes of others, which is the
     /// default. Without it, [`Region::sync`] has to be called, others wait for it, and this
-    /// process does not take over when the one that serves ends.
+    /// process does not take over when the one that serves ends. All handles of a process have one
+    /// thread, if one of them was to have it.
     pub fn agent(mut self, agent: bool) -> Self {
         self.has_agent = agent;
         self

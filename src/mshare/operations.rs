@@ -8,7 +8,7 @@ use super::object::{Acks, HugePages, Object, Prot, What};
 use super::region::Region;
 use super::rights::Rights;
 use super::serve::{REPLACE, pack};
-use super::span::check;
+use super::span::{aligned, check};
 use super::wire::Ask;
 use super::{MAP, PROTECT, SYNC, UNMAP};
 use crate::error::{Context, Error, Result};
@@ -28,7 +28,11 @@ pub(super) fn complete(operation: &'static str, acks: &Acks) -> Result<()> {
     if acks.is_complete() {
         return Ok(());
     }
-    let late: Vec<_> = acks.late().iter().map(|late| late.pid().to_string()).collect();
+    let name = |late: &super::Late| match late.raw_os_error() {
+        Some(errno) => format!("{} (errno {errno})", late.pid()),
+        None => late.pid().to_string(),
+    };
+    let late: Vec<_> = acks.late().iter().map(name).collect();
     Err(Error::with(
         operation,
         Errno::TIMEDOUT,
@@ -120,7 +124,10 @@ impl Region {
                 }
             };
             if let Some(brought) = brought.as_ref().filter(|_| !held.is_serving()) {
-                held.offer(&brought.object)?;
+                // While another takes over, too.
+                let [least, most] = [100, 1000].map(Duration::from_millis);
+                let now = Instant::now();
+                held.offer(&brought.object, deadline.clamp(now + least, now + most))?;
             }
             let change = Change::Map {
                 object: brought.as_ref().map(|brought| brought.object.clone()),
@@ -182,7 +189,7 @@ impl Region {
                     HugePages::M2 => Kind::Huge2M,
                     HugePages::G1 => Kind::Huge1G,
                 };
-                aligned(range, 0, kind)?;
+                aligned(MAP, range, 0, kind)?;
                 let file = memfd::create_huge(&name, len, pages.page()).op(MAP)?;
                 // A page that is missing is an error here, or SIGBUS later.
                 memfd::allocate(&file, 0, len).map_err(|errno| {
@@ -191,7 +198,7 @@ impl Region {
                 (Some(file), kind, 0)
             }
         };
-        aligned(range, at, kind)?;
+        aligned(MAP, range, at, kind)?;
         Ok((file, kind, at))
     }
 
@@ -259,7 +266,7 @@ impl Region {
     ///
     /// EBADMSG if the log says what no log says; EPERM in a forked child without all rights,
     /// which has to open the region; ENOMEM, or ENOENT for an object that nobody has any more:
-    /// that part is a hole here.
+    /// that part is a hole here, or at the limit of mappings is as it was.
     pub fn sync(&self) -> Result<u64> {
         self.attachment.live(SYNC)
     }
@@ -319,6 +326,10 @@ impl Region {
                 {
                     std::thread::sleep(Duration::from_millis(1));
                 }
+                // Busy until now.
+                Err(error) if error.raw_os_error() == libc::EAGAIN => {
+                    return Err(held.unanswered(operation));
+                }
                 done => return Ok(done?.0.numbers[0]),
             }
         }
@@ -337,19 +348,6 @@ impl Region {
         }
         Ok(held.wait(generation, deadline))
     }
-}
-
-/// Are offset, length and place in the object multiples of its pages?
-fn aligned(range: &Range<u64>, at: u64, kind: Kind) -> Result<()> {
-    let grain = kind.grain();
-    let all = [range.start, range.end, at];
-    let fits = at.checked_add(range.end - range.start).is_some_and(|end| end <= i64::MAX as u64);
-    if fits && all.iter().all(|number| number.is_multiple_of(grain)) {
-        return Ok(());
-    }
-    let [start, end, at] = all;
-    let why = format_args!("{start:#x} to {end:#x} from {at:#x} on, in pages of {grain:#x}");
-    Err(Error::with(MAP, Errno::INVAL, why))
 }
 
 impl Prot {

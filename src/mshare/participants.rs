@@ -35,12 +35,17 @@ pub(super) struct Slot {
     pub(super) began: AtomicU64,
     /// What it may do.
     pub(super) rights: AtomicU32,
-    /// Why it does not follow, as an errno; 0 if it does.
-    pub(super) trouble: AtomicU32,
+    unused_half: AtomicU32,
     /// Objects that it is about to map, one by its threads and one by its agent: others keep
     /// their descriptors although no layout has them yet.
     bringing: [AtomicU64; 2],
-    unused: [AtomicU64; 2],
+    /// Which change it could not follow, and why, as an errno in the lowest 16 bits; 0 if it
+    /// follows.
+    trouble: AtomicU64,
+    /// The thread that follows for it; 0 if nobody knows one. It goes when the process executes
+    /// another program, which the process id and its beginning survive. The high half
+    /// is the participant's serial, so that it is not the next one's.
+    agent: AtomicU64,
 }
 
 assert_layout!(size_of::<Slot>() == 64);
@@ -93,6 +98,7 @@ impl Participants<'_> {
         self.slots[slot].began.store(began, relaxed);
         self.slots[slot].rights.store(rights, relaxed);
         self.slots[slot].trouble.store(0, relaxed);
+        self.slots[slot].agent.store(0, relaxed);
         self.slots[slot].bringing.iter().for_each(|word| word.store(0, relaxed));
         // Before the newcomer looks at the generation: see the protocol. And what the last one in
         // the slot did is done for us.
@@ -137,6 +143,14 @@ impl Participants<'_> {
         lives.filter(|&(_, life)| life != 0).map(|(slot, life)| Token { slot, life }).collect()
     }
 
+    /// How many have not all of these rights.
+    pub(super) fn count_without(&self, rights: u32) -> usize {
+        let lacks = |token: &Token| {
+            self.slots[token.slot].rights.load(Ordering::Relaxed) & rights != rights
+        };
+        self.present().iter().filter(|token| lacks(token)).count()
+    }
+
     /// Says that this participant is about to map an object, as its `n`-th bringer: see
     /// [`bring`](super::bring). Nobody else has the object yet.
     pub(super) fn bring(&self, token: Token, n: usize, object: u64) {
@@ -172,6 +186,34 @@ impl Participants<'_> {
         if applied >> 48 == token.serial() & 0xffff { applied & NUMBER } else { 0 }
     }
 
+    /// Says which thread follows for this participant; 0 for none.
+    pub(super) fn set_agent(&self, token: Token, thread: u32) {
+        let Some(slot) = self.slots.get(token.slot) else { return };
+        slot.agent.store(token.serial() << 32 | u64::from(thread), Ordering::Relaxed);
+    }
+
+    /// The thread that follows for it, if it said so.
+    pub(super) fn agent(&self, token: Token) -> Option<u32> {
+        let agent = self.slots[token.slot].agent.load(Ordering::Relaxed);
+        (agent >> 32 == token.serial() && agent as u32 != 0).then_some(agent as u32)
+    }
+
+    /// Says that this participant cannot follow `generation` for now, and why; with no errno, that
+    /// it can.
+    pub(super) fn set_trouble(&self, token: Token, generation: u64, errno: u16) {
+        let Some(slot) = self.slots.get(token.slot) else { return };
+        let trouble = if errno == 0 { 0 } else { (generation & NUMBER) << 16 | u64::from(errno) };
+        // Who waits looks after the word that `follow` moves.
+        slot.trouble.store(trouble, Ordering::Relaxed);
+    }
+
+    /// Why this participant said that it cannot follow `generation` or a later one. What it said of
+    /// an earlier one says nothing: the change may be the cure.
+    pub(super) fn trouble(&self, token: Token, generation: u64) -> Option<u16> {
+        let trouble = self.slots[token.slot].trouble.load(Ordering::Relaxed);
+        (trouble != 0 && trouble >> 16 >= generation & NUMBER).then_some(trouble as u16)
+    }
+
     /// Those that do not follow up to `generation`, which the caller has published.
     pub(super) fn behind(&self, generation: u64) -> Vec<Token> {
         // After the caller's commit: see the protocol.
@@ -193,9 +235,10 @@ pub(super) mod tests {
                 applied: AtomicU64::new(0),
                 began: AtomicU64::new(0),
                 rights: AtomicU32::new(0),
-                trouble: AtomicU32::new(0),
+                unused_half: AtomicU32::new(0),
                 bringing: [const { AtomicU64::new(0) }; 2],
-                unused: [const { AtomicU64::new(0) }; 2],
+                trouble: AtomicU64::new(0),
+                agent: AtomicU64::new(0),
             })
             .collect()
     }
@@ -208,6 +251,7 @@ pub(super) mod tests {
         assert_eq!(all.join(9, 3, 3), None);
         assert_eq!(all.named(a.word()), Some(a));
         assert_eq!(all.of_process(8), Some(b));
+        assert_eq!([3, 7].map(|rights| all.count_without(rights)), [0, 2]);
         all.follow(a, 5);
         assert_eq!(all.behind(5), [b]);
         assert!(all.leave(a) && !all.leave(a) && !all.is_present(a));
@@ -216,6 +260,12 @@ pub(super) mod tests {
         assert_eq!((c.slot, all.followed(c)), (a.slot, 0));
         assert_eq!(all.named(a.word()), None);
         assert!(!all.leave(a) && all.is_present(c));
+        all.set_trouble(c, 5, 24);
+        assert_eq!([4, 5, 6].map(|n| all.trouble(c, n)), [Some(24), Some(24), None]);
+        all.set_trouble(c, 5, 0);
+        assert_eq!(all.trouble(c, 5), None);
+        all.set_agent(a, 9);
+        assert_eq!((all.agent(a), all.agent(c)), (Some(9), None));
         for lie in [0, 3, u64::MAX, 0xffff] {
             assert_eq!(all.named(lie), None);
         }
@@ -253,9 +303,10 @@ mod models {
             applied: word(),
             began: word(),
             rights: half(),
-            trouble: half(),
+            unused_half: half(),
             bringing: core::array::from_fn(|_| word()),
-            unused: core::array::from_fn(|_| word()),
+            trouble: word(),
+            agent: word(),
         };
         Arc::new(Shared {
             slots: [slot(), slot()],

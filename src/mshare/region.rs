@@ -126,8 +126,8 @@ impl Region {
     ///
     /// # Errors
     ///
-    /// ENOMEM with the numbers if the region is full (smaller layouts may still fit), or for an
-    /// alignment over 1 GiB.
+    /// ENOMEM with the numbers if the region is full (smaller layouts may still fit), if nothing
+    /// lies at the next bytes or they are protected, or for an alignment over 1 GiB.
     pub fn alloc(&self, layout: Layout) -> Result<NonNull<u8>> {
         self.writable("mshare::Region::alloc")?;
         let size = self.attachment.shape().size;
@@ -142,6 +142,7 @@ impl Region {
                 format_args!("aligned to {}, at most {}", layout.align(), super::window::ALIGN),
             ));
         }
+        self.check_memory(layout)?;
         match self.attachment.header().bump(size).take(layout) {
             // SAFETY: the offset is at most the size, so the pointer is inside or at the end.
             Ok(offset) => Ok(unsafe { self.base().add(offset as usize) }),
@@ -153,6 +154,31 @@ impl Region {
                     "{} bytes aligned to {} do not fit: {taken} of {size} are taken",
                     layout.size(),
                     layout.align()
+                ),
+            )),
+        }
+    }
+
+    /// ENOMEM where the next bytes cannot be written: nothing lies there, or it is protected. What
+    /// is unmapped while this looks is not seen.
+    fn check_memory(&self, layout: Layout) -> Result<()> {
+        const OP: &str = "mshare::Region::alloc";
+        let (held, size) = (self.attachment.held(), self.attachment.shape().size);
+        let Some((start, end)) = held.header().bump(size).peek(layout) else { return Ok(()) };
+        let (_, parts) = held.ledger().layout(OP, size)?;
+        let lacks = |part: &&super::layout::Segment| {
+            part.access != crate::sys::map::Access::Write && part.offset < end && start < part.end()
+        };
+        match parts.iter().find(lacks) {
+            None => Ok(()),
+            Some(part) => Err(Error::with(
+                OP,
+                Errno::NOMEM,
+                format_args!(
+                    "{} bytes at {start:#x}: {:#x} to {:#x} is unmapped or protected",
+                    layout.size(),
+                    part.offset,
+                    part.end()
                 ),
             )),
         }
@@ -215,7 +241,10 @@ impl Region {
     ///
     /// - A `T` was written there, and its writing happened before this call: its address
     ///   came from [`root`](Self::root), or by some other release and acquire.
-    /// - As long as the reference lives, no process writes it other than by atomics.
+    /// - As long as the reference lives, no process writes it other than by atomics, and none takes
+    ///   it away: by [`unmap`](Self::unmap), [`protect`](Self::protect), [`map`](Self::map) over it,
+    ///   [`Advice::Remove`](super::Advice::Remove), or by cutting the file that lies there. These are
+    ///   safe to call; what they do to references is the word of who made the reference.
     pub unsafe fn get<T: Resident>(&self, pointer: *const T) -> Result<&T> {
         let pointer = self.check("mshare::Region::get", pointer, 1, Errno::INVAL)?;
         // SAFETY: inside, aligned, mapped as long as the region is borrowed; the rest is

@@ -6,7 +6,7 @@ use super::backing::{Huge, Kind};
 use super::bring::{Bringer, Brought};
 use super::change::{Change, Charge};
 use super::held::{Object, join};
-use super::participants::Token;
+use super::participants::{PARTICIPANTS, Token};
 use super::rights::Rights;
 use super::wire::{Ask, REQUEST_LEN, Reply, Request};
 use crate::sync::Ordering;
@@ -16,6 +16,7 @@ use crate::sys::socket::{self, Connection, Peer};
 use core::ops::Range;
 use core::time::Duration;
 use rustix::fd::{AsFd, OwnedFd};
+use rustix::fs::{FileType, fcntl_get_seals, fstat, fstatfs};
 use rustix::io::Errno;
 use std::sync::Arc;
 use std::time::Instant;
@@ -110,13 +111,20 @@ impl Desk {
             }
             Ask::Follow => {
                 let token = claimed()?;
-                let trouble = u32::try_from(numbers[3]).map_err(|_| Errno::INVAL)?;
-                held.ledger().slot(token).trouble.store(trouble, Ordering::Relaxed);
-                // Nobody follows what is not there yet.
-                let generation = numbers[2].min(held.ledger().log().generation());
+                let errno = u16::try_from(numbers[3]).map_err(|_| Errno::INVAL)?;
+                // Nobody follows, or fails to, what is not there yet.
+                let last = held.ledger().log().generation();
+                let generation = numbers[2].min(last);
+                participants.set_trouble(token, numbers[4].min(last), errno);
                 participants.follow(token, generation);
                 held.wake(held.ledger().acks());
                 Ok(([0; 3], vec![]))
+            }
+            Ask::Listen => {
+                let token = claimed()?;
+                participants.set_agent(token, u32::try_from(numbers[2]).map_err(|_| Errno::INVAL)?);
+                let line = self.lines.open(token)?;
+                Ok(([0; 3], vec![Arc::new(line)]))
             }
             Ask::Leave => {
                 participants.leave(claimed()?);
@@ -160,13 +168,18 @@ impl Desk {
 
     /// Gives the caller a slot, and descriptors that can do no more than it may.
     fn attach(&mut self, peer: &Peer, allowed: Rights, numbers: [u64; 5]) -> Answer {
-        let [wanted, needed, pid, agent, _] = numbers;
+        let [wanted, needed, pid, agent, network] = numbers;
         let (wanted, needed) = (Rights::of_bits(wanted), Rights::of_bits(needed));
         if allowed == Rights::NONE || !allowed.contains(needed) {
             return Err(Errno::ACCESS);
         }
         // Of another pid namespace: nobody could see its end.
         if pid != u64::from(peer.pid) {
+            return Err(Errno::XDEV);
+        }
+        // Of another network namespace: nobody could be asked for an object.
+        let own = super::attach::network();
+        if network != own && network != 0 && own != 0 {
             return Err(Errno::XDEV);
         }
         let held = &self.held;
@@ -185,6 +198,12 @@ impl Desk {
                 // What it has in hand already it keeps.
                 before.fetch_or(bits, Ordering::Relaxed);
                 token
+            }
+            // Others leave half of the slots to the owner.
+            None if ![0, ledger.access().uid].contains(&peer.uid)
+                && ledger.participants().count_without(Rights::ALL.bits()) >= PARTICIPANTS / 2 =>
+            {
+                return Err(Errno::USERS);
             }
             // Who has all rights says itself when it began.
             None if rights == Rights::ALL => {
@@ -205,7 +224,10 @@ impl Desk {
             share(&files.control, writes)?,
             share(&files.ledger, rights == Rights::ALL)?,
             share(&files.data, writes)?,
-            share(&files.bell, true)?,
+            match rights == Rights::ALL {
+                true => files.bell.clone(),
+                false => Arc::new(self.lines.open(token)?),
+            },
         ];
         self.look_again();
         Ok(([rights.bits().into(), token.slot as u64, token.life], shared))
@@ -291,12 +313,29 @@ fn new_object(
     match (kind, files.next(), files.next()) {
         (0, None, None) => Ok(None),
         (kind, Some(file), None) => {
-            let kind = Kind::of_code(kind).ok_or(Errno::INVAL)?;
+            let kind =
+                Kind::of_code(kind).filter(|&kind| is_of(&file, kind)).ok_or(Errno::INVAL)?;
             let own = held.ledger().participants().of_process(std::process::id());
             Ok(Some(held.bring(own.ok_or(Errno::AGAIN)?, Bringer::Agent, kind, file)))
         }
         _ => Err(Errno::INVAL),
     }
+}
+
+/// Is this a file of that kind? Others map it, cut it and take its pages away, with calls that
+/// another file may not take, or that it may hold up.
+fn is_of(file: &OwnedFd, kind: Kind) -> bool {
+    const HUGETLBFS: u64 = 0x9584_58f6;
+    let (Ok(stat), Ok(system)) = (fstat(file), fstatfs(file)) else { return false };
+    let in_huge_pages = system.f_type as u64 & 0xffff_ffff == HUGETLBFS;
+    let grain_is = |grain: u64| system.f_bsize as u64 == grain;
+    FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
+        && match kind {
+            Kind::File => !in_huge_pages,
+            // Only memory files have seals.
+            Kind::Revocable => !in_huge_pages && fcntl_get_seals(file).is_ok(),
+            Kind::Huge2M | Kind::Huge1G => in_huge_pages && grain_is(kind.grain()),
+        }
 }
 
 #[cfg(all(test, not(loom)))]

@@ -1,6 +1,6 @@
 //! Which ranges a change can have.
 
-use super::backing::Backing;
+use super::backing::{Backing, Kind};
 use super::held::Held;
 use super::layout::Segment;
 use crate::error::{Error, Result};
@@ -25,6 +25,28 @@ pub(super) fn check(operation: &'static str, range: &Range<u64>, size: u64) -> R
         Errno::INVAL,
         format_args!("{start:#x} to {end:#x} is no range of whole pages in {size:#x} bytes"),
     ))
+}
+
+/// Are offset, length and place in the object multiples of its pages?
+///
+/// # Errors
+///
+/// EINVAL with the numbers.
+pub(super) fn aligned(
+    operation: &'static str,
+    range: &Range<u64>,
+    at: u64,
+    kind: Kind,
+) -> Result<()> {
+    let grain = kind.grain();
+    let all = [range.start, range.end, at];
+    let fits = at.checked_add(range.end - range.start).is_some_and(|end| end <= i64::MAX as u64);
+    if fits && all.iter().all(|number| number.is_multiple_of(grain)) {
+        return Ok(());
+    }
+    let [start, end, at] = all;
+    let why = format_args!("{start:#x} to {end:#x} from {at:#x} on, in pages of {grain:#x}");
+    Err(Error::with(operation, Errno::INVAL, why))
 }
 
 impl Held {

@@ -16,6 +16,7 @@
 use super::access::Access;
 use super::agent::Desk;
 use super::claim::Name;
+use super::follow::PATIENCE;
 use super::held::{HAS_AGENT, Held, internal};
 use super::ledger::Ledger;
 use super::participants::Token;
@@ -25,6 +26,7 @@ use crate::sync::Ordering;
 use crate::sys::socket::{self, Address};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
+use std::time::Instant;
 
 impl Ledger {
     /// Makes `word` the leader instead of `seen`.
@@ -107,25 +109,31 @@ impl Desk {
                 return false;
             }
         };
-        let mut listeners = vec![listener];
-        let mut tries = 0;
-        let name = loop {
-            match self.inherit_name() {
-                Ok(found) => break found,
-                // A stopped process may have the lock of the directory: the name is lost then.
-                Err(_) if tries < 10 => tries += 1,
-                Err(_) => break None,
-            }
-        };
-        self.name = name.map(|(name, listener)| {
-            listeners.push(listener);
-            name
-        });
-        self.listeners = listeners;
+        self.listeners = vec![listener];
         self.held.serving.store(std::process::id(), Ordering::Relaxed);
+        self.is_nameless = true;
         self.held.ring();
         self.look_again();
         true
+    }
+
+    /// Takes the name, if that is still to be done; whether it is done, or somebody unlinked it.
+    /// Another process may have the lock of the directory, or the one that served is about to end
+    /// and its socket still there: then it is tried again later.
+    pub(super) fn take_name(&mut self) -> bool {
+        if !self.is_nameless {
+            return true;
+        }
+        match self.inherit_name() {
+            Ok(Some((name, listener))) => {
+                self.name = Some(name);
+                self.listeners.push(listener);
+                self.is_nameless = false;
+            }
+            Ok(None) => self.is_nameless = false,
+            Err(_) => {}
+        }
+        !self.is_nameless
     }
 
     fn inherit_name(&self) -> Result<Option<(Name, OwnedFd)>> {
@@ -136,7 +144,8 @@ impl Desk {
         };
         // The one that is there stays known until ours is in its place.
         ledger.set_socket(0, claim.occupied()?);
-        let listener = claim.listen(Access::socket_mode(ledger.access().mode))?;
+        let access = ledger.access();
+        let listener = claim.listen(Access::socket_mode(access.mode), [access.uid, access.gid])?;
         let file = claim.file()?;
         ledger.set_socket(1, file);
         let name = claim.publish()?;
@@ -156,12 +165,20 @@ impl Held {
             self.wake(self.ledger().acks());
         } else {
             let numbers = [token.slot as u64, token.life, 0, 0, 0];
-            let _ = self.ask(super::SYNC, super::wire::Ask::Leave, numbers, None);
+            let deadline = Instant::now() + PATIENCE;
+            let _ = self.ask(super::SYNC, super::wire::Ask::Leave, numbers, None, deadline);
         }
     }
 
     /// The last handle of this process goes: another serves, or the name goes too.
     pub(super) fn close(&self) {
+        let mut local = self.enter();
+        local.is_closing = true;
+        if let Some(token) = local.token.filter(|_| self.is_full()) {
+            // Its thread goes, and it is no dead one.
+            self.ledger().participants().set_agent(token, 0);
+        }
+        drop(local);
         let agent = self.agent.enter(|| None).take();
         let desk = agent.and_then(super::agent::Agent::stop);
         // A heap may keep the region mapped, and it may be opened again.
@@ -173,7 +190,8 @@ impl Held {
         let ledger = self.ledger();
         if !self.is_full() {
             let numbers = [token.slot as u64, token.life, 0, 0, 0];
-            let _ = self.ask(super::SYNC, super::wire::Ask::Leave, numbers, None);
+            let deadline = Instant::now() + PATIENCE;
+            let _ = self.ask(super::SYNC, super::wire::Ask::Leave, numbers, None, deadline);
             return;
         }
         let owns = ledger.owner.load(Ordering::Relaxed) == token.word();

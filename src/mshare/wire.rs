@@ -15,15 +15,16 @@
 //!
 //! | operation | numbers | descriptors | answer | descriptors |
 //! |---|---|---|---|---|
-//! | 1 attach | rights wanted, rights needed, process id | | rights, slot, life | control, ledger, data, bell |
+//! | 1 attach | rights wanted, rights needed, process id, agent, network namespace | | rights, slot, life | control, ledger, data, bell or line |
 //! | 2 fetch | object | | kind | the object |
 //! | 3 offer | object, kind | the object | | |
-//! | 4 follow | slot, life, generation, errno | | | |
+//! | 4 follow | slot, life, generation, errno, generation that fails | | | |
 //! | 5 leave | slot, life | | | |
 //! | 6 map | offset, length, kind, where in it, access | none or the object | generation, object | |
 //! | 7 unmap | offset, length | | generation | |
 //! | 8 protect | offset, length, access and advice | | generation | |
 //! | 9 tell | | | participants, mode, user | |
+//! | 10 listen | slot, life, thread | | | a [line](super::lines) |
 
 use crate::error::{Error, Result};
 use rustix::io::Errno;
@@ -97,10 +98,11 @@ pub(super) enum Ask {
     Unmap,
     Protect,
     Tell,
+    Listen,
 }
 
 impl Ask {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Attach,
         Self::Fetch,
         Self::Offer,
@@ -110,6 +112,7 @@ impl Ask {
         Self::Unmap,
         Self::Protect,
         Self::Tell,
+        Self::Listen,
     ];
 }
 
@@ -288,7 +291,7 @@ mod tests {
         let mut other = request;
         other[8] = 9;
         assert_eq!(Request::decode(&other), Err(Errno::PROTO));
-        for ask in [0, 10, 255] {
+        for ask in [0, 11, 255] {
             other = request;
             other[12] = ask;
             assert_eq!(Request::decode(&other), Err(Errno::BADMSG));

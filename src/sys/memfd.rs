@@ -57,7 +57,7 @@ pub fn create_huge(name: &str, size: u64, page: HugePage) -> Result<OwnedFd> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | MemfdFlags::HUGETLB | huge;
     let file = memfd_create(name, flags)?;
     fchmod(&file, Mode::RUSR | Mode::WUSR)?;
-    ftruncate(&file, size)?;
+    grow(&file, size)?;
     Ok(file)
 }
 

@@ -11,7 +11,7 @@ use super::member::Member;
 use super::space::Space;
 use crate::error::{Error, Result};
 use crate::mshare::attachment::{Attachment, Keep};
-use crate::sync::{AtomicPtr, AtomicU32, Ordering};
+use crate::sync::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
 use crate::sys::tag::tag;
 use core::cell::{Cell, UnsafeCell};
 use core::ptr::{self, NonNull};
@@ -27,18 +27,32 @@ struct Known {
     _keep: Keep,
 }
 
-static KNOWN: [AtomicPtr<Known>; HEAPS] = [const { AtomicPtr::new(ptr::null_mut()) }; HEAPS];
+/// A place for one. Who looks for a heap compares addresses, and follows the pointer of its own
+/// alone: another heap may be closed meanwhile.
+#[derive(Debug)]
+struct Entry {
+    /// Address of the region; 0 for none. Set after the pointer, and cleared before it.
+    region: AtomicUsize,
+    known: AtomicPtr<Known>,
+}
+
+static KNOWN: [Entry; HEAPS] =
+    [const { Entry { region: AtomicUsize::new(0), known: AtomicPtr::new(ptr::null_mut()) } };
+        HEAPS];
 
 /// How often one was closed: what threads remember from before is not used.
 static CLOSED: AtomicU32 = AtomicU32::new(0);
 
 /// The heap of the region at this address.
 fn known(region: usize) -> Option<Space> {
-    KNOWN.iter().find_map(|known| {
+    KNOWN.iter().find_map(|entry| {
+        if entry.region.load(Ordering::Acquire) != region {
+            return None;
+        }
         // SAFETY: what is published is a leaked box, which is never changed, and is freed only when
-        // nobody uses the heap any more.
-        let known = unsafe { known.load(Ordering::Acquire).as_ref() }?;
-        (known.space.region() == region).then_some(known.space)
+        // nobody uses this heap any more.
+        let known = unsafe { entry.known.load(Ordering::Acquire).as_ref() }?;
+        Some(known.space)
     })
 }
 
@@ -48,11 +62,13 @@ pub(super) fn learn(operation: &'static str, space: Space, attachment: &Attachme
         return Ok(());
     }
     let ours = Box::into_raw(Box::new(Known { space, _keep: attachment.keep() }));
-    let (success, failure) = (Ordering::Release, Ordering::Relaxed);
-    if KNOWN
-        .iter()
-        .any(|known| known.compare_exchange(ptr::null_mut(), ours, success, failure).is_ok())
-    {
+    // After what `forget` did to the entry.
+    let (success, failure) = (Ordering::AcqRel, Ordering::Relaxed);
+    let is_free = |entry: &&Entry| {
+        entry.known.compare_exchange(ptr::null_mut(), ours, success, failure).is_ok()
+    };
+    if let Some(entry) = KNOWN.iter().find(is_free) {
+        entry.region.store(space.region(), Ordering::Release);
         return Ok(());
     }
     // SAFETY: ours, and nobody has seen it.
@@ -67,13 +83,15 @@ pub(super) fn forget(region: usize) {
         member.leave_for_all();
     }
     CLOSED.fetch_add(1, Ordering::Relaxed);
-    for known in &KNOWN {
-        let found = known.load(Ordering::Acquire);
-        // SAFETY: as in `known`.
-        if unsafe { found.as_ref() }.is_some_and(|known| known.space.region() == region) {
-            known.store(ptr::null_mut(), Ordering::Release);
+    for entry in &KNOWN {
+        if entry.region.load(Ordering::Acquire) != region {
+            continue;
+        }
+        entry.region.store(0, Ordering::Relaxed);
+        let found = entry.known.swap(ptr::null_mut(), Ordering::AcqRel);
+        if let Some(found) = NonNull::new(found) {
             // SAFETY: leaked in `learn`; nobody uses the heap any more, as the caller was promised.
-            drop(unsafe { Box::from_raw(found) });
+            drop(unsafe { Box::from_raw(found.as_ptr()) });
         }
     }
 }
@@ -204,5 +222,21 @@ fn refused(operation: &'static str, region: usize) -> Error {
             Errno::AGAIN,
             format_args!("all {} participants of the heap are alive", space.slots()),
         ),
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    /// Another heap may be freed at any time.
+    #[test]
+    fn only_the_heap_that_is_looked_for_is_looked_at() {
+        let entry = KNOWN.last().unwrap();
+        entry.known.store(ptr::without_provenance_mut(8), Ordering::Relaxed);
+        entry.region.store(1, Ordering::Relaxed);
+        assert!(known(2).is_none());
+        entry.region.store(0, Ordering::Relaxed);
+        entry.known.store(ptr::null_mut(), Ordering::Relaxed);
     }
 }

@@ -61,13 +61,15 @@ impl Region {
     fn make_heap(&self, bytes: u64) -> Result<Extent> {
         let size = self.size() as u64;
         let word = self.attachment().header().next();
+        // Also when memory lies there.
+        let room = self.attachment().header().room(size);
         self.attachment().held().locked(OPEN, |layout| {
             let mut seen = word.load(Ordering::Relaxed);
             loop {
                 if let Some(extent) = self.extent(OPEN)? {
                     return Ok(extent);
                 }
-                let end = plain_until(layout, seen.next_multiple_of(PAGE as u64), size);
+                let end = plain_until(layout, seen.next_multiple_of(PAGE as u64), size).min(room);
                 let extent = Extent::from(seen, bytes, end).unwrap_or(Extent { start: 0, len: 0 });
                 if extent.len < space::LEN_MIN {
                     let numbers =
