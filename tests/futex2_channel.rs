@@ -7,12 +7,13 @@ mod ends;
 mod processes;
 
 use ends::{Make, in_both, soon};
+use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::thread::{scope, sleep, spawn, yield_now};
 use std::time::Duration;
 use unmerged::futex2::lock::{Channel, channel};
-use unmerged::futex2::{Deadline, Scope};
+use unmerged::futex2::{Deadline, Scope, Shared};
 
 in_both!(
     smoke,
@@ -403,4 +404,25 @@ fn drops() {
         drop(channel);
         assert_eq!(DROPS.load(SeqCst), steps + more);
     }
+}
+
+/// What a place for a channel must be is told, with the number that is wrong.
+#[test]
+fn places_for_channels() {
+    type Shelf = Channel<[u64; 2], Shared>;
+    let (mut memory, needs) = (vec![0_u8; Shelf::bytes(4) + 2 * Shelf::ALIGN], Shelf::bytes(4));
+    let start = memory.as_mut_ptr();
+    let base = NonNull::new(start.wrapping_add(start.align_offset(Shelf::ALIGN))).unwrap();
+    // SAFETY: inside the memory, which outlives the channel.
+    let attach = |at, len, capacity| unsafe { Shelf::attach(base.add(at), len, capacity) };
+    for (at, len, number) in [(0, needs - 1, needs), (8, needs, Shelf::ALIGN)] {
+        let error = attach(at, len, 4).unwrap_err();
+        assert!(error.is_invalid() && error.to_string().contains(&number.to_string()), "{error}");
+    }
+    attach(0, needs, 4).unwrap().try_send([1, 2]).unwrap();
+    // More than there can be.
+    type Huge = Channel<[u8; 1 << 40], Shared>;
+    assert_eq!(Huge::bytes(1 << 24), usize::MAX);
+    // SAFETY: refused.
+    assert!(unsafe { Huge::attach(base, needs, 1 << 24) }.unwrap_err().is_invalid());
 }

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::thread::{scope, sleep, yield_now};
 use std::time::Duration;
 use unmerged::futex2::lock::{Event, Mutex, Semaphore, Source, select};
-use unmerged::futex2::{Private, Scope, Shared};
+use unmerged::futex2::{Deadline, Private, Scope, Shared};
 
 #[test]
 fn both_ends_of_private_channels() {
@@ -186,4 +186,19 @@ fn a_flood_behind_a_private_channel() {
 #[test]
 fn a_flood_behind_a_shared_channel() {
     a_flood_behind(shared);
+}
+
+/// Too few and too many are told at once, whatever the sources have and the deadline says.
+#[test]
+fn no_sources_and_too_many() {
+    let set = Event::<Private>::new(true);
+    for n in [0, 129] {
+        let sources: Vec<&dyn Source> = (0..n).map(|_| &set as &dyn Source).collect();
+        for deadline in [None, Some(Deadline::monotonic(Duration::ZERO))] {
+            let error = select(&sources, deadline).unwrap_err();
+            assert!(error.is_invalid() && error.to_string().contains("select"), "{error}");
+        }
+    }
+    let sources: Vec<&dyn Source> = (0..128).map(|_| &set as &dyn Source).collect();
+    assert_eq!(select(&sources, None).unwrap(), 0);
 }

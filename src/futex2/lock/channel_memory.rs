@@ -78,10 +78,16 @@ impl<T: Send> Channel<T, Private> {
 }
 
 impl<T: Plain> Channel<T, Shared> {
-    /// Bytes that a channel of so many items needs.
+    /// What [`attach`](Self::attach) wants its base aligned to.
+    pub const ALIGN: usize = {
+        let (control, slot) = (align_of::<Control<Shared>>(), align_of::<Slot<T>>());
+        if control > slot { control } else { slot }
+    };
+
+    /// Bytes that a channel of so many items needs; `usize::MAX` for more than there can be.
     pub const fn bytes(capacity: u32) -> usize {
         let slots = size_of::<Control<Shared>>().next_multiple_of(align_of::<Slot<T>>());
-        slots + capacity as usize * size_of::<Slot<T>>()
+        slots.saturating_add((capacity as usize).saturating_mul(size_of::<Slot<T>>()))
     }
 
     /// The channel that lies at `base`, with room for `capacity` items. Zeros are an empty one, and
@@ -93,7 +99,7 @@ impl<T: Plain> Channel<T, Shared> {
     /// # Errors
     ///
     /// EINVAL if the capacity is 0 or more than 2³⁰, if `len` bytes are too few, or `base` is not
-    /// aligned to 128 bytes.
+    /// aligned to [`ALIGN`](Self::ALIGN).
     ///
     /// # Safety
     ///
@@ -102,13 +108,14 @@ impl<T: Plain> Channel<T, Shared> {
     pub unsafe fn attach(base: NonNull<u8>, len: usize, capacity: u32) -> Result<Self> {
         check(capacity)?;
         let needs = Self::bytes(capacity);
-        let align = align_of::<Control<Shared>>().max(align_of::<Slot<T>>());
-        if len < needs || !base.addr().get().is_multiple_of(align) {
-            return Err(Error::with(
-                "futex2::Channel::attach",
-                Errno::INVAL,
-                format_args!("{len} bytes at {base:p} of {needs}, aligned to {align}"),
-            ));
+        let refuse = |why: core::fmt::Arguments<'_>| {
+            Err(Error::with("futex2::Channel::attach", Errno::INVAL, why))
+        };
+        if len < needs {
+            return refuse(format_args!("{len} bytes for a channel of {needs}"));
+        }
+        if !base.addr().get().is_multiple_of(Self::ALIGN) {
+            return refuse(format_args!("{base:p} is not aligned to {}", Self::ALIGN));
         }
         // SAFETY: inside what the caller vouches for.
         let slots = unsafe { base.add(needs - capacity as usize * size_of::<Slot<T>>()) };

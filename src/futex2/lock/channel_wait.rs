@@ -80,7 +80,9 @@ impl<T, S: Scope> Channel<T, S> {
         loop {
             match attempt()? {
                 Tried::Done(answer) => return done(answer, slept),
-                Tried::Closed => return Err(Error::new(operation, Errno::PIPE)),
+                Tried::Closed => {
+                    return Err(Error::because(operation, Errno::PIPE, "the channel is closed"));
+                }
                 _ if matches!(patience, Patience::None) => {
                     if self.clear(thorough)? && is_one_of_few() {
                         continue;
@@ -107,7 +109,9 @@ impl<T, S: Scope> Channel<T, S> {
                     drop(listener);
                     return done(answer, true);
                 }
-                Tried::Closed => return Err(Error::new(operation, Errno::PIPE)),
+                Tried::Closed => {
+                    return Err(Error::because(operation, Errno::PIPE, "the channel is closed"));
+                }
                 Tried::Not => deadline,
                 // Nobody rings for the end of that.
                 Tried::Busy => Some(Deadline::or_sooner(deadline, NAP)),

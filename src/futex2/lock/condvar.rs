@@ -98,7 +98,8 @@ impl<S: Scope> Condvar<S> {
         let _ = self.wait_for(guard, None);
     }
 
-    /// The same, until the deadline at the most. The mutex is taken again in any case.
+    /// The same, until the deadline at the most. The mutex is taken again in any case, however long
+    /// another holder keeps it: the deadline ends the wait, not the lock.
     ///
     /// # Errors
     ///

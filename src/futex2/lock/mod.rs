@@ -55,12 +55,12 @@
 //! | | what happens |
 //! |---|---|
 //! | a signal is handled while a thread waits | it goes on waiting |
-//! | a deadline | every wait has a form with one. It is not missed when others change the word without pause, unless each change of ours meets one of theirs, time after time; what was taken at that instant is taken, and no wake is lost with a waiter that leaves |
+//! | a deadline | every wait has a form with one, but for the mutex that a [`Condvar`] takes back. It is not missed when others change the word without pause, unless each change of ours meets one of theirs, time after time; what was taken at that instant is taken, and no wake is lost with a waiter that leaves |
 //! | the kernel refuses to let a thread wait | a call without a deadline tries again until it has what it is for; one that returns an error returns that |
 //! | in a signal handler | the `try_` forms, [`Event::is_set`], [`Event::set`], [`Semaphore::release`] and [`AutoEvent::set`]: none waits. Others may wait for the thread that was interrupted |
 //! | fork, private | the child has a copy. What other threads held is held in it for ever, as with every lock; what the forking thread holds is held by both. Waiters are not copied; at worst a wake finds nobody. A [`Channel`] that other threads use at that moment is of no use to the child: what they are in the middle of never ends there |
 //! | fork, shared | one lock still. A guard that the forking thread holds must be forgotten in one of the two; that of a robust mutex belongs to the parent. A signal handler that forks in the middle of a send must leave that channel alone in the child |
-//! | a thread ends, or a process dies, *holding* a mutex, a readers-writer lock or a permit, or running a [`Once`] | it is held for ever. Deadlines and [`RobustMutex`] are the ways out |
+//! | a thread ends, or a process dies, *holding* a mutex, a readers-writer lock or a permit, or running a [`Once`] | it is held for ever. Deadlines and [`RobustMutex`] are the ways out, but not of a [`Condvar`]: it goes with a [`Mutex`] alone, and waits for it |
 //! | the same with a [`RobustMutex`] | the next one is told; one that sleeps, within 50 ms |
 //! | the same inside a [`Channel`] in shared memory | nothing is lost or doubled that was sent; the others go on, within 50 ms |
 //! | a process dies *waiting*, or woken, or while it wakes | the others go on: whoever waits in shared memory looks again every 50 ms. A dead waiter of a [`Condvar`] stays counted: a notification that nobody waits for is then a system call |

@@ -15,7 +15,8 @@ use core::ops::{Deref, DerefMut};
 /// reader or writer that [dies](super#what-goes-wrong) holds it for ever.
 ///
 /// A thread that reads must not read again: if somebody has begun to wait in between, it waits for
-/// that one, and that one for it. [`try_read`](Self::try_read) fails then.
+/// that one, and that one for it. [`try_read`](Self::try_read) fails then. More than 2²⁷ - 2 readers
+/// at once, forgotten guards among them, are not let in.
 ///
 /// ```
 /// use unmerged::futex2::lock::RwLock;

@@ -2,6 +2,7 @@
 
 use super::bell::Listener;
 use super::waiting::{BEAT, sleep};
+use crate::abi::futex2::WAITV_MAX;
 use crate::error::{Error, Result};
 use crate::futex2::{Deadline, Waiter, waitv};
 use core::time::Duration;
@@ -84,6 +85,10 @@ pub trait Source {
 /// ETIMEDOUT at the deadline; EINVAL for no sources or more than 128; ENOMEM.
 pub fn select(sources: &[&dyn Source], deadline: Option<Deadline>) -> Result<usize> {
     const OPERATION: &str = "futex2::select";
+    if !(1..=WAITV_MAX).contains(&sources.len()) {
+        let given = format_args!("{} of 1 to {WAITV_MAX} sources", sources.len());
+        return Err(Error::with(OPERATION, Errno::INVAL, given));
+    }
     let mut slept = false;
     let (mut waiters, mut announced) = (Vec::with_capacity(sources.len()), Vec::new());
     let mut times: Vec<Option<u32>> = Vec::new();
