@@ -81,13 +81,16 @@ def survives(mutant, copy):
 
 
 def make_copy(number):
-    """A copy of the sources; what was built in it the last time stays."""
+    """A copy of the sources, and of what was built of the models, dependencies among it."""
     copy = COPIES / str(number)
-    copy.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(copy, ignore_errors=True)
+    copy.mkdir(parents=True)
+    built = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", "target"))
+    if built.is_dir():
+        shutil.copytree(built, copy / "target", symlinks=True)
     for name in PARTS:
         path = pathlib.Path(name)
         if path.is_dir():
-            shutil.rmtree(copy / path, ignore_errors=True)
             shutil.copytree(path, copy / path)
         elif path.exists():
             shutil.copyfile(path, copy / path)
