@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Applies each mutant of a list to a copy of the sources and sees that its model fails.
+"""Applies each mutant of a list to a copy of the sources and sees that its model fails. As many at a
+time as there are CPUs, each with a copy and builds of its own.
 
 A mutant is a block of lines, separated from the next by an empty line:
 
@@ -12,12 +13,18 @@ A mutant is a block of lines, separated from the next by an empty line:
 Run by ci/loom.sh, which sets the environment of a loom build.
 """
 
+import concurrent.futures
+import os
 import pathlib
+import queue
 import shutil
 import subprocess
 import sys
 
-COPY = pathlib.Path("target/mutants")
+COPIES = pathlib.Path("target/mutants")
+PARTS = ["Cargo.toml", "Cargo.lock", "README.md", "src", "benches", "examples", "tests"]
+# Each build goes on from the one before: another line in one file.
+ENVIRONMENT = os.environ | {"CARGO_INCREMENTAL": "1", "CARGO_BUILD_JOBS": "2"}
 
 
 def blocks(path):
@@ -47,7 +54,7 @@ def replaced(source, old, new, nth):
     return source[:at] + new + source[at + len(old) :]
 
 
-def survives(mutant):
+def survives(mutant, copy):
     """Why this mutant is no good, or None if its model noticed it."""
     file = pathlib.Path(mutant["file"])
     source = file.read_text()
@@ -57,11 +64,12 @@ def survives(mutant):
     changed = replaced(source, old, new, int(mutant.get("nth", 0)))
     if changed is None:
         return "the text is not there"
-    (COPY / file).write_text(changed)
+    (copy / file).write_text(changed)
     command = ["cargo", "test", "--quiet", "--profile", "loom", "--lib", "--", "--exact"]
     command.append(mutant["model"])
-    run = subprocess.run(command, cwd=COPY, capture_output=True, text=True)
-    shutil.copyfile(file, COPY / file)
+    environment = ENVIRONMENT | {"CARGO_TARGET_DIR": str((copy / "target").absolute())}
+    run = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
+    shutil.copyfile(file, copy / file)
     # A deadlock that loom finds ends in an abort.
     if "test result: FAILED" in run.stdout or "SIGABRT" in run.stderr:
         return None
@@ -72,25 +80,47 @@ def survives(mutant):
     return "it does not build:\n" + run.stderr[-2000:]
 
 
-def main():
-    shutil.rmtree(COPY, ignore_errors=True)
-    COPY.mkdir(parents=True)
-    for name in ["Cargo.toml", "Cargo.lock", "README.md", "src", "benches", "examples", "tests"]:
+def make_copy(number):
+    """A copy of the sources, and of what was built of the models, dependencies among it."""
+    copy = COPIES / str(number)
+    shutil.rmtree(copy, ignore_errors=True)
+    copy.mkdir(parents=True)
+    built = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", "target"))
+    if built.is_dir():
+        shutil.copytree(built, copy / "target", symlinks=True)
+    for name in PARTS:
         path = pathlib.Path(name)
         if path.is_dir():
-            shutil.copytree(path, COPY / path)
+            shutil.copytree(path, copy / path)
         elif path.exists():
-            shutil.copyfile(path, COPY / path)
+            shutil.copyfile(path, copy / path)
+    return copy
+
+
+def main():
+    copies = queue.Queue()
+    workers = os.cpu_count() or 1
+    for number in range(workers):
+        copies.put(make_copy(number))
+
+    def judge(mutant):
+        copy = copies.get()
+        try:
+            return survives(mutant, copy)
+        finally:
+            copies.put(copy)
+
+    mutants = list(blocks(pathlib.Path(sys.argv[1])))
     noticed = failed = 0
-    for mutant in blocks(pathlib.Path(sys.argv[1])):
-        reason = survives(mutant)
-        name = f"{mutant['file']}: {mutant['-'][0].strip()} ({mutant['model']})"
-        if reason is None:
-            noticed += 1
-            print(f"noticed: {name}", flush=True)
-        else:
-            failed += 1
-            print(f"SURVIVED: {name}: {reason}", flush=True)
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        for mutant, reason in zip(mutants, pool.map(judge, mutants)):
+            name = f"{mutant['file']}: {mutant['-'][0].strip()} ({mutant['model']})"
+            if reason is None:
+                noticed += 1
+                print(f"noticed: {name}", flush=True)
+            else:
+                failed += 1
+                print(f"SURVIVED: {name}: {reason}", flush=True)
     print(f"mutants: {noticed} passed, {failed} failed")
     sys.exit(1 if failed or not noticed else 0)
 
