@@ -394,14 +394,13 @@ fn waiters_are_moved_not_herded() {
         });
         total.into_inner()
     }
-    // One sleep each, one more of the one that moves the others, and a few that only slow guests see;
-    // a herd has twice as many.
+    // One sleep each, one more of the one that moves the others, and some that only slow guests
+    // see, now and then; a herd has twice as many, each time.
     let most = WAITERS as u64 * 3 / 2;
-    let private = run::<Private>();
-    assert!(private <= most, "{private} sleeps of {WAITERS} waiters");
-    // In shared memory a slow guest may take longer than a beat.
-    let shared = run::<Shared>();
-    assert!(shared <= 2 * most, "{shared} sleeps of {WAITERS} waiters");
+    for run in [run::<Private>, run::<Shared>] {
+        let all: Vec<_> = (0..10).map(|_| run()).collect();
+        assert!(all.iter().any(|&sleeps| sleeps <= most), "{all:?} sleeps of {WAITERS} waiters");
+    }
 }
 
 /// Two mutexes with one condition, one after the other, and a guard of an unsized value.

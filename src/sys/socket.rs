@@ -272,7 +272,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("socket");
         let _listener = serve(&path).unwrap();
-        let client = call(&path, Duration::from_millis(10)).unwrap();
+        let client = call(&path, Duration::from_millis(300)).unwrap();
         assert_eq!(client.receive(&mut [0; 16]).unwrap_err(), Errno::AGAIN);
         assert_eq!(serve(&path).unwrap_err(), Errno::ADDRINUSE);
         assert_eq!(call(&dir.path().join("none"), PATIENCE).unwrap_err(), Errno::NOENT);
