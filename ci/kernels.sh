@@ -22,7 +22,7 @@ Full serial logs, with the output of the example `doctor`: target/kernels/.
 
 environment:
   UNMERGED_KERNELS_CACHE    folder of the kernels (~/.cache/unmerged-kernels)
-  UNMERGED_KERNELS_JOBS     guests that run at once (2)
+  UNMERGED_KERNELS_JOBS     guests that run at once (1): each has four CPUs to emulate
   UNMERGED_KERNELS_TIMEOUT  seconds that one guest may take (900)
   UNMERGED_KERNELS_REFRESH  1: ask for a newer package now, not once a week
   UNMERGED_KERNELS_NUMA     1: give the guest two NUMA nodes
@@ -38,7 +38,7 @@ EOF
 
 all_series=(5.10 6.1 6.12 7 6.12/hard)
 cache=${UNMERGED_KERNELS_CACHE:-${XDG_CACHE_HOME:-${HOME:?}/.cache}/unmerged-kernels}
-jobs=${UNMERGED_KERNELS_JOBS:-2}
+jobs=${UNMERGED_KERNELS_JOBS:-1}
 seconds=${UNMERGED_KERNELS_TIMEOUT:-900}
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
