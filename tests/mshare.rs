@@ -696,12 +696,18 @@ fn a_server_that_hangs_up_or_belongs_to_nobody() {
     assert!(open(&dir, "region").unwrap_err().is_not_found());
     rustix::net::listen(&listener, 8).unwrap();
     std::thread::scope(|scope| {
-        scope.spawn(|| {
+        let server = scope.spawn(|| {
             for _ in 0..8 {
                 drop(rustix::net::accept(&listener).unwrap());
             }
         });
-        let error = open(&dir, "region").unwrap_err();
+        let answer = open(&dir, "region").map(drop);
+        // Whatever it is, the server has an end.
+        while !server.is_finished() {
+            let caller = socket();
+            let _ = rustix::net::connect(&caller, &SocketAddrUnix::new(&path).unwrap());
+        }
+        let error = answer.unwrap_err();
         assert_eq!(error.raw_os_error(), libc::ECONNRESET, "{error}");
     });
     // Somebody lives behind the name, though no region of ours.

@@ -43,7 +43,8 @@ pub(super) fn attach(directory: &Directory, name: &str) -> Result<Attachment> {
                     format_args!("reply of more than {REPLY_LEN} bytes or 2 descriptors"),
                 ));
             }
-            Err(Errno::CONNRESET | Errno::PIPE) => {
+            // The last one from a send on Linux 5.10.
+            Err(Errno::CONNRESET | Errno::PIPE | Errno::CONNREFUSED) => {
                 std::thread::sleep(pause);
                 pause *= 2;
             }
