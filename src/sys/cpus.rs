@@ -80,8 +80,9 @@ pub fn current() -> u32 {
 /// How often another thread may move this one while it is on its way to a CPU.
 const MOVES: u32 = 64;
 
-/// How often a CPU that is said to be online may refuse this thread before that is believed.
-const REFUSALS: u32 = 3;
+/// How often, a millisecond apart, a CPU that is said to be online may refuse this thread before
+/// that is believed.
+const REFUSALS: u32 = 200;
 
 /// `sched_setaffinity(0, …)` for each of `cpus`, then back — runs on each of them for a moment.
 /// One that is offline is passed over: nothing runs there. Where somebody else has set the
@@ -120,9 +121,10 @@ pub fn visit(cpus: impl IntoIterator<Item = u32>) -> Result<()> {
             match sched_setaffinity(None, &only) {
                 Ok(()) => home.now = only,
                 Err(Errno::INVAL) if !is_online(cpu) => break,
-                // It may have come back between the two questions.
+                // On its way up or down it is online, and takes nobody.
                 Err(Errno::INVAL) if refused < REFUSALS => {
                     refused += 1;
+                    super::thread::sleep_us(1000);
                     continue;
                 }
                 Err(_) => return Err(Errno::PERM),
