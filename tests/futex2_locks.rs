@@ -193,6 +193,10 @@ fn a_permit_that_was_selected_and_is_gone() {
 /// Nobody looks again and again after what only this process changes.
 #[test]
 fn a_private_selector_sleeps_on() {
+    // Without futex_waitv(2) any wake of a vector in this process is a look.
+    if role().is_none() {
+        return succeed(child("a_private_selector_sleeps_on", "alone"));
+    }
     let (permits, stop) = (Semaphore::<Private>::new(0), Event::<Private>::new(false));
     let tid = AtomicI32::new(0);
     let switches = || {

@@ -155,7 +155,7 @@ fn maps_by_hand() {
     let region = Region::opener("region").rights(rights).open().unwrap();
     let memory = rustix::fs::memfd_create("test", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
     rustix::fs::ftruncate(&memory, 4 << 20).unwrap();
-    let disk = OwnedFd::from(std::fs::File::open("/proc/self/exe").unwrap());
+    let plain = OwnedFd::from(std::fs::File::open("/proc/self/maps").unwrap());
     let device = OwnedFd::from(std::fs::File::open("/dev/zero").unwrap());
     let (page, huge, start) = (PAGE as u64, 2 << 20, SIZE as u64 / 2);
     let (file, revocable, in_huge_pages, write) = (2, 3, 4, 3);
@@ -169,7 +169,7 @@ fn maps_by_hand() {
         (start, page, file, 1 << 63, &memory),
         // Other pages than it says, and no memory file.
         (start, huge, in_huge_pages, 0, &memory),
-        (start, page, revocable, 0, &disk),
+        (start, page, revocable, 0, &plain),
         (start, page, file, 0, &device),
     ] {
         let errno = request(&region, MAP, [offset, len, kind, at, write], Some(what));
