@@ -1,7 +1,7 @@
 //! What the kernel knows a word by.
 
 use super::Reach;
-use super::word::{Futex, Word};
+use super::{Futex, Word};
 use crate::error::{Error, Result};
 use crate::sys::futex;
 use crate::sys::map::PAGE;

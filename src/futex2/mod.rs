@@ -92,10 +92,13 @@
 //! | `UNMERGED_FUTEX2_FENCE=symmetric`, `membarrier` | which [`Fences`]; [`fences()`] tells |
 //! | `UNMERGED_FUTEX2_NUMA=here` | as if there were no `FUTEX2_NUMA` |
 
+mod beds;
+mod counted;
 mod counts;
 mod deadline;
 mod domain;
 mod fence;
+mod futex;
 mod implementation;
 mod key;
 pub mod lock;
@@ -118,6 +121,7 @@ pub use deadline::Deadline;
 pub use domain::Domain;
 pub(crate) use fence::decided as decided_fences;
 pub use fence::{Fences, choose_fences, fences};
+pub use futex::Futex;
 pub use implementation::{Implementation, implementation};
 pub use key::Key;
 pub use numa::NumaFutex;
@@ -125,4 +129,4 @@ pub use options::Options;
 pub use plain::{Atomic, cmp_requeue, requeue, wait, wait_with, waiter, wake, wake_with};
 pub use scope::{Counted, Private, Reach, Scope, Shared};
 pub use vector::{Waiter, waitv, waitv_with};
-pub use word::{Futex, Word};
+pub use word::Word;

@@ -6,8 +6,8 @@
 //! ours on their 32 bits may reach them, and any of theirs reaches ours.
 
 use super::requeue::Side;
-use super::word::{Futex, Word};
 use super::{Deadline, Options, Scope, Waiter};
+use super::{Futex, Word};
 use crate::error::Result;
 use crate::sync::{AtomicU8, AtomicU16, AtomicU32, AtomicU64};
 

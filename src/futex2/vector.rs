@@ -20,6 +20,7 @@
 //! and wakes all that sleep on it; they find out by the sequences whether it was for them, as
 //! `counts.rs` has it. Shared entries that find no room with the kernel are looked at every 2 milliseconds.
 
+use super::beds::{Bed, beds};
 use super::implementation::is_refused;
 use super::place::Place;
 use super::seat::{Seat, Shadowed, Waiting};
@@ -134,19 +135,6 @@ pub fn waitv_with(
         slept => slept,
     };
     slept.map_err(|errno| Error::new(OPERATION, errno))
-}
-
-/// What an entry sleeps on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Bed {
-    /// The kernel's queue of the word, or of the 32 bits around it.
-    Word,
-    /// The sequence of its place.
-    Sequence,
-    /// [`LISTED`].
-    Listed,
-    /// Nothing: it is looked at.
-    Glance,
 }
 
 /// A vector that is counted and has its beds.
@@ -347,32 +335,6 @@ fn entry(word: *const u32, value: u32, private: bool) -> FutexWaitv {
         flags: SIZE_U32 | if private { PRIVATE } else { 0 },
         reserved: 0,
     }
-}
-
-/// Finds beds for all, with `room` places in the kernel's vector.
-fn beds(waiters: &[Waiter<'_>], room: usize) -> Vec<Bed> {
-    let bed = |waiter: &Waiter<'_>| match (waiter.place.bytes, waiter.seat.counts()) {
-        (1 | 2, true) => (Bed::Sequence, 1),
-        (8, _) => (Bed::Word, 2),
-        _ => (Bed::Word, 1),
-    };
-    if waiters.iter().map(|waiter| bed(waiter).1).sum::<usize>() <= room {
-        return waiters.iter().map(|waiter| bed(waiter).0).collect();
-    }
-    // One place for the word of the process.
-    let mut room = room.saturating_sub(1);
-    let place = |waiter: &Waiter<'_>| {
-        let (bed, needs) = bed(waiter);
-        if waiter.place.private {
-            Bed::Listed
-        } else if needs <= room {
-            room -= needs;
-            bed
-        } else {
-            Bed::Glance
-        }
-    };
-    waiters.iter().map(place).collect()
 }
 
 /// The places of the listed entries, until it is dropped.

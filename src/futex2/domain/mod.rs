@@ -6,7 +6,7 @@ mod ledger;
 use super::Counted;
 use super::counts::{Spot, Table};
 use super::step::step;
-use super::word::{Futex, Word};
+use super::{Futex, Word};
 use crate::error::{Context, Error, Result};
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::sys::map::{Access, Mapping, Place, check_range};
