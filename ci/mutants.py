@@ -85,8 +85,9 @@ def make_copy(number):
     copy = COPIES / str(number)
     shutil.rmtree(copy, ignore_errors=True)
     copy.mkdir(parents=True)
-    built = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", "target"))
-    if built.is_dir():
+    built = os.environ.get("CARGO_TARGET_DIR")
+    # A folder of its own: the usual one holds the copies too.
+    if built and pathlib.Path(built).is_dir():
         shutil.copytree(built, copy / "target", symlinks=True)
     for name in PARTS:
         path = pathlib.Path(name)

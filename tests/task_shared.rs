@@ -12,7 +12,7 @@ mod slots;
 use common::{Player, SetAtEnd, say, wait_for_nudge};
 use hostile::{NAME, SEALS, SLOTS};
 use rustix::fs::{SealFlags, ftruncate};
-use slots::{gettid, in_fork, own, raw_exit, wait_until};
+use slots::{alone, gettid, in_fork, own, raw_exit, wait_until};
 use std::collections::BTreeSet;
 use std::io::Read;
 use std::os::fd::OwnedFd;
@@ -371,6 +371,10 @@ fn check_child(parent: task_shared::Slot) {
 
 #[test]
 fn a_fork_child_has_a_table_of_its_own() {
+    // A child has the descriptors of other tests' monitors too.
+    if !alone("a_fork_child_has_a_table_of_its_own") {
+        return;
+    }
     // In a thread, so that the user word is nobody else's.
     let parent = || {
         let me = task_shared::current().unwrap();
@@ -388,6 +392,10 @@ fn a_fork_child_has_a_table_of_its_own() {
 /// process is not such a one, a fork of it is.
 #[test]
 fn a_raw_clone_child_has_a_table_of_its_own_and_dies_visibly() {
+    // A child has the descriptors of other tests' monitors too.
+    if !alone("a_raw_clone_child_has_a_table_of_its_own_and_dies_visibly") {
+        return;
+    }
     in_fork(|| {
         let me = task_shared::current().unwrap();
         publish();

@@ -254,6 +254,10 @@ impl<T: Word, S: Scope> Futex<T, S> {
     /// when waiters of this word have been moved elsewhere a moment ago, as many are woken. A
     /// moved waiter keeps its mask.
     ///
+    /// Move only from a word that is waited on in its own size alone. The kernel does not tell
+    /// sizes apart here: waiters of other sizes at this address are moved too, and no wake of
+    /// theirs finds them where they are then.
+    ///
     /// # Errors
     ///
     /// EFAULT if the memory behind a shared word is gone.

@@ -39,7 +39,9 @@
 //!   wake, at the deadline with ETIMEDOUT, and now and then for no reason; so a wait belongs
 //!   in a loop, which [`wait_while`](Futex::wait_while) is.
 //! - A signal that was handled does not end a wait, with or without `SA_RESTART`, unless the wait
-//!   [asks for it](Options::interruptible): then the answer is EINTR.
+//!   [asks for it](Options::interruptible): then the answer is EINTR. Two kinds of waits that ask
+//!   for it are ended by handlers without `SA_RESTART` alone, for the kernel resumes them after
+//!   others: a vector with words that are shared, and a [`NumaFutex`].
 //! - A [wake](Futex::wake) wakes up to `n` waiters of this word, and of no neighbour in the
 //!   same 32 bits; `n = 0` wakes none. It answers how many were woken. Threads of one priority
 //!   are woken in the order in which they came.
@@ -66,7 +68,9 @@
 //!
 //! *Shadow*, in a private scope or a domain: a sequence word beside the waiter counts that a waker
 //! advances. All that sleep on it are woken, some for no reason, and the answer of a wake
-//! counts no more than were asked for. In a shared scope there is no such word that all
+//! counts no more than were asked for. That of a domain can be written by anybody in it, so who
+//! sleeps there looks at its word after 2 milliseconds, and then more and more rarely, up to
+//! every 50 milliseconds: against liars, for an honest wake comes at once. In a shared scope there is no such word that all
 //! processes know: the wait looks at the word again every 2 milliseconds, so it may see a
 //! store late by as much, and the wake that follows the store may not be counted.
 //!

@@ -49,6 +49,7 @@ impl Options {
 
     /// Waits and wakes of different sizes meet where their bytes overlap, instead of only those of
     /// one size. A wait with this option ends by any such wake; a wake with it ends any such wait.
+    /// Do not move waiters ([`requeue`](super::Futex::requeue)) from such words: see there.
     #[must_use]
     pub const fn overlapping(mut self) -> Self {
         self.overlapping = true;

@@ -24,7 +24,7 @@ use super::beds::{Bed, beds};
 use super::implementation::is_refused;
 use super::place::Place;
 use super::seat::{Seat, Shadowed, Waiting};
-use super::wait::{GLANCE, TRIES, until};
+use super::wait::{GLANCE, NAP, TRIES, until};
 use super::{Deadline, Options, fence};
 use crate::abi::futex2::{FutexWaitv, PRIVATE, SIZE_U32, WAITV_MAX};
 use crate::error::{Error, Result};
@@ -83,8 +83,8 @@ impl Waiter<'_> {
 /// bits is woken by the wakes of both sizes at its address: the kernel's vectors have no masks.
 ///
 /// On Linux 5.10 to 5.15, which lack futex_waitv(2), private words are waited on by a word of
-/// the process, and shared ones are looked at every 2 milliseconds: a wake that changes
-/// nothing is not seen by those. The same goes on every kernel for the shared words of a vector
+/// the process, and shared ones, in a domain too, are looked at every 2 milliseconds: a wake that
+/// changes nothing is not seen by those that no domain counts. The same goes on every kernel for the shared words of a vector
 /// with more than 64 words of 64 bits, which are two entries each to the kernel.
 ///
 /// There is no wait for *all* of several words. To take several at one instant needs the one
@@ -173,7 +173,7 @@ impl<'v, 'a> Vector<'v, 'a> {
         }
         let seen: Vec<_> = self.waiters.iter().map(|waiter| waiter.seat.seen()).collect();
         let mut slots = Vec::with_capacity(WAITV_MAX);
-        let mut tries = 0;
+        let (mut tries, mut nap) = (0, GLANCE);
         loop {
             // Before the words, as any sequence.
             let list = LISTED.load(Ordering::Acquire);
@@ -203,13 +203,13 @@ impl<'v, 'a> Vector<'v, 'a> {
                 }
             }
             // What others write in a domain may be a sequence that seems not to have changed.
-            let apart = |(bed, waiter): (&Bed, &Waiter<'_>)| {
-                *bed == Bed::Glance || (*bed == Bed::Sequence && !waiter.place.private)
-            };
+            let apart =
+                |(bed, waiter): (&Bed, &Waiter<'_>)| *bed == Bed::Sequence && !waiter.place.private;
+            let glances = !self.sure || self.beds.contains(&Bed::Glance);
             // After the look at the sequences, which may have been a while ago.
             let waking = self.listed().any(|at| self.waiters[at].seat.is_waking());
-            let naps = !self.sure || self.beds.iter().zip(self.waiters).any(apart);
-            let end = if naps { Some(Deadline::or_sooner(deadline, GLANCE)) } else { deadline };
+            let naps = glances || self.beds.iter().zip(self.waiters).any(apart);
+            let end = if naps { Some(Deadline::or_sooner(deadline, nap)) } else { deadline };
             match self.sleep(&mut slots, list, &seen, end, options) {
                 Ok(Some(index)) => return Ok(self.of_one_place(index, &seen)),
                 // Listed: the sequences tell, but for a wake that had advanced them before.
@@ -217,7 +217,9 @@ impl<'v, 'a> Vector<'v, 'a> {
                 Ok(None) => {}
                 Err(Errno::AGAIN) => tries += 1,
                 Err(Errno::INTR) if !options.interruptible => {}
-                Err(Errno::TIMEDOUT) if naps => {}
+                Err(Errno::TIMEDOUT) if naps => {
+                    nap = if glances { GLANCE } else { NAP.min(2 * nap) }
+                }
                 Err(errno) => return Err(errno),
             }
         }

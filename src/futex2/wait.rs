@@ -20,6 +20,9 @@ pub(super) const TRIES: u32 = 64;
 /// waker would wake.
 pub(super) const GLANCE: Duration = Duration::from_millis(2);
 
+/// What such sleeps grow to where every honest waker would wake it.
+pub(super) const NAP: Duration = Duration::from_millis(50);
+
 /// How a sleep ended that the kernel calls a success, or an interruption that the wait survives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Slept {
@@ -135,8 +138,8 @@ impl Place {
 
     /// Sleeps on the sequence of the waiter's entry.
     ///
-    /// A sequence in a domain is written by others, maybe to what it was: so such a sleep is short,
-    /// and the sequence of this process tells what its own wakers did.
+    /// A sequence in a domain is written by others, maybe to what it was: so such a sleep is short
+    /// at first, and the sequence of this process tells what its own wakers did.
     ///
     /// # Safety
     ///
@@ -153,6 +156,7 @@ impl Place {
         let shadowed = waiting.shadow();
         let seen = seat.seen();
         let sure = private && shadowed.is_sure();
+        let mut nap = GLANCE;
         loop {
             // SAFETY: forwarded.
             if unsafe { self.load() } != expected {
@@ -161,7 +165,7 @@ impl Place {
             let end = if sure {
                 interruptible(deadline, options)
             } else {
-                Some(Deadline::or_sooner(deadline, GLANCE))
+                Some(Deadline::or_sooner(deadline, nap))
             };
             let (clock, timespec) = until(end);
             // The last one is the sequence to sleep on.
@@ -174,7 +178,10 @@ impl Place {
                 Ok(()) | Err(Errno::AGAIN) => return Ok(Slept::Woken),
                 Err(Errno::TIMEDOUT) if seat.seen() != seen => return Ok(Slept::Woken),
                 Err(Errno::TIMEDOUT)
-                    if !sure && deadline.is_none_or(|deadline| !deadline.has_passed()) => {}
+                    if !sure && deadline.is_none_or(|deadline| !deadline.has_passed()) =>
+                {
+                    nap = if shadowed.is_sure() { NAP.min(2 * nap) } else { GLANCE };
+                }
                 Err(errno) => return Err(errno),
             }
         }

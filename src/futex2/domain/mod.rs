@@ -227,6 +227,10 @@ impl Domain {
 
     /// The word at `offset` of those bytes. In fresh memory it is 0.
     ///
+    /// The same bytes may be had as words of several sizes. Such accesses that overlap are of one
+    /// machine instruction each on x86-64, and whole; what Rust says of atomics of mixed sizes at one
+    /// address is that it does not say, so use one size unless overlapping is what you want.
+    ///
     /// # Errors
     ///
     /// EINVAL for an offset that is not inside, or not a multiple of the size.

@@ -42,7 +42,7 @@
 use super::ring::{LOOKS, Shape, Tried};
 use crate::error::{Error, Result};
 use crate::sync::Ordering::{Acquire, Relaxed, Release};
-use crate::sync::{AtomicU32, AtomicU64, fence_after_rmw, spin_loop};
+use crate::sync::{AtomicU32, AtomicU64, fence, fence_after_rmw, spin_loop};
 
 const VOID: u64 = 1 << 62;
 const CLAIMED: u64 = 2 << 62;
@@ -109,11 +109,14 @@ impl<'a, F: Fn(usize) -> &'a AtomicU64> Claims<'a, F> {
             let word = self.word(index, room, at)?;
             let seen = word.load(Relaxed);
             match seen & SEALED {
-                SEALED => return Ok(Tried::Closed),
+                SEALED => {
+                    fence(Acquire);
+                    return Ok(Tried::Closed);
+                }
                 // This lap's: the last lap's is received.
                 CLAIMED => at = self.shape.next(at),
                 _ if seen & REST == lap => {
-                    if self.closed.load(Relaxed) != 0 {
+                    if self.closed.load(Acquire) != 0 {
                         return Ok(Tried::Closed);
                     }
                     if word.compare_exchange(seen, CLAIMED | me, Relaxed, Relaxed).is_ok() {
@@ -181,7 +184,8 @@ impl<'a, F: Fn(usize) -> &'a AtomicU64> Claims<'a, F> {
                 if self.closed.load(Acquire) == 0 {
                     return Some(Ok(()));
                 }
-                let _ = word.compare_exchange(seen, SEALED, Relaxed, Relaxed);
+                // Passes on what was done before the end.
+                let _ = word.compare_exchange(seen, SEALED, Release, Relaxed);
             }
             VOID if seen & REST == lap.wrapping_add(self.shape.lap) & REST => self.pass(head),
             // Others have received it.

@@ -4,7 +4,8 @@ use super::super::bell::Bell;
 use super::super::cell::Cell;
 use super::super::cell::model::Modelled;
 use super::*;
-use crate::sync::{AtomicBool, Ordering::SeqCst, fence, model, model_within};
+use crate::sync::{AtomicBool, Ordering::SeqCst, model, model_within};
+use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 use loom::thread;
 
@@ -234,7 +235,11 @@ fn an_end_is_an_end() {
         let other = channel.clone();
         let sender = thread::spawn(move || other.try_send(2, 7) == Tried::Done(()));
         let other = channel.clone();
+        let done = Arc::new(UnsafeCell::new(0));
+        let before = done.clone();
         let closer = thread::spawn(move || {
+            // SAFETY: nobody reads it before the end.
+            before.with_mut(|done| unsafe { *done = 7 });
             other.closed.store(1, Release);
             fence(SeqCst);
             other.sent.ring_all();
@@ -243,6 +248,8 @@ fn an_end_is_an_end() {
         while channel.receive().is_some() {
             got += 1;
         }
+        // SAFETY: written before the end.
+        assert_eq!(done.with(|done| unsafe { *done }), 7);
         assert_eq!(got, usize::from(sender.join().unwrap()));
         closer.join().unwrap();
         assert_eq!(channel.try_receive(), Tried::Closed);

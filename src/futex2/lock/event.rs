@@ -145,7 +145,14 @@ fn wait<C: Cell<u32>>(word: &C, deadline: Option<Deadline>) -> Result<()> {
         if parked / TIME != first / TIME {
             return Ok(());
         }
-        word.wait(parked, deadline).map_err(|error| error.within("futex2::Event::wait"))?;
+        if let Err(error) = word.wait(parked, deadline) {
+            // Set at the last moment is set.
+            let seen = word.load(Acquire);
+            if seen & SET != 0 || seen / TIME != first / TIME {
+                return Ok(());
+            }
+            return Err(error.within("futex2::Event::wait"));
+        }
     }
 }
 

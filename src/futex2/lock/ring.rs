@@ -26,7 +26,7 @@
 //! written yet.
 
 use crate::sync::Ordering::{Acquire, Relaxed, Release};
-use crate::sync::{AtomicU64, fence_after_rmw, spin_loop};
+use crate::sync::{AtomicU64, fence, fence_after_rmw, spin_loop};
 
 /// In the tail: nothing can be sent any more.
 const CLOSED: u64 = 1 << 63;
@@ -95,6 +95,8 @@ impl<'a, F: Fn(usize) -> &'a AtomicU64> Ring<'a, F> {
         let mut tail = self.tail.load(Relaxed);
         for _ in 0..LOOKS {
             if tail & CLOSED != 0 {
+                // What was done before the end is seen.
+                fence(Acquire);
                 return Tried::Closed;
             }
             let (index, lap) = self.shape.split(tail);
@@ -146,7 +148,7 @@ impl<'a, F: Fn(usize) -> &'a AtomicU64> Ring<'a, F> {
                 continue;
             }
             if seen == lap {
-                let tail = self.tail.load(Relaxed);
+                let tail = self.tail.load(Acquire);
                 if tail & !CLOSED == head {
                     return if tail == head { Tried::Not } else { Tried::Closed };
                 }
@@ -159,13 +161,13 @@ impl<'a, F: Fn(usize) -> &'a AtomicU64> Ring<'a, F> {
 
     /// Lets nobody send any more; whether anybody could.
     pub(super) fn close(&self) -> bool {
-        let before = self.tail.fetch_or(CLOSED, Relaxed);
+        let before = self.tail.fetch_or(CLOSED, Release);
         fence_after_rmw();
         before & CLOSED == 0
     }
 
     pub(super) fn is_closed(&self) -> bool {
-        self.tail.load(Relaxed) & CLOSED != 0
+        self.tail.load(Acquire) & CLOSED != 0
     }
 
     pub(super) fn len(&self) -> u64 {
@@ -341,7 +343,11 @@ mod models {
             let other = channel.clone();
             let sender = thread::spawn(move || other.try_send(7) == Tried::Done(()));
             let other = channel.clone();
+            let done = Arc::new(UnsafeCell::new(0));
+            let before = done.clone();
             let closer = thread::spawn(move || {
+                // SAFETY: nobody reads it before the end.
+                before.with_mut(|done| unsafe { *done = 7 });
                 other.ring().close();
                 other.sent.ring_all();
             });
@@ -349,6 +355,8 @@ mod models {
             while channel.receive().is_some() {
                 got += 1;
             }
+            // SAFETY: written before the end.
+            assert_eq!(done.with(|done| unsafe { *done }), 7);
             assert_eq!(got, usize::from(sender.join().unwrap()));
             closer.join().unwrap();
         });
