@@ -126,4 +126,5 @@ def main():
     sys.exit(1 if failed or not noticed else 0)
 
 
-main()
+if __name__ == "__main__":
+    main()

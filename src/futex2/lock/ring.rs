@@ -335,6 +335,30 @@ mod models {
         });
     }
 
+    /// Who finds the end sees what was done before it, on both sides.
+    #[test]
+    fn an_end_brings_what_was_before() {
+        model(|| {
+            let channel = Channel::new(1);
+            let (other, before) = (channel.clone(), Arc::new(UnsafeCell::new(0)));
+            let done = before.clone();
+            let closer = thread::spawn(move || {
+                // SAFETY: nobody reads it before the end.
+                before.with_mut(|done| unsafe { *done = 7 });
+                other.ring().close();
+            });
+            // SAFETY: written before the end.
+            let seen = || done.with(|done| unsafe { *done });
+            if channel.ring().receive(|_| ()) == Tried::Closed {
+                assert_eq!(seen(), 7);
+            }
+            if channel.ring().send(|_| ()) == Tried::Closed {
+                assert_eq!(seen(), 7);
+            }
+            closer.join().unwrap();
+        });
+    }
+
     /// Once the end was told, nothing is sent.
     #[test]
     fn an_end_is_an_end() {
@@ -343,11 +367,7 @@ mod models {
             let other = channel.clone();
             let sender = thread::spawn(move || other.try_send(7) == Tried::Done(()));
             let other = channel.clone();
-            let done = Arc::new(UnsafeCell::new(0));
-            let before = done.clone();
             let closer = thread::spawn(move || {
-                // SAFETY: nobody reads it before the end.
-                before.with_mut(|done| unsafe { *done = 7 });
                 other.ring().close();
                 other.sent.ring_all();
             });
@@ -355,8 +375,6 @@ mod models {
             while channel.receive().is_some() {
                 got += 1;
             }
-            // SAFETY: written before the end.
-            assert_eq!(done.with(|done| unsafe { *done }), 7);
             assert_eq!(got, usize::from(sender.join().unwrap()));
             closer.join().unwrap();
         });
