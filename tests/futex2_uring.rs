@@ -363,7 +363,7 @@ fn called_off() {
     // Of one wait, another submission.
     let soon = Timespec::new().nsec(1_000_000);
     push(&mut ring, entry(&wait).flags(Flags::IO_LINK), 2);
-    push(&mut ring, opcode::LinkTimeout::new(&soon).build(), 3);
+    push(&mut ring, opcode::LinkTimeout::new(&raw const soon).build(), 3);
     ring.submit().unwrap();
     let mut results = [next(&mut ring), next(&mut ring)];
     results.sort_unstable();
