@@ -16,6 +16,7 @@ fn advice(name: &str) -> Option<&'static str> {
         }
         "membarrier-rseq" => "per-CPU data cannot be drained remotely: use Linux 5.10",
         "futex-waitv" => "64-bit waits go through a shadow word: use Linux 5.16",
+        "io-uring" => "rings do not wait for futexes: use Linux 6.7, and allow io_uring_setup(2)",
         "memfd-noexec" => "memory files are not marked as never executable: use Linux 6.3",
         "schedstat" => "no run delay and no run count: the kernel needs CONFIG_SCHED_INFO",
         "pidfd" => "the end of a process cannot be waited for: use Linux 5.3",

@@ -1,7 +1,7 @@
 //! What this machine offers, for a person and for a program.
 
 use crate::sys::features::{Features, features};
-use crate::sys::{gs, rseq};
+use crate::sys::{gs, rseq, uring};
 use crate::{futex2, percpu};
 use core::fmt;
 
@@ -62,6 +62,11 @@ fn list(features: &Features) -> Vec<Feature> {
         gs::Claim::ReadBackFailed => "promised, but a written base has no effect".to_owned(),
         gs::Claim::Foreign { base } => format!("%gs belongs to somebody else: base {base:#x}"),
     };
+    // Asked here and not with the others: who does not want to know need not open a ring.
+    let (rings, why) = match uring::has_futex_wait() {
+        Ok(rings) => (rings, String::new()),
+        Err(errno) => (false, format!("refused: {errno}")),
+    };
     let (possible, end) = (f.cpus.iter().count(), f.cpus.end());
     vec![
         feature("cpus", "", true, format!("{possible} possible, ids below {end}")),
@@ -75,6 +80,7 @@ fn list(features: &Features) -> Vec<Feature> {
         plain("futex-waitv", "5.16", f.waitv),
         plain("futex2", "6.7", f.futex2),
         plain("futex-numa", "6.16", f.futex_numa),
+        feature("io-uring", "6.7", rings, why),
         plain("memfd-noexec", "6.3", f.noexec),
         plain("seal-future-write", "5.1", f.seal_future_write),
         plain("pidfd", "5.3", f.pidfd),

@@ -14,6 +14,7 @@ fn what_is_missing_is_said() {
             "futex-waitv" => &futex2,
             "futex2" | "futex-numa" => "futex",
             "rseq-extended" | "rseq-v2" => "the fields of 4.18",
+            "io-uring" => "a wait of a thread",
             "memfd-noexec" => "mode bits",
             "schedstat" => "EOPNOTSUPP",
             // What an administrator reserves is no feature of a kernel.

@@ -279,6 +279,7 @@ fn the_table_of_cases_is_true() {
         ("futex2_select", include_str!("futex2_select.rs")),
         ("futex2_steps", include_str!("futex2_steps.rs")),
         ("futex2_storms", include_str!("futex2_storms.rs")),
+        ("futex2_uring", include_str!("futex2_uring.rs")),
         ("futex2_vector", include_str!("futex2_vector.rs")),
         ("counts_models.rs", include_str!("../src/futex2/counts_models.rs")),
         ("deadline.rs", include_str!("../src/futex2/deadline.rs")),

@@ -226,7 +226,7 @@ impl<'r> Job<'r> {
             size: corpus.files[n].size,
             result: AtomicU64::new(0),
         })?;
-        let claims = arena.alloc_slice(count, |_| Futex::new(FREE))?;
+        let claims = arena.alloc_slice(count, |_| Futex::<u8, Shared>::new(FREE))?;
         let seats = arena.alloc_slice(workers, |_| Seat { state: Futex::new(STARTING) })?;
         let counters = region.alloc(Layout::from_size_align(Area::size(), 4096)?)?;
         // SAFETY: zeroed memory of the region, for this area alone; `'r` keeps it mapped.

@@ -9,6 +9,7 @@ pub mod auxv;
 pub mod futex2;
 pub mod robust;
 pub mod rseq;
+pub mod uring;
 
 #[cfg(all(test, not(loom)))]
 mod tests;

@@ -1,8 +1,8 @@
 //! Our numbers against those of two other crates that state them.
 
-use super::{auxv, futex2, robust, rseq};
+use super::{auxv, futex2, robust, rseq, uring};
 use core::mem::{offset_of, size_of};
-use linux_raw_sys::{auxvec, general as raw};
+use linux_raw_sys::{auxvec, general as raw, io_uring};
 
 #[test]
 fn call_numbers() {
@@ -13,6 +13,8 @@ fn call_numbers() {
     assert_eq!(futex2::SYS_FUTEX_WAKE, i64::from(raw::__NR_futex_wake));
     assert_eq!(futex2::SYS_FUTEX_WAIT, i64::from(raw::__NR_futex_wait));
     assert_eq!(futex2::SYS_FUTEX_REQUEUE, i64::from(raw::__NR_futex_requeue));
+    assert_eq!(uring::SYS_IO_URING_SETUP, libc::SYS_io_uring_setup);
+    assert_eq!(uring::SYS_IO_URING_REGISTER, libc::SYS_io_uring_register);
 }
 
 #[test]
@@ -52,4 +54,18 @@ fn robust_list() {
     assert_eq!(offset_of!(robust::RobustListHead, pending), offset_of!(Head, list_op_pending));
     assert_eq!(robust::OWNER_DIED, raw::FUTEX_OWNER_DIED);
     assert_eq!(robust::TID_MASK, raw::FUTEX_TID_MASK);
+}
+
+#[test]
+fn what_a_ring_has() {
+    use io_uring::{io_uring_op as op, io_uring_probe as Probe, io_uring_probe_op as ProbeOp};
+    assert_eq!(uring::PARAMS_BYTES, size_of::<io_uring::io_uring_params>());
+    assert_eq!(size_of::<uring::ProbeOp>(), size_of::<ProbeOp>());
+    assert_eq!(offset_of!(uring::ProbeOp, flags), offset_of!(ProbeOp, flags));
+    assert_eq!(offset_of!(uring::Probe, ops), size_of::<Probe>());
+    let probe = io_uring::io_uring_register_op::IORING_REGISTER_PROBE;
+    assert_eq!(uring::REGISTER_PROBE, probe as u32);
+    assert_eq!(u32::from(uring::OP_SUPPORTED), io_uring::IO_URING_OP_SUPPORTED);
+    assert_eq!(u32::from(uring::OP_FUTEX_WAIT), op::IORING_OP_FUTEX_WAIT as u32);
+    assert_eq!(u32::from(uring::OP_FUTEX_WAITV), op::IORING_OP_FUTEX_WAITV as u32);
 }

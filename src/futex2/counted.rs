@@ -8,7 +8,7 @@ use core::marker::PhantomData;
 use core::mem::size_of;
 
 impl<T: Word> Futex<T, Counted> {
-    fn seat_in<'a>(&self, domain: &'a Domain) -> Result<Seat<'a>> {
+    pub(super) fn seat_in<'a>(&self, domain: &'a Domain) -> Result<Seat<'a>> {
         let offset = domain.offset_of(self.place().address.addr(), size_of::<T>())?;
         Ok(Seat::in_domain(domain, offset))
     }

@@ -51,6 +51,17 @@
 //! counted, though nothing has changed since it looked: `waking` tells it that this may be so. If it
 //! was 0, the wakes of all whose sequence it has seen were over before it slept.
 //!
+//! A ring of io_uring that waits for a private word does so by the word's shared key (`uring.rs`
+//! says why), where a private wake does not look. `rings` tells that one does:
+//!
+//! ```text
+//! waiter                                   waker (as above, and)
+//!   waiters += 1; rings += 1                 if rings != 0: wake by the shared key
+//!   fence
+//!   the ring sleeps while word == expected
+//!   rings -= 1; waiters -= 1
+//! ```
+//!
 //! # Requeue
 //!
 //! A waiter that the kernel moves to another word does not learn of it: it stays counted where it
@@ -96,6 +107,9 @@ pub(super) struct Entry {
     /// The number of the word whose wake has advanced the sequence: a hint, for the index of a
     /// vector that has several words of this place.
     last: AtomicU64,
+    /// Those that a ring waits for by the shared key of a private word; in the table of this
+    /// process alone.
+    rings: AtomicU32,
 }
 
 impl Entry {
@@ -107,6 +121,7 @@ impl Entry {
             listed: AtomicU32::new(0),
             waking: AtomicU32::new(0),
             last: AtomicU64::new(0),
+            rings: AtomicU32::new(0),
         }
     }
 
@@ -164,6 +179,19 @@ impl Entry {
     /// May a wake reach a listed one that has seen its sequence already? To be asked after that.
     pub(super) fn is_waking(&self) -> bool {
         self.waking.load(Ordering::Acquire) != 0
+    }
+
+    /// Counts one that a ring waits for by the shared key; a fence must follow.
+    pub(super) fn add_ring(&self) {
+        self.rings.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn remove_ring(&self) {
+        self.rings.fetch_sub(1, Ordering::Release);
+    }
+
+    pub(super) fn has_rings(&self) -> bool {
+        self.rings.load(Ordering::Relaxed) != 0
     }
 
     /// The sequence: to be read before the word.

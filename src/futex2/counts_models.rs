@@ -13,6 +13,7 @@ pub(in super::super) fn table() -> Table {
         listed: AtomicU32::new(0).ready(),
         waking: AtomicU32::new(0).ready(),
         last: AtomicU64::new(0).ready(),
+        rings: AtomicU32::new(0).ready(),
     })
 }
 
@@ -102,6 +103,31 @@ fn no_wake_is_lost() {
     run(|shared, spot| {
         enter(spot);
         shared.kernel.wait(&shared.word, 0);
+    });
+}
+
+/// Fails when the waker does not find the ring, or when it is counted after the fence.
+#[test]
+fn no_wake_of_a_ring_is_lost() {
+    model(|| {
+        let shared = shared();
+        let sleeper = {
+            let shared = shared.clone();
+            thread::spawn(move || {
+                let spot = Spot { table: &shared.table, index: 0 };
+                spot.entry().add_ring();
+                enter(spot);
+                shared.kernel.wait(&shared.word, 0);
+            })
+        };
+        shared.word.store(1, Ordering::Release);
+        let entry = &shared.table[0];
+        // By the private key the wake would not find it.
+        if has_waiters(entry) && entry.has_rings() {
+            shared.kernel.wake();
+        }
+        sleeper.join().unwrap();
+        shared.kernel.assert_none_lost();
     });
 }
 

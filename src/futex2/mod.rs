@@ -22,6 +22,7 @@
 //! |---|---|
 //! | wait, wake | [`Futex`]; [`wait()`], [`wake`] on plain atomics |
 //! | on several words of any size and scope | [`waitv`] |
+//! | by a ring of io_uring | [`Futex::ring_wait`] |
 //! | move waiters to another word | [`Futex::requeue`], [`Futex::cmp_requeue`] |
 //! | masks, overlapping sizes, ends by signals | [`Options`] |
 //! | wakes between processes without a system call | [`Domain`] |
@@ -116,6 +117,7 @@ mod scope;
 mod seat;
 #[doc(hidden)]
 pub mod step;
+mod uring;
 mod vector;
 mod wait;
 mod word;
@@ -132,5 +134,6 @@ pub use numa::NumaFutex;
 pub use options::Options;
 pub use plain::{Atomic, cmp_requeue, requeue, wait, wait_with, waiter, wake, wake_with};
 pub use scope::{Counted, Private, Reach, Scope, Shared};
+pub use uring::{RingOperation, RingWait, has_ring_waits};
 pub use vector::{Waiter, waitv, waitv_with};
 pub use word::Word;

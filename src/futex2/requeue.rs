@@ -66,12 +66,17 @@ pub(super) unsafe fn requeue(
     let (source, target) = (from.place.word(), to.place.word());
     let moved = futex::cmp_requeue(source, from.place.private, wake, requeue, target, value)
         .map_err(|errno| Error::new(OPERATION, errno))?;
-    let left = most.saturating_sub(moved);
+    let mut done = moved;
     // Those that sleep on something else cannot be moved.
-    let woken =
-        if left > 0 { from.place.wake_in_shadow(from.seat, left, &Options::new()) } else { 0 };
+    if done < most {
+        let left = u32::try_from(most - done).unwrap_or(u32::MAX);
+        done += from.place.wake_rings(from.seat, left, &Options::new());
+    }
+    if done < most {
+        done += from.place.wake_in_shadow(from.seat, most - done, &Options::new());
+    }
     drop(counted);
-    Ok(moved + woken)
+    Ok(done)
 }
 
 fn can_move(from: &Side<'_>, to: &Side<'_>) -> bool {

@@ -104,6 +104,11 @@ impl<'a> Seat<'a> {
         self.entries().any(Entry::is_shadowed)
     }
 
+    /// Does a ring of this process wait by the shared key?
+    pub(super) fn has_rings(&self) -> bool {
+        self.here.is_some_and(|spot| spot.entry().has_rings())
+    }
+
     /// How many of this process sleep on its word for vectors.
     pub(super) fn listed(&self) -> u32 {
         self.here.map_or(0, |spot| spot.entry().listed())

@@ -259,6 +259,9 @@ impl Place {
             woken += wake(self.word().wrapping_add(1), n - woken as u32, self.mask(options))?;
         }
         if woken < most {
+            woken += self.wake_rings(seat, (most - woken) as u32, options);
+        }
+        if woken < most {
             woken += self.wake_in_shadow(seat, most - woken, options);
         }
         if let Some((domain, _)) = seat.domain {

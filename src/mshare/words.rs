@@ -1,9 +1,11 @@
 //! Futexes and the locks on them live in regions: all of [`crate::futex2`] that this module knows.
 
 #[cfg(not(all(test, loom)))]
-use crate::futex2::lock::{AutoEvent, Condvar, Event, Mutex, Once, RobustMutex, RwLock, Semaphore};
+use crate::futex2::lock::{
+    AutoEvent, Condvar, Event, Mutex, Once, RawMutex, RawRwLock, RobustMutex, RwLock, Semaphore,
+};
 #[cfg(not(all(test, loom)))]
-use crate::futex2::{Futex, Shared, Word};
+use crate::futex2::{Counted, Futex, NumaFutex, Shared, Word};
 #[cfg(not(all(test, loom)))]
 use crate::shm::Resident;
 
@@ -15,11 +17,24 @@ use crate::shm::Resident;
 // kernel keys a shared wait by is the memory, whichever process maps it.
 unsafe impl<T: Word> Resident for Futex<T, Shared> {}
 
+#[cfg(not(all(test, loom)))]
+/// Every process that has attached its domain may wait on the word: a [`Domain`] whose table lies in
+/// the region, and which [covers](crate::futex2::Domain::covering) the word.
+///
+/// [`Domain`]: crate::futex2::Domain
+// SAFETY: as above; that its waiters are counted elsewhere changes nothing in it.
+unsafe impl<T: Word> Resident for Futex<T, Counted> {}
+
+#[cfg(not(all(test, loom)))]
+/// Every process that maps the word may wait on it; the node is one of the machine.
+// SAFETY: `repr(C)`, two atomic words of the size and the bits of a number, with no Drop.
+unsafe impl Resident for NumaFutex<Shared> {}
+
 macro_rules! locks {
     ($($lock:ident),+) => { $(
         #[cfg(not(all(test, loom)))]
         /// Every process that maps it may use it.
-        // SAFETY: `repr(C)`, shared words without an address in them, and no Drop.
+        // SAFETY: `repr(C)` or transparent, shared words without an address in them, and no Drop.
         unsafe impl Resident for $lock<Shared> {}
     )+ };
 }
@@ -33,5 +48,5 @@ macro_rules! locks_of {
     )+ };
 }
 
-locks!(AutoEvent, Condvar, Event, Once, Semaphore);
+locks!(AutoEvent, Condvar, Event, Once, RawMutex, RawRwLock, Semaphore);
 locks_of!(Mutex, RobustMutex, RwLock);

@@ -26,3 +26,4 @@ pub mod socket;
 pub mod tag;
 pub mod task;
 pub mod thread;
+pub mod uring;
