@@ -129,6 +129,45 @@ impl<T: Word, S: Reach> Futex<T, S> {
         T::compare_exchange(self.atomic(), current, new, success, failure)
     }
 
+    /// [`compare_exchange`](Self::compare_exchange) that may fail though the value is `current`.
+    ///
+    /// # Errors
+    ///
+    /// The value.
+    #[inline]
+    pub fn compare_exchange_weak(
+        &self,
+        current: T,
+        new: T,
+        success: Ordering,
+        failure: Ordering,
+    ) -> core::result::Result<T, T> {
+        T::compare_exchange_weak(self.atomic(), current, new, success, failure)
+    }
+
+    /// Stores what `change` makes of the value, which may take several tries; answers the value
+    /// before.
+    ///
+    /// # Errors
+    ///
+    /// The value for which `change` answered `None`.
+    #[inline]
+    pub fn fetch_update(
+        &self,
+        success: Ordering,
+        failure: Ordering,
+        mut change: impl FnMut(T) -> Option<T>,
+    ) -> core::result::Result<T, T> {
+        let mut value = self.load(failure);
+        while let Some(new) = change(value) {
+            match self.compare_exchange_weak(value, new, success, failure) {
+                Err(now) => value = now,
+                done => return done,
+            }
+        }
+        Err(value)
+    }
+
     /// Adds `n`, wrapping; answers the value before.
     #[inline]
     pub fn fetch_add(&self, n: T, order: Ordering) -> T {
@@ -151,6 +190,30 @@ impl<T: Word, S: Reach> Futex<T, S> {
     #[inline]
     pub fn fetch_or(&self, bits: T, order: Ordering) -> T {
         T::fetch_or(self.atomic(), bits, order)
+    }
+
+    /// Turns `bits` over; answers the value before.
+    #[inline]
+    pub fn fetch_xor(&self, bits: T, order: Ordering) -> T {
+        T::fetch_xor(self.atomic(), bits, order)
+    }
+
+    /// The value, of a futex that nobody else can reach.
+    #[inline]
+    pub fn get_mut(&mut self) -> &mut T {
+        self.value.get_mut()
+    }
+
+    /// The value, of a futex that nobody else has.
+    #[inline]
+    pub fn into_inner(self) -> T {
+        self.value.into_inner()
+    }
+
+    /// Where the value is. While others may use it, it is to be reached as an atomic.
+    #[inline]
+    pub const fn as_ptr(&self) -> *mut T {
+        self.value.get()
     }
 }
 
@@ -291,6 +354,12 @@ impl<T: Word, S: Scope> Futex<T, S> {
 impl<T: Word, S: Reach> fmt::Debug for Futex<T, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Futex").field(&self.load(Ordering::Relaxed)).finish()
+    }
+}
+
+impl<T: Word, S: Reach> From<T> for Futex<T, S> {
+    fn from(value: T) -> Self {
+        Self::new(value)
     }
 }
 

@@ -110,8 +110,11 @@ pub mod raw;
 mod requeue;
 mod scope;
 mod seat;
+#[cfg(feature = "planted-faults")]
 #[doc(hidden)]
 pub mod step;
+#[cfg(not(feature = "planted-faults"))]
+mod step;
 mod vector;
 mod wait;
 mod word;

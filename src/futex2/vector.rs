@@ -22,11 +22,11 @@
 
 use super::beds::{Bed, beds};
 use super::implementation::is_refused;
-use super::place::Place;
+use super::place::{Place, entry};
 use super::seat::{Seat, Shadowed, Waiting};
 use super::wait::{GLANCE, TRIES, until};
 use super::{Deadline, Options, fence};
-use crate::abi::futex2::{FutexWaitv, PRIVATE, SIZE_U32, WAITV_MAX};
+use crate::abi::futex2::{FutexWaitv, WAITV_MAX};
 use crate::error::{Error, Result};
 use crate::sync::{AtomicU32, Ordering};
 use crate::sys::futex;
@@ -69,7 +69,13 @@ impl Waiter<'_> {
         self.place.private
     }
 
-    fn holds(&self) -> bool {
+    /// Wakes somebody else who waits on the word.
+    pub(super) fn wake_another(&self) {
+        // EFAULT: the memory behind a shared word is gone, and with it whoever waited.
+        let _ = self.place.wake(self.seat, 1, Options::new(), false);
+    }
+
+    pub(super) fn holds(&self) -> bool {
         // SAFETY: the word is borrowed, and aligned.
         unsafe { self.place.load() == self.expected }
     }
@@ -280,7 +286,7 @@ impl<'v, 'a> Vector<'v, 'a> {
         let queued = |bed: &Bed| matches!(bed, Bed::Word | Bed::Sequence);
         if !self.beds.iter().any(queued) {
             // With a far deadline a signal is never resumed from; a nap has a near one.
-            let far = options.interruptible.then(|| Deadline::monotonic(core::time::Duration::MAX));
+            let far = options.interruptible.then_some(Deadline::FAR);
             let (clock, timespec) = until(end.or(far));
             let nothing = 0_u32;
             let (word, list) = if is_listed { (word, list) } else { (&raw const nothing, 0) };
@@ -324,16 +330,6 @@ impl<'v, 'a> Vector<'v, 'a> {
         let (clock, timespec) = until(end);
         let woken = futex::waitv(&entries[..len], clock, timespec.as_ref())?;
         Ok(slots.get(woken).and_then(|(_, at)| *at))
-    }
-}
-
-/// An entry of the kernel's vector.
-fn entry(word: *const u32, value: u32, private: bool) -> FutexWaitv {
-    FutexWaitv {
-        val: value.into(),
-        uaddr: word.expose_provenance() as u64,
-        flags: SIZE_U32 | if private { PRIVATE } else { 0 },
-        reserved: 0,
     }
 }
 

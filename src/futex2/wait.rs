@@ -38,7 +38,7 @@ pub(super) fn until(deadline: Option<Deadline>) -> (Clock, Option<Timespec>) {
 /// A deadline for a wait that a signal is to end: with none, the kernel would resume it by
 /// itself after a handler with `SA_RESTART`.
 fn interruptible(deadline: Option<Deadline>, options: &Options) -> Option<Deadline> {
-    let far = options.interruptible.then(|| Deadline::monotonic(Duration::MAX));
+    let far = options.interruptible.then_some(Deadline::FAR);
     deadline.or(far)
 }
 

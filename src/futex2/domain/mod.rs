@@ -309,6 +309,7 @@ impl Domain {
     }
 
     /// What the domain itself counts at the place of this word, for tests.
+    #[cfg(feature = "planted-faults")]
     #[doc(hidden)]
     pub fn counted<T: Word>(&self, word: &Futex<T, Counted>) -> Result<u32> {
         let address = core::ptr::from_ref(word).addr();

@@ -108,7 +108,7 @@ pub use raw_mutex::RawMutex;
 pub use raw_rwlock::RawRwLock;
 pub use robust::{Locked, Orphan, RobustGuard, RobustMutex};
 pub use rwlock::{RwLock, RwLockReadGuard, RwLockWriteGuard};
-pub use select::{Announced, Ready, Source, select};
+pub use select::{Source, select};
 pub use semaphore::{AutoEvent, Semaphore};
 
 crate::sync::assert_layout!(

@@ -89,6 +89,12 @@ impl<T: ?Sized, S: Scope> Mutex<T, S> {
     }
 }
 
+impl<T, S: Scope> From<T> for Mutex<T, S> {
+    fn from(value: T) -> Self {
+        Self::new(value)
+    }
+}
+
 impl<T: Default, S: Scope> Default for Mutex<T, S> {
     fn default() -> Self {
         Self::new(T::default())
@@ -154,6 +160,12 @@ impl<T: ?Sized, S: Scope> Drop for MutexGuard<'_, T, S> {
     fn drop(&mut self) {
         // SAFETY: the guard holds the lock.
         unsafe { self.mutex.raw.unlock() };
+    }
+}
+
+impl<T: ?Sized + fmt::Display, S: Scope> fmt::Display for MutexGuard<'_, T, S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
     }
 }
 
