@@ -28,7 +28,7 @@ use super::wait::{GLANCE, TRIES, until};
 use super::{Deadline, Options, fence};
 use crate::abi::futex2::{FutexWaitv, WAITV_MAX};
 use crate::error::{Error, Result};
-use crate::sync::{AtomicU32, Ordering};
+use crate::sync::{self, AtomicU32, Ordering};
 use crate::sys::futex;
 use core::marker::PhantomData;
 use core::ptr;
@@ -158,7 +158,7 @@ impl<'v, 'a> Vector<'v, 'a> {
         // Only the word of the process lets go of a wait after every signal.
         let room = if !queues() || (options.interruptible && all_private) { 0 } else { WAITV_MAX };
         let waiting: Vec<_> = waiters.iter().map(|waiter| waiter.seat.add()).collect();
-        let sure = fence::waiter();
+        let sure = fence_of(waiters);
         Self { waiters, beds: beds(waiters, room), waiting, sure }
     }
 
@@ -175,7 +175,7 @@ impl<'v, 'a> Vector<'v, 'a> {
             })
             .collect();
         if listed.is_some() || shadowed.iter().any(Option::is_some) {
-            self.sure &= fence::waiter();
+            self.sure &= fence_of(self.waiters);
         }
         let seen: Vec<_> = self.waiters.iter().map(|waiter| waiter.seat.seen()).collect();
         let mut slots = Vec::with_capacity(WAITV_MAX);
@@ -331,6 +331,18 @@ impl<'v, 'a> Vector<'v, 'a> {
         let woken = futex::waitv(&entries[..len], clock, timespec.as_ref())?;
         Ok(slots.get(woken).and_then(|(_, at)| *at))
     }
+}
+
+/// The waiter's fence of all entries; whether every waker will find their counts. Where nothing is
+/// counted there is none, and only words of the process are worth a membarrier(2).
+fn fence_of(waiters: &[Waiter<'_>]) -> bool {
+    if waiters.iter().any(Waiter::is_private) {
+        return fence::waiter();
+    }
+    if waiters.iter().any(|waiter| waiter.seat.counts()) {
+        sync::fence(Ordering::SeqCst);
+    }
+    true
 }
 
 /// The places of the listed entries, until it is dropped.
