@@ -46,7 +46,7 @@ const BROKEN: u32 = 3;
 static CHOICE: AtomicU32 = AtomicU32::new(UNDECIDED);
 
 /// The fences of this process, decided at the first use: `symmetric`, unless the environment
-/// variable `UNMERGED_FUTEX2_FENCE` says `membarrier` and the kernel has it.
+/// variable `UNMERGED_FUTEX2_FENCE` says `membarrier` and the kernel has it. Another value is as none.
 pub fn fences() -> Fences {
     match CHOICE.load(Ordering::Relaxed) {
         UNDECIDED => name(decide(None)),
@@ -62,6 +62,8 @@ pub(crate) fn decided() -> Option<Fences> {
 
 /// Chooses the fences of this process, once, before the first wait and the first wake of a
 /// futex in it. What the environment variable forces goes before.
+///
+/// [`Fences::Membarrier`] is `MEMBARRIER_CMD_PRIVATE_EXPEDITED` (since Linux 4.14).
 ///
 /// # Errors
 ///

@@ -232,6 +232,13 @@ impl<T: Word, S: Scope> Futex<T, S> {
     /// It may return `Ok` for no reason: look at the value and wait again, or use
     /// [`wait_while`](Self::wait_while).
     ///
+    /// By `FUTEX_WAIT_BITSET` up to 32 bits, futex_waitv(2) on 64 (since Linux 5.16; the
+    /// [module](super#how) has what comes before).
+    ///
+    /// A shared word lies in memory that may vanish, when its file is cut. Who sleeps then sleeps on
+    /// until the page is there again and woken, or the deadline. Who begins to wait gets SIGBUS, as
+    /// with every look at such memory.
+    ///
     /// # Errors
     ///
     /// EAGAIN ([`is_would_block`](crate::Error::is_would_block)) if the value is another one;
@@ -272,6 +279,9 @@ impl<T: Word, S: Scope> Futex<T, S> {
     ///
     /// Store the new value before. In a private scope, if nobody waits, this is a fence and a
     /// load.
+    ///
+    /// By `FUTEX_WAKE_BITSET`. Where the memory behind a shared word is gone it answers 0;
+    /// [`wake_with`](Self::wake_with) tells (EFAULT).
     #[inline]
     pub fn wake(&self, n: u32) -> usize {
         // EFAULT: the memory behind a shared word is gone, and with it whoever waited.
@@ -317,6 +327,8 @@ impl<T: Word, S: Scope> Futex<T, S> {
     /// when waiters of this word have been moved elsewhere a moment ago, as many are woken. A
     /// moved waiter keeps its mask.
     ///
+    /// By `FUTEX_REQUEUE`.
+    ///
     /// # Errors
     ///
     /// EFAULT if the memory behind a shared word is gone.
@@ -330,7 +342,7 @@ impl<T: Word, S: Scope> Futex<T, S> {
         unsafe { self::requeue(self.side(), None, to.side(), wake, requeue) }
     }
 
-    /// [`requeue`](Self::requeue) if the value is `expected`.
+    /// [`requeue`](Self::requeue) if the value is `expected`, by `FUTEX_CMP_REQUEUE`.
     ///
     /// On 32 bits the kernel compares at the instant at which it moves. On the other sizes the
     /// comparison comes first, so a change in between is not noticed.

@@ -5,7 +5,8 @@ use core::fmt;
 
 /// The sizes of a futex: `u8`, `u16`, `u32`, `u64`.
 ///
-/// The operations are those of the atomic of the same size; [`Futex`] has them as methods.
+/// The operations are those of the atomic of the same size; [`Futex`](super::Futex) has them as
+/// methods.
 pub trait Word: sealed::Sealed + Copy + Eq + fmt::Debug + Send + Sync + 'static {
     /// The atomic of this size.
     #[doc(hidden)]

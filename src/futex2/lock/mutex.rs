@@ -11,7 +11,7 @@ use core::ops::{Deref, DerefMut};
 /// A mutex around a `T`, with a lock of one byte.
 ///
 /// `Mutex<T, Shared>` works in memory that several processes map, wherever they map it; zeros are
-/// an unlocked one. What [dies](super#what-goes-wrong) while holding it, holds it for ever.
+/// an unlocked one. What [dies](super#deaths) while holding it, holds it for ever.
 ///
 /// ```
 /// use unmerged::futex2::lock::Mutex;

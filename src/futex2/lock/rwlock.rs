@@ -12,7 +12,7 @@ use core::ops::{Deref, DerefMut};
 /// Many readers or one writer, around a `T`. A writer that waits keeps new readers out.
 ///
 /// `RwLock<T, Shared>` works in memory that several processes map; zeros are an unlocked one. A
-/// reader or writer that [dies](super#what-goes-wrong) holds it for ever.
+/// reader or writer that [dies](super#deaths) holds it for ever.
 ///
 /// A thread that reads must not read again: if somebody has begun to wait in between, it waits for
 /// that one, and that one for it. [`try_read`](Self::try_read) fails then. More than 2²⁷ - 2 readers
