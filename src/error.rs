@@ -155,6 +155,11 @@ impl Error {
         self.errno == Errno::TIMEDOUT
     }
 
+    /// A signal was handled, by which the wait was to be ended (EINTR).
+    pub fn is_interrupted(&self) -> bool {
+        self.errno == Errno::INTR
+    }
+
     /// It would wait for what this very thread holds (EDEADLK).
     pub fn is_deadlock(&self) -> bool {
         self.errno == Errno::DEADLK

@@ -112,6 +112,9 @@ mod imp {
                 pub(crate) fn fetch_and(&self, value: $value, order: Ordering) -> $value {
                     self.word().fetch_and(value, order)
                 }
+                pub(crate) fn fetch_xor(&self, value: $value, order: Ordering) -> $value {
+                    self.word().fetch_xor(value, order)
+                }
             });
         };
     }

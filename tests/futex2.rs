@@ -340,3 +340,25 @@ fn scopes_and_clocks_are_apart() {
         waiter.join().unwrap().unwrap();
     });
 }
+
+/// The operations of core's atomics, with their results.
+#[test]
+fn operations_of_the_atomic() {
+    use Ordering::{AcqRel, Relaxed};
+    macro_rules! each {
+        ($($word:ty),+) => { $({
+            let mut futex = Futex::<$word>::from(0b0110);
+            assert_eq!((futex.fetch_xor(0b0011, AcqRel), futex.load(Relaxed)), (0b0110, 0b0101));
+            assert_eq!(futex.compare_exchange_weak(1, 2, AcqRel, Relaxed), Err(0b0101));
+            while futex.compare_exchange_weak(0b0101, 7, AcqRel, Relaxed).is_err() {}
+            let next = |value: $word| (value < 9).then(|| value + 1);
+            assert_eq!(futex.fetch_update(AcqRel, Relaxed, next), Ok(7));
+            assert_eq!(futex.fetch_update(AcqRel, Relaxed, next), Ok(8));
+            assert_eq!(futex.fetch_update(AcqRel, Relaxed, next), Err(9));
+            *futex.get_mut() += 1;
+            assert_eq!(futex.as_ptr().addr(), ptr::from_ref(&futex).addr());
+            assert_eq!(futex.into_inner(), 10);
+        })+ };
+    }
+    each!(u8, u16, u32, u64);
+}

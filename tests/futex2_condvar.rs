@@ -136,3 +136,51 @@ fn one_mutex_after_the_other() {
         });
     }
 }
+
+/// Two mutexes at one time: who comes second is told, still has its mutex, and disturbs nobody.
+#[test]
+fn two_mutexes_at_one_time() {
+    let condvar = Condvar::<Private>::new();
+    let (first, second) = (Mutex::<bool>::new(false), Mutex::<_>::new(()));
+    std::thread::scope(|scope| {
+        let waiter = scope.spawn(|| {
+            let mut guard = first.lock();
+            condvar.wait_while(&mut guard, |is_done| !*is_done);
+        });
+        // Counted, with its mutex given back.
+        while format!("{condvar:?}") != "Condvar { waiters: 1 }" {
+            std::thread::yield_now();
+        }
+        drop(first.lock());
+        let wrong = scope.spawn(|| {
+            let mut guard = second.lock();
+            condvar.wait(&mut guard);
+        });
+        assert!(wrong.join().is_err());
+        assert!(second.try_lock().is_some(), "given back as the panic went by");
+        *first.lock() = true;
+        condvar.notify_all();
+        waiter.join().unwrap();
+    });
+    // With the other one, now that nobody waits.
+    assert!(condvar.wait_until(&mut second.lock(), soon()).is_err());
+}
+
+/// The same in shared memory, where no panic may come of what others wrote.
+#[test]
+fn two_mutexes_of_shared_memory() {
+    let condvar = Condvar::<Shared>::new();
+    let mutexes = [Mutex::<bool, Shared>::new(false), Mutex::new(false)];
+    std::thread::scope(|scope| {
+        for mutex in &mutexes {
+            scope.spawn(|| {
+                let mut guard = mutex.lock();
+                condvar.wait_while(&mut guard, |is_done| !*is_done);
+            });
+        }
+        for mutex in &mutexes {
+            *mutex.lock() = true;
+        }
+        condvar.notify_all();
+    });
+}

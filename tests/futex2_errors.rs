@@ -2,12 +2,13 @@
 
 mod common;
 
-use common::{asleep, child, handle_with, map, missing, role, succeed};
+use common::{asleep, child, handle_with, map, missing, refuse, role, succeed};
 use std::collections::HashSet;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
+use unmerged::futex2::lock::{Event, select};
 use unmerged::futex2::raw::{
     self, FutexWaitv, PRIVATE, SIZE_U8, SIZE_U16, SIZE_U32, SIZE_U64, Timespec,
 };
@@ -292,6 +293,14 @@ fn numa<S: Scope>(word: &NumaFutex<S>) {
         assert!(woken <= 1);
         waiter.join().unwrap().unwrap();
     });
+    std::thread::scope(|scope| {
+        let waiters = [(); 2].map(|()| scope.spawn(|| word.wait_while(7, None).unwrap()));
+        word.store(8, Ordering::Release);
+        word.wake_all().unwrap();
+        assert_eq!(waiters.map(|waiter| waiter.join().unwrap()), [8, 8]);
+        word.store(7, Ordering::Relaxed);
+    });
+    assert!(word.wait_while(7, past).unwrap_err().is_timed_out());
     // A node that no machine has.
     word.set_node(Some(5000));
     assert!(word.wait(7, past).unwrap_err().is_invalid() && word.wake(1).unwrap_err().is_invalid());
@@ -300,7 +309,7 @@ fn numa<S: Scope>(word: &NumaFutex<S>) {
         Ok(chosen) => assert_eq!(word.node(), Some(chosen)),
         Err(error) => assert!(error.is_unsupported()),
     }
-    assert_eq!(word.value().load(Ordering::Relaxed), 7);
+    assert_eq!((word.load(Ordering::Relaxed), word.value().load(Ordering::Relaxed)), (7, 7));
 }
 
 /// Kernel `futex_numa`: a value and a node, by the kernel and by us.
@@ -319,6 +328,88 @@ fn numa_words() {
     }
     numa(&NumaFutex::<Private>::new(7));
     numa(&NumaFutex::<Shared>::new(7));
+}
+
+/// A filter that refuses the calls with a node after the first use: waits and wakes go on.
+#[test]
+fn numa_words_behind_a_filter() {
+    if role().is_none() {
+        return succeed(child("numa_words_behind_a_filter", "alone"));
+    }
+    numa(&NumaFutex::<Private>::new(7));
+    let [wait, wake] = [455, 454];
+    refuse(wait, libc::EPERM);
+    refuse(wake, libc::ENOSYS);
+    numa(&NumaFutex::<Private>::new(7));
+    numa(&NumaFutex::<Shared>::new(7));
+}
+
+/// A file is cut under a waiter: it sleeps on, a wake is EFAULT; and when the page is there again a
+/// wake finds it.
+#[test]
+fn a_file_cut_under_a_waiter() {
+    let memory = file(PAGE as i64);
+    let at = page(WRITE, libc::MAP_SHARED, memory.as_raw_fd());
+    let cut = |len| {
+        // SAFETY: our own file.
+        assert_eq!(unsafe { libc::ftruncate(memory.as_raw_fd(), len) }, 0);
+    };
+    std::thread::scope(|scope| {
+        let waiter = asleep(scope, || {
+            // SAFETY: a page again when it is woken; the kernel answers EFAULT before.
+            unsafe { raw::wait(at, 0, ANY, SIZE_U32, ptr::null(), MONOTONIC) }
+        });
+        cut(0);
+        assert_eq!(code(raw::wake(at, ANY, 1, SIZE_U32)), libc::EFAULT);
+        assert!(!waiter.is_finished());
+        cut(PAGE as i64);
+        assert_eq!(raw::wake(at, ANY, 1, SIZE_U32).unwrap(), 1);
+        waiter.join().unwrap().unwrap();
+    });
+}
+
+/// A wake of less than none wakes one, and a wake of none nobody, while two wait.
+#[test]
+fn a_wake_of_less_than_none() {
+    let at = page(WRITE, ANONYMOUS, -1);
+    for flags in [SIZE_U8, SIZE_U16, SIZE_U32, SIZE_U32 | PRIVATE] {
+        let all = u64::from(u32::MAX >> (32 - (8 << (flags & 3))));
+        std::thread::scope(|scope| {
+            let waiters = [(); 2].map(|()| {
+                asleep(scope, || {
+                    // SAFETY: mapped for good.
+                    unsafe { raw::wait(at, 0, all, flags, ptr::null(), MONOTONIC) }
+                })
+            });
+            assert_eq!(raw::wake(at, all, 0, flags).unwrap(), 0);
+            assert_eq!(raw::wake(at, all, -1, flags).unwrap(), 1);
+            assert_eq!(raw::wake(at, all, i32::MIN, flags).unwrap(), 1);
+            waiters.map(|waiter| waiter.join().unwrap().unwrap());
+        });
+    }
+}
+
+/// The kernel has no memory for a vector: an error of whoever asked, and nothing else changes.
+#[test]
+fn no_memory_for_a_vector() {
+    if role().is_none() {
+        return succeed(child("no_memory_for_a_vector", "alone"));
+    }
+    if futex2::implementation() != futex2::Implementation::Waitv {
+        return missing("futex-waitv", "nothing to refuse");
+    }
+    refuse(libc::SYS_futex_waitv, libc::ENOMEM);
+    let (word, byte, wide) = (Futex::<u32>::new(0), Futex::<u8>::new(0), Futex::<u64>::new(0));
+    let entries = [word.waiter(0), byte.waiter(0)];
+    let event = Event::<Private>::new(false);
+    for error in [
+        wide.wait(0, None).unwrap_err(),
+        futex2::waitv(&entries, None).unwrap_err(),
+        select(&[&entries[0], &event], None).unwrap_err(),
+    ] {
+        assert!(error.is_exhausted() && error.raw_os_error() == libc::ENOMEM, "{error}");
+    }
+    assert_eq!(futex2::implementation(), futex2::Implementation::Waitv);
 }
 
 extern "C" fn ignore(_: libc::c_int) {}

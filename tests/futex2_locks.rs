@@ -417,3 +417,30 @@ fn deadlines_hold_whatever_others_write() {
         drop(finish);
     });
 }
+
+/// Made from a value, and shown with it.
+#[test]
+fn made_and_shown() {
+    let (mutex, lock) = (Mutex::<_>::from(5), RwLock::<_>::from(6));
+    let robust = RobustMutex::<_>::from(7);
+    assert_eq!(format!("{mutex:?} {lock:?}"), "Mutex { value: 5 } RwLock { value: 6 }");
+    {
+        let (held, writer) = (mutex.lock(), lock.write());
+        assert_eq!(format!("{held} {held:?} {writer} {writer:?}"), "5 5 6 6");
+        let shown = format!("{mutex:?} {lock:?}");
+        assert_eq!(shown, "Mutex { value: <locked> } RwLock { value: <locked> }");
+    }
+    // SAFETY: nobody has held it.
+    let held = unsafe { robust.lock().unwrap().or_repair(|_| ()) };
+    assert_eq!(format!("{} {held}", lock.read()), "6 7");
+}
+
+/// An item that does not go through comes back, or is dropped for the sake of a `?`.
+#[test]
+fn what_was_not_sent() {
+    let channel = Channel::<String>::bounded(1).unwrap();
+    let send = |item: &str| -> unmerged::Result<()> { Ok(channel.try_send(item.into())?) };
+    send("first").unwrap();
+    assert!(send("second").unwrap_err().is_would_block());
+    assert_eq!(channel.try_send("third".into()).unwrap_err().into_inner(), "third");
+}

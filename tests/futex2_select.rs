@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::thread::{scope, sleep, yield_now};
 use std::time::Duration;
 use unmerged::futex2::lock::{Event, Mutex, Semaphore, Source, select};
-use unmerged::futex2::{Deadline, Private, Scope, Shared};
+use unmerged::futex2::{Deadline, Futex, Private, Scope, Shared, Word};
 
 #[test]
 fn both_ends_of_private_channels() {
@@ -201,4 +201,34 @@ fn no_sources_and_too_many() {
     }
     let sources: Vec<&dyn Source> = (0..128).map(|_| &set as &dyn Source).collect();
     assert_eq!(select(&sources, None).unwrap(), 0);
+}
+
+/// A word among other sources: ready when it holds another value, and a wake that was spent on who takes
+/// something else reaches the next one.
+fn a_word<T: Word + From<u8>, S: Scope>() {
+    let (word, stop) = (Futex::<T, S>::new(T::from(0)), Event::<S>::new(false));
+    let waiter = word.waiter(T::from(0));
+    assert!(select(&[&waiter, &stop], Some(soon())).unwrap_err().is_timed_out());
+    scope(|scope| {
+        let selector = scope.spawn(|| select(&[&stop, &waiter], None).unwrap());
+        let other = scope.spawn(|| word.wait_while(T::from(0), None).unwrap());
+        word.store(T::from(1), SeqCst);
+        // Maybe too early for both; a select or a wait that begins now sees the value.
+        word.wake(1);
+        word.wake(1);
+        assert_eq!(selector.join().unwrap(), 1);
+        assert_eq!(other.join().unwrap(), T::from(1));
+    });
+    assert_eq!(select(&[&stop, &waiter], None).unwrap(), 1);
+    stop.set();
+    assert_eq!(select(&[&stop, &waiter], None).unwrap(), 0);
+}
+
+#[test]
+fn a_word_as_a_source() {
+    a_word::<u8, Private>();
+    a_word::<u32, Private>();
+    a_word::<u64, Private>();
+    a_word::<u32, Shared>();
+    a_word::<u64, Shared>();
 }

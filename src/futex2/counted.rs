@@ -55,7 +55,8 @@ impl<T: Word> Futex<T, Counted> {
     }
 
     /// Wakes up to `n` waiters; answers how many. If nobody waits, in any process, this is a fence
-    /// and two loads.
+    /// and two loads. Now and then it looks for the dead: see
+    /// [the domain](Domain#what-a-wake-costs).
     ///
     /// # Errors
     ///

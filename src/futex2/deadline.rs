@@ -1,6 +1,9 @@
 //! Absolute deadlines.
 
 use crate::sys::futex::Clock;
+use core::cmp::Ordering;
+use core::fmt;
+use core::ops::Add;
 use core::time::Duration;
 use rustix::time::{ClockId, Timespec, clock_gettime};
 use std::time::{Instant, SystemTime};
@@ -9,6 +12,13 @@ use std::time::{Instant, SystemTime};
 ///
 /// It is absolute, so a wait that is begun again keeps it. It is always a valid
 /// `timespec`: the errors of a negative or malformed one cannot happen.
+///
+/// A wait never ends before it, and later by the time that the scheduler takes. The kernel may add
+/// the thread's timer slack, 50 µs by default (`PR_SET_TIMERSLACK` of prctl(2)), where it sleeps by
+/// futex(2): on words of up to 32 bits, and wherever a shadow word is slept on. futex_waitv(2) has
+/// none.
+///
+/// Deadlines of one clock are ordered; those of two are not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Deadline {
     clock: Clock,
@@ -19,12 +29,17 @@ pub struct Deadline {
 const LAST: Duration = Duration::new(i64::MAX as u64, 999_999_999);
 
 impl Deadline {
+    /// One that does not come.
+    pub(super) const FAR: Self = Self { clock: Clock::Monotonic, at: LAST };
+
     /// `at` on `CLOCK_MONOTONIC`, counted from its zero.
     pub fn monotonic(at: Duration) -> Self {
         Self { clock: Clock::Monotonic, at: at.min(LAST) }
     }
 
-    /// `at` on `CLOCK_REALTIME`, counted from 1970. It moves when the clock is set.
+    /// `at` on `CLOCK_REALTIME`, counted from 1970. It moves when the clock is set; a wait that sleeps
+    /// by beats, as those of the shared [locks](super::lock) do, finds out at the next one, up to 50
+    /// milliseconds late.
     pub fn realtime(at: Duration) -> Self {
         Self { clock: Clock::Realtime, at: at.min(LAST) }
     }
@@ -62,15 +77,43 @@ impl Deadline {
         }
     }
 
-    /// The earlier of this one and `span` from now; of two clocks, the latter.
+    /// The earlier of this one and `span` from now, on `CLOCK_MONOTONIC`.
     pub(super) fn or_sooner(deadline: Option<Self>, span: Duration) -> Self {
-        let sooner = Self::after(span);
         match deadline {
-            Some(deadline) if deadline.clock == Clock::Monotonic && deadline.at < sooner.at => {
-                deadline
+            None => Self::after(span),
+            Some(deadline) if deadline.clock == Clock::Monotonic => {
+                Self { at: deadline.at.min(Self::after(span).at), ..deadline }
             }
-            _ => sooner,
+            // As it is now: that clock may be set meanwhile.
+            Some(deadline) => Self::after(deadline.left().min(span)),
         }
+    }
+}
+
+/// `None` for two clocks.
+impl PartialOrd for Deadline {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        (self.clock == other.clock).then(|| self.at.cmp(&other.at))
+    }
+}
+
+/// Later by as much; at the end of the clock's range, no later.
+impl Add<Duration> for Deadline {
+    type Output = Self;
+
+    fn add(self, span: Duration) -> Self {
+        Self { at: self.at.saturating_add(span).min(LAST), ..self }
+    }
+}
+
+/// The clock, and seconds from its zero: `monotonic 1234.567s`.
+impl fmt::Display for Deadline {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let clock = match self.clock {
+            Clock::Monotonic => "monotonic",
+            Clock::Realtime => "realtime",
+        };
+        write!(f, "{clock} {}.{:03}s", self.at.as_secs(), self.at.subsec_millis())
     }
 }
 
@@ -115,6 +158,18 @@ mod tests {
         assert_eq!(Deadline::or_sooner(Some(past), Duration::from_secs(1)), past);
         let real = Deadline::realtime(Duration::ZERO);
         assert_eq!(Deadline::or_sooner(Some(real), Duration::ZERO).clock(), Clock::Monotonic);
+    }
+
+    #[test]
+    fn order_and_sums() {
+        let (first, span) =
+            (Deadline::monotonic(Duration::from_millis(1500)), Duration::from_secs(1));
+        assert!(first < first + span && first + Duration::MAX == Deadline::FAR);
+        assert_eq!((first + span).to_string(), "monotonic 2.500s");
+        let other = Deadline::realtime(Duration::from_secs(1));
+        assert_eq!(first.partial_cmp(&other), None);
+        let soon = Deadline::or_sooner(Some(other + Duration::MAX), span);
+        assert!(soon <= Deadline::after(span));
     }
 
     #[test]

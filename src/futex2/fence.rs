@@ -45,8 +45,9 @@ const BROKEN: u32 = 3;
 
 static CHOICE: AtomicU32 = AtomicU32::new(UNDECIDED);
 
-/// The fences of this process, decided by the first wait at the latest: `symmetric`, unless the environment
-/// variable `UNMERGED_FUTEX2_FENCE` says `membarrier` and the kernel has it.
+/// The fences of this process, decided by the first wait at the latest: `symmetric`, unless the
+/// environment variable `UNMERGED_FUTEX2_FENCE` says `membarrier` and the kernel has it. Another
+/// value is as none.
 pub fn fences() -> Fences {
     match CHOICE.load(Ordering::Relaxed) {
         UNDECIDED => name(decide(None)),
@@ -60,7 +61,10 @@ pub(crate) fn decided() -> Option<Fences> {
     (choice != UNDECIDED).then(|| name(choice))
 }
 
-/// Chooses the fences of this process, once, before the first wait on a futex in it. What the environment variable forces goes before.
+/// Chooses the fences of this process, once, before the first wait on a futex in it. What the
+/// environment variable forces goes before.
+///
+/// [`Fences::Membarrier`] is `MEMBARRIER_CMD_PRIVATE_EXPEDITED` (since Linux 4.14).
 ///
 /// # Errors
 ///

@@ -129,6 +129,45 @@ impl<T: Word, S: Reach> Futex<T, S> {
         T::compare_exchange(self.atomic(), current, new, success, failure)
     }
 
+    /// [`compare_exchange`](Self::compare_exchange) that may fail though the value is `current`.
+    ///
+    /// # Errors
+    ///
+    /// The value.
+    #[inline]
+    pub fn compare_exchange_weak(
+        &self,
+        current: T,
+        new: T,
+        success: Ordering,
+        failure: Ordering,
+    ) -> core::result::Result<T, T> {
+        T::compare_exchange_weak(self.atomic(), current, new, success, failure)
+    }
+
+    /// Stores what `change` makes of the value, which may take several tries; answers the value
+    /// before.
+    ///
+    /// # Errors
+    ///
+    /// The value for which `change` answered `None`.
+    #[inline]
+    pub fn fetch_update(
+        &self,
+        success: Ordering,
+        failure: Ordering,
+        mut change: impl FnMut(T) -> Option<T>,
+    ) -> core::result::Result<T, T> {
+        let mut value = self.load(failure);
+        while let Some(new) = change(value) {
+            match self.compare_exchange_weak(value, new, success, failure) {
+                Err(now) => value = now,
+                done => return done,
+            }
+        }
+        Err(value)
+    }
+
     /// Adds `n`, wrapping; answers the value before.
     #[inline]
     pub fn fetch_add(&self, n: T, order: Ordering) -> T {
@@ -152,6 +191,30 @@ impl<T: Word, S: Reach> Futex<T, S> {
     pub fn fetch_or(&self, bits: T, order: Ordering) -> T {
         T::fetch_or(self.atomic(), bits, order)
     }
+
+    /// Turns `bits` over; answers the value before.
+    #[inline]
+    pub fn fetch_xor(&self, bits: T, order: Ordering) -> T {
+        T::fetch_xor(self.atomic(), bits, order)
+    }
+
+    /// The value, of a futex that nobody else can reach.
+    #[inline]
+    pub fn get_mut(&mut self) -> &mut T {
+        self.value.get_mut()
+    }
+
+    /// The value, of a futex that nobody else has.
+    #[inline]
+    pub fn into_inner(self) -> T {
+        self.value.into_inner()
+    }
+
+    /// Where the value is. While others may use it, it is to be reached as an atomic.
+    #[inline]
+    pub const fn as_ptr(&self) -> *mut T {
+        self.value.get()
+    }
 }
 
 impl<T: Word, S: Scope> Futex<T, S> {
@@ -168,6 +231,13 @@ impl<T: Word, S: Scope> Futex<T, S> {
     ///
     /// It may return `Ok` for no reason: look at the value and wait again, or use
     /// [`wait_while`](Self::wait_while).
+    ///
+    /// By `FUTEX_WAIT_BITSET` up to 32 bits, futex_waitv(2) on 64 (since Linux 5.16; the
+    /// [module](super#how) has what comes before).
+    ///
+    /// A shared word lies in memory that may vanish, when its file is cut. Who sleeps then sleeps on
+    /// until the page is there again and woken, or the deadline. Who begins to wait gets SIGBUS, as
+    /// with every look at such memory.
     ///
     /// # Errors
     ///
@@ -209,6 +279,9 @@ impl<T: Word, S: Scope> Futex<T, S> {
     ///
     /// Store the new value before. In a private scope, if nobody waits, this is a fence and a
     /// load.
+    ///
+    /// By `FUTEX_WAKE_BITSET`. Where the memory behind a shared word is gone it answers 0;
+    /// [`wake_with`](Self::wake_with) tells (EFAULT).
     #[inline]
     pub fn wake(&self, n: u32) -> usize {
         // EFAULT: the memory behind a shared word is gone, and with it whoever waited.
@@ -258,6 +331,8 @@ impl<T: Word, S: Scope> Futex<T, S> {
     /// sizes apart here: waiters of other sizes at this address are moved too, and no wake of
     /// theirs finds them where they are then.
     ///
+    /// By `FUTEX_REQUEUE`.
+    ///
     /// # Errors
     ///
     /// EFAULT if the memory behind a shared word is gone.
@@ -271,7 +346,7 @@ impl<T: Word, S: Scope> Futex<T, S> {
         unsafe { self::requeue(self.side(), None, to.side(), wake, requeue) }
     }
 
-    /// [`requeue`](Self::requeue) if the value is `expected`.
+    /// [`requeue`](Self::requeue) if the value is `expected`, by `FUTEX_CMP_REQUEUE`.
     ///
     /// On 32 bits the kernel compares at the instant at which it moves. On the other sizes the
     /// comparison comes first, so a change in between is not noticed.
@@ -295,6 +370,12 @@ impl<T: Word, S: Scope> Futex<T, S> {
 impl<T: Word, S: Reach> fmt::Debug for Futex<T, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Futex").field(&self.load(Ordering::Relaxed)).finish()
+    }
+}
+
+impl<T: Word, S: Reach> From<T> for Futex<T, S> {
+    fn from(value: T) -> Self {
+        Self::new(value)
     }
 }
 

@@ -48,8 +48,9 @@ pub(super) fn is_refused(errno: Errno) -> bool {
 }
 
 /// The implementation of this process, decided at the first use: `waitv` where the kernel
-/// has it, unless the environment variable `UNMERGED_FUTEX2` says `shadow`. A filter that refuses
-/// the call later on changes it, when a wait finds out.
+/// has it, unless the environment variable `UNMERGED_FUTEX2` says `shadow` (another value is as none).
+/// A filter that refuses the call later on changes it, when a wait finds out: for all threads of the
+/// process, though filters are per thread, and for good.
 ///
 /// It concerns waits on 64 bits alone; the other sizes are the same on every kernel.
 #[inline]
@@ -87,12 +88,25 @@ pub(super) enum Numa {
     Here,
 }
 
+static NUMA_CHOICE: AtomicU32 = AtomicU32::new(UNKNOWN);
+
+const KERNEL: u32 = 1;
+const HERE: u32 = 2;
+
+/// As [`is_refused`], of futex_wait(2) and futex_wake(2) with a node.
+#[cold]
+pub(super) fn is_numa_refused(errno: Errno) -> bool {
+    use Errno as E;
+    let own = [E::AGAIN, E::TIMEDOUT, E::INTR, E::NOMEM, E::FAULT, E::INVAL].contains(&errno);
+    if !own {
+        NUMA_CHOICE.store(HERE, Ordering::Relaxed);
+    }
+    !own
+}
+
 /// As [`implementation()`]; `UNMERGED_FUTEX2_NUMA=here` forces the second.
 pub(super) fn numa() -> Numa {
-    static CHOICE: AtomicU32 = AtomicU32::new(UNKNOWN);
-    const KERNEL: u32 = 1;
-    const HERE: u32 = 2;
-    match CHOICE.load(Ordering::Relaxed) {
+    match NUMA_CHOICE.load(Ordering::Relaxed) {
         KERNEL => Numa::Kernel,
         HERE => Numa::Here,
         _ => {
@@ -102,7 +116,7 @@ pub(super) fn numa() -> Numa {
             } else {
                 (HERE, Numa::Here)
             };
-            CHOICE.store(choice, Ordering::Relaxed);
+            NUMA_CHOICE.store(choice, Ordering::Relaxed);
             numa
         }
     }

@@ -69,8 +69,8 @@ impl Key {
 
     /// The key of a shared word at this address, which is not looked at otherwise.
     ///
-    /// It asks the kernel whether there is memory, and reads `/proc/self/maps`. Like a wait, it makes a private copy of a page of a file that is
-    /// mapped `MAP_PRIVATE` and writable.
+    /// It asks the kernel whether there is memory, and reads `/proc/self/maps`. Like a wait, it makes a
+    /// private copy of a page of a file that is mapped `MAP_PRIVATE` and writable.
     ///
     /// # Errors
     ///

@@ -45,7 +45,8 @@
 //!   others: a vector with words that are shared, and a [`NumaFutex`].
 //! - A [wake](Futex::wake) wakes up to `n` waiters of this word, and of no neighbour in the
 //!   same 32 bits; `n = 0` wakes none. It answers how many were woken. Threads of one priority
-//!   are woken in the order in which they came.
+//!   are woken in the order in which they came, where they sleep in one queue of the kernel; those
+//!   that sleep on a shadow word or are listed (see below) come after, all at once.
 //! - Sizes at one address are apart, unless [asked for](Options::overlapping). One exception: a
 //!   wake of 32 bits may reach a wait on 64 bits at that address, or on the half behind it.
 //! - Deadlines are absolute, on a [clock](Clock) of the caller's choice.
@@ -80,6 +81,16 @@
 //! 32 bits; an overlapping wake of 64 bits may count a wait on 64 bits twice; a
 //! shadowed or listed waiter that is not asleep yet takes a wake that does not count it.
 //!
+//! # Fork
+//!
+//! | | in the child |
+//! |---|---|
+//! | private words | a copy, with no waiters: the other threads are not there. Their counts are, for good, so a wake at such a place is a system call that finds nobody, and a vector there may return for no reason |
+//! | shared words | the same words as the parent's |
+//! | words of a [`Domain`] | the same; the child counts itself anew |
+//! | choices: [`implementation()`], [`fences()`] | the parent's, where they were made |
+//! | a fork in a handler, during a wait | the wait goes on in both |
+//!
 //! # A wake that nobody waits for
 //!
 //! is no system call in a private scope and in a domain: waiters count themselves in a table, and
@@ -96,6 +107,21 @@
 //! | `UNMERGED_FUTEX2=shadow` | as if there were no futex_waitv(2); [`implementation()`] tells |
 //! | `UNMERGED_FUTEX2_FENCE=symmetric`, `membarrier` | which [`Fences`]; [`fences()`] tells |
 //! | `UNMERGED_FUTEX2_NUMA=here` | as if there were no `FUTEX2_NUMA` |
+//!
+//! They are read at the first use. Another value is as none; [`probe()`](crate::probe()) tells what is
+//! in force.
+//!
+//! # References
+//!
+//! - The proposal: André Almeida, "Add futex2 syscalls", RFC of February 2021
+//!   (<https://lore.kernel.org/r/20210215152404.250281-1-andrealmeid@collabora.com>), and its fourth
+//!   version of June 2021, with sizes
+//!   (<https://lore.kernel.org/r/20210603195924.361327-1-andrealmeid@collabora.com>).
+//! - futex(2) and futex_waitv(2) in the kernel: `kernel/futex/syscalls.c`, `waitwake.c`, `requeue.c`;
+//!   futex_wait(2), futex_wake(2) and futex_requeue(2) since Linux 6.7, `FUTEX2_NUMA` and
+//!   `FUTEX2_MPOL` since 6.16 (`include/uapi/linux/futex.h`).
+//! - [futex(2)](https://man7.org/linux/man-pages/man2/futex.2.html),
+//!   [membarrier(2)](https://man7.org/linux/man-pages/man2/membarrier.2.html).
 
 mod beds;
 mod counted;
@@ -115,8 +141,11 @@ pub mod raw;
 mod requeue;
 mod scope;
 mod seat;
+#[cfg(feature = "planted-faults")]
 #[doc(hidden)]
 pub mod step;
+#[cfg(not(feature = "planted-faults"))]
+mod step;
 mod uring;
 mod vector;
 mod wait;

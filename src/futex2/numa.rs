@@ -1,6 +1,6 @@
 //! Futexes that say on which NUMA node their waiters are queued.
 
-use super::implementation::{Numa, numa};
+use super::implementation::{Numa, is_numa_refused, numa};
 use super::place::Place;
 use super::scope::{Private, Scope};
 use super::seat::Seat;
@@ -19,8 +19,12 @@ use rustix::io::Errno;
 /// The node is -1 ("none") at first, and the first wait or wake writes the node that it runs on
 /// there; it stays until it is set again. With `FUTEX2_NUMA` (since Linux 6.16) the kernel's
 /// queue is there; before, the queue is where it always was, and all else is the same.
-/// Processes that share one must not differ in this: a filter that refuses futex_wait(2) to
-/// some of them parts them.
+/// Threads and processes that share one must not differ in this: a filter that refuses futex_wait(2)
+/// to some of them parts them. Whom it refuses them goes on with a queue where it always was, and
+/// does not meet those who wait on the node.
+///
+/// 32 bits, private or shared, is what the kernel has a node for: futex_waitv(2) and moves know none,
+/// so there is no [`Waiter`](super::Waiter) and no requeue.
 ///
 /// ```
 /// use unmerged::futex2::NumaFutex;
@@ -49,7 +53,19 @@ impl<S: Scope> NumaFutex<S> {
         Self { value: AtomicU32::new(value), node: AtomicU32::new(NONE), scope: PhantomData }
     }
 
-    /// The value.
+    /// Loads the value.
+    #[inline]
+    pub fn load(&self, order: Ordering) -> u32 {
+        self.value.load(order)
+    }
+
+    /// Stores `value`. It wakes nobody.
+    #[inline]
+    pub fn store(&self, value: u32, order: Ordering) {
+        self.value.store(value, order);
+    }
+
+    /// The value, with all operations of an atomic.
     pub fn value(&self) -> &AtomicU32 {
         &self.value
     }
@@ -83,7 +99,12 @@ impl<S: Scope> NumaFutex<S> {
         // A wake of nobody: the kernel looks for the queue, and so for the node.
         // SAFETY: the pair is ours, and all atomics.
         unsafe { futex::wake_numa(self.word(), u64::from(u32::MAX), 0, Self::FLAGS | MPOL) }
-            .map_err(|errno| Error::new(OPERATION, errno))?;
+            .map_err(|errno| match errno {
+                errno if is_numa_refused(errno) => {
+                    Error::because(OPERATION, Errno::OPNOTSUPP, "refused")
+                }
+                errno => Error::new(OPERATION, errno),
+            })?;
         // A policy without a preference leaves it to us.
         self.settle(OPERATION)
     }
@@ -145,9 +166,12 @@ impl<S: Scope> NumaFutex<S> {
         options.check(OPERATION, 4)?;
         self.settle(OPERATION)?;
         let place = self.place();
-        if numa() == Numa::Here {
+        let here = || {
             // SAFETY: the word is borrowed for the time of the wait, and aligned.
-            return unsafe { place.wait(self.seat(), expected.into(), deadline, options) };
+            unsafe { place.wait(self.seat(), expected.into(), deadline, options) }
+        };
+        if numa() == Numa::Here {
+            return here();
         }
         let waiting = self.seat().enter();
         let mask = u64::from(place.mask(&options));
@@ -170,7 +194,30 @@ impl<S: Scope> NumaFutex<S> {
                 Err(Errno::TIMEDOUT) if !waiting.sure => {}
                 Err(Errno::INTR) if !options.interruptible => {}
                 Err(Errno::AGAIN) => {}
+                Err(errno) if is_numa_refused(errno) => break,
                 Err(errno) => return Err(Error::new(OPERATION, errno)),
+            }
+        }
+        drop(waiting);
+        here()
+    }
+
+    /// Sleeps as long as the value is `expected`; answers the value that it has then, loaded with
+    /// acquire.
+    ///
+    /// # Errors
+    ///
+    /// ETIMEDOUT ([`is_timed_out`](crate::Error::is_timed_out)) at the deadline; EINVAL for a node
+    /// that this machine cannot have.
+    pub fn wait_while(&self, expected: u32, deadline: Option<Deadline>) -> Result<u32> {
+        loop {
+            let value = self.load(Ordering::Acquire);
+            if value != expected {
+                return Ok(value);
+            }
+            match self.wait(expected, deadline) {
+                Err(error) if !error.is_would_block() => return Err(error),
+                _ => {}
             }
         }
     }
@@ -203,8 +250,19 @@ impl<S: Scope> NumaFutex<S> {
         }
         let mask = u64::from(place.mask(&options));
         // SAFETY: the pair is borrowed, and all atomics.
-        unsafe { futex::wake_numa(self.word(), mask, n, Self::FLAGS) }
-            .map_err(|errno| Error::new(OPERATION, errno))
+        match unsafe { futex::wake_numa(self.word(), mask, n, Self::FLAGS) } {
+            Err(errno) if is_numa_refused(errno) => place.wake(seat, n, options, true),
+            woken => woken.map_err(|errno| Error::new(OPERATION, errno)),
+        }
+    }
+
+    /// Wakes all waiters; answers how many.
+    ///
+    /// # Errors
+    ///
+    /// As [`wake`](Self::wake).
+    pub fn wake_all(&self) -> Result<usize> {
+        self.wake(u32::MAX)
     }
 }
 

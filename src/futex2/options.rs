@@ -56,8 +56,8 @@ impl Options {
         self
     }
 
-    /// A wait ends with EINTR after a signal was handled, with or without `SA_RESTART`, instead of
-    /// being resumed.
+    /// A wait ends with EINTR ([`is_interrupted`](crate::Error::is_interrupted)) after a signal was
+    /// handled, with or without `SA_RESTART`, instead of being resumed.
     #[must_use]
     pub const fn interruptible(mut self) -> Self {
         self.interruptible = true;

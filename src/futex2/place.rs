@@ -17,6 +17,16 @@ pub(super) struct Place {
     pub(super) private: bool,
 }
 
+/// An entry of the kernel's vector: the 32 bits at `word`, which hold `value`.
+pub(super) fn entry(word: *const u32, value: u32, private: bool) -> FutexWaitv {
+    FutexWaitv {
+        val: value.into(),
+        uaddr: word.expose_provenance() as u64,
+        flags: SIZE_U32 | if private { PRIVATE } else { 0 },
+        reserved: 0,
+    }
+}
+
 /// The bit that no wait has: a wake with it reaches those that the kernel lets wait without a
 /// mask, which are the entries of vectors, and so all waits on 64 bits.
 pub(super) const NOBODY: u32 = 1 << 31;
@@ -88,14 +98,9 @@ impl Place {
         self.lane_of(unsafe { self.around() })
     }
 
-    /// An entry of a vector: the 32 bits at `word`, which hold `value`.
+    /// An entry of a vector for the 32 bits at `word`, of this one's.
     pub(super) fn entry(&self, word: *const u32, value: u32) -> FutexWaitv {
-        FutexWaitv {
-            val: value.into(),
-            uaddr: word.expose_provenance() as u64,
-            flags: SIZE_U32 | if self.private { PRIVATE } else { 0 },
-            reserved: 0,
-        }
+        entry(word, value, self.private)
     }
 
     /// Both halves of 64 bits as a vector, the one that is woken first.

@@ -1,7 +1,9 @@
 //! The proposal's calls as they would be in C: addresses, flags, errno.
 //!
 //! For those who port code that has the flags already. [`Futex`](super::Futex) is the same with types,
-//! which rule out most of these errors.
+//! which rule out most of these errors. The signatures are those of the kernel's calls (futex_waitv(2)
+//! since Linux 5.16, the others since 6.7), which take 32 bits alone; these take all sizes from Linux
+//! 5.10 on, as the proposal has it: see the [references](super#references).
 //!
 //! # Errors
 //!
@@ -20,6 +22,8 @@
 //! | a move of less than 0 | EINVAL |
 //! | a wake of 0 | 0, nobody is woken |
 //! | a wake of less than 0 | one is woken, as by the kernel |
+//! | a flag for a NUMA node: [`NumaFutex`](super::NumaFutex) is a type of its own | EINVAL |
+//! | no memory for a vector, or for 64 bits | ENOMEM |
 //!
 //! A wake of a private address where nothing is mapped is 0. None of these wakes is skipped.
 

@@ -22,13 +22,13 @@
 
 use super::beds::{Bed, beds};
 use super::implementation::is_refused;
-use super::place::Place;
+use super::place::{Place, entry};
 use super::seat::{Seat, Shadowed, Waiting};
 use super::wait::{GLANCE, NAP, TRIES, until};
 use super::{Deadline, Options, fence};
-use crate::abi::futex2::{FutexWaitv, PRIVATE, SIZE_U32, WAITV_MAX};
+use crate::abi::futex2::{FutexWaitv, WAITV_MAX};
 use crate::error::{Error, Result};
-use crate::sync::{AtomicU32, Ordering};
+use crate::sync::{self, AtomicU32, Ordering};
 use crate::sys::futex;
 use core::marker::PhantomData;
 use core::ptr;
@@ -69,7 +69,13 @@ impl Waiter<'_> {
         self.place.private
     }
 
-    fn holds(&self) -> bool {
+    /// Wakes somebody else who waits on the word.
+    pub(super) fn wake_another(&self) {
+        // EFAULT: the memory behind a shared word is gone, and with it whoever waited.
+        let _ = self.place.wake(self.seat, 1, Options::new(), false);
+    }
+
+    pub(super) fn holds(&self) -> bool {
         // SAFETY: the word is borrowed, and aligned.
         unsafe { self.place.load() == self.expected }
     }
@@ -152,7 +158,7 @@ impl<'v, 'a> Vector<'v, 'a> {
         // Only the word of the process lets go of a wait after every signal.
         let room = if !queues() || (options.interruptible && all_private) { 0 } else { WAITV_MAX };
         let waiting: Vec<_> = waiters.iter().map(|waiter| waiter.seat.add()).collect();
-        let sure = fence::waiter();
+        let sure = fence_of(waiters);
         Self { waiters, beds: beds(waiters, room), waiting, sure }
     }
 
@@ -169,7 +175,7 @@ impl<'v, 'a> Vector<'v, 'a> {
             })
             .collect();
         if listed.is_some() || shadowed.iter().any(Option::is_some) {
-            self.sure &= fence::waiter();
+            self.sure &= fence_of(self.waiters);
         }
         let seen: Vec<_> = self.waiters.iter().map(|waiter| waiter.seat.seen()).collect();
         let mut slots = Vec::with_capacity(WAITV_MAX);
@@ -282,7 +288,7 @@ impl<'v, 'a> Vector<'v, 'a> {
         let queued = |bed: &Bed| matches!(bed, Bed::Word | Bed::Sequence);
         if !self.beds.iter().any(queued) {
             // With a far deadline a signal is never resumed from; a nap has a near one.
-            let far = options.interruptible.then(|| Deadline::monotonic(core::time::Duration::MAX));
+            let far = options.interruptible.then_some(Deadline::FAR);
             let (clock, timespec) = until(end.or(far));
             let nothing = 0_u32;
             let (word, list) = if is_listed { (word, list) } else { (&raw const nothing, 0) };
@@ -329,14 +335,16 @@ impl<'v, 'a> Vector<'v, 'a> {
     }
 }
 
-/// An entry of the kernel's vector.
-fn entry(word: *const u32, value: u32, private: bool) -> FutexWaitv {
-    FutexWaitv {
-        val: value.into(),
-        uaddr: word.expose_provenance() as u64,
-        flags: SIZE_U32 | if private { PRIVATE } else { 0 },
-        reserved: 0,
+/// The waiter's fence of all entries; whether every waker will find their counts. Where nothing is
+/// counted there is none, and only words of the process are worth a membarrier(2).
+fn fence_of(waiters: &[Waiter<'_>]) -> bool {
+    if waiters.iter().any(Waiter::is_private) {
+        return fence::waiter();
     }
+    if waiters.iter().any(|waiter| waiter.seat.counts()) {
+        sync::fence(Ordering::SeqCst);
+    }
+    true
 }
 
 /// The places of the listed entries, until it is dropped.

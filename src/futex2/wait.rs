@@ -12,8 +12,8 @@ use core::time::Duration;
 use rustix::io::Errno;
 use rustix::time::Timespec;
 
-/// Tries at sleeping on the 32 bits around a smaller word, each of which failed because a
-/// neighbour changed, before the shadow takes over.
+/// Tries at sleeping on the 32 bits around a smaller word, one after the other, each of which failed
+/// because a neighbour changed, before the shadow takes over.
 pub(super) const TRIES: u32 = 64;
 
 /// How long a wait sleeps before it looks at its word again, where there is nothing that every
@@ -41,7 +41,7 @@ pub(super) fn until(deadline: Option<Deadline>) -> (Clock, Option<Timespec>) {
 /// A deadline for a wait that a signal is to end: with none, the kernel would resume it by
 /// itself after a handler with `SA_RESTART`.
 fn interruptible(deadline: Option<Deadline>, options: &Options) -> Option<Deadline> {
-    let far = options.interruptible.then(|| Deadline::monotonic(Duration::MAX));
+    let far = options.interruptible.then_some(Deadline::FAR);
     deadline.or(far)
 }
 
@@ -83,11 +83,13 @@ impl Place {
             };
             match slept {
                 Ok(Slept::Woken) => return Ok(()),
-                Ok(Slept::Look) => {}
+                // Maybe the neighbour rests by now: one more try.
+                Ok(Slept::Look) => tries = tries.min(TRIES - 1),
                 // A neighbour, or the other half, changed. The loop finds out whether the
                 // word did.
                 Err(Errno::AGAIN) => tries += 1,
-                Err(Errno::INTR) if !options.interruptible => {}
+                // It did sleep.
+                Err(Errno::INTR) if !options.interruptible => tries = 0,
                 Err(errno) if queued && self.bytes == 8 && is_refused(errno) => {}
                 Err(errno) => return Err(Error::new(OPERATION, errno)),
             }

@@ -5,7 +5,8 @@ use core::fmt;
 
 /// The sizes of a futex: `u8`, `u16`, `u32`, `u64`.
 ///
-/// The operations are those of the atomic of the same size; [`Futex`](super::Futex) has them as methods.
+/// The operations are those of the atomic of the same size; [`Futex`](super::Futex) has them as
+/// methods.
 pub trait Word: sealed::Sealed + Copy + Eq + fmt::Debug + Send + Sync + 'static {
     /// The atomic of this size.
     #[doc(hidden)]
@@ -25,6 +26,14 @@ pub trait Word: sealed::Sealed + Copy + Eq + fmt::Debug + Send + Sync + 'static 
         failure: Ordering,
     ) -> core::result::Result<Self, Self>;
     #[doc(hidden)]
+    fn compare_exchange_weak(
+        atomic: &Self::Atomic,
+        current: Self,
+        new: Self,
+        success: Ordering,
+        failure: Ordering,
+    ) -> core::result::Result<Self, Self>;
+    #[doc(hidden)]
     fn fetch_add(atomic: &Self::Atomic, n: Self, order: Ordering) -> Self;
     #[doc(hidden)]
     fn fetch_sub(atomic: &Self::Atomic, n: Self, order: Ordering) -> Self;
@@ -32,6 +41,8 @@ pub trait Word: sealed::Sealed + Copy + Eq + fmt::Debug + Send + Sync + 'static 
     fn fetch_and(atomic: &Self::Atomic, bits: Self, order: Ordering) -> Self;
     #[doc(hidden)]
     fn fetch_or(atomic: &Self::Atomic, bits: Self, order: Ordering) -> Self;
+    #[doc(hidden)]
+    fn fetch_xor(atomic: &Self::Atomic, bits: Self, order: Ordering) -> Self;
     /// Zero-extended.
     #[doc(hidden)]
     fn widen(self) -> u64;
@@ -71,6 +82,16 @@ macro_rules! word {
                 atomic.compare_exchange(current, new, success, failure)
             }
             #[inline]
+            fn compare_exchange_weak(
+                atomic: &$atomic,
+                current: Self,
+                new: Self,
+                success: Ordering,
+                failure: Ordering,
+            ) -> core::result::Result<Self, Self> {
+                atomic.compare_exchange_weak(current, new, success, failure)
+            }
+            #[inline]
             fn fetch_add(atomic: &$atomic, n: Self, order: Ordering) -> Self {
                 atomic.fetch_add(n, order)
             }
@@ -85,6 +106,10 @@ macro_rules! word {
             #[inline]
             fn fetch_or(atomic: &$atomic, bits: Self, order: Ordering) -> Self {
                 atomic.fetch_or(bits, order)
+            }
+            #[inline]
+            fn fetch_xor(atomic: &$atomic, bits: Self, order: Ordering) -> Self {
+                atomic.fetch_xor(bits, order)
             }
             #[inline]
             fn widen(self) -> u64 {

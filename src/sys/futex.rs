@@ -4,8 +4,8 @@
 use super::errno;
 use crate::abi::futex2::{
     FutexWaitv, MATCH_ANY, MPOL, NUMA, OP_CLOCK_REALTIME, OP_CMP_REQUEUE, OP_PRIVATE, OP_REQUEUE,
-    OP_WAIT_BITSET, OP_WAKE_BITSET, PRIVATE, SIZE_U8, SIZE_U32, SYS_FUTEX, SYS_FUTEX_REQUEUE,
-    SYS_FUTEX_WAIT, SYS_FUTEX_WAITV, SYS_FUTEX_WAKE,
+    OP_WAIT_BITSET, OP_WAKE_BITSET, PRIVATE, SIZE_U8, SIZE_U32, SYS_FUTEX, SYS_FUTEX_WAIT,
+    SYS_FUTEX_WAITV, SYS_FUTEX_WAKE,
 };
 use core::ffi::c_long;
 use core::ptr;
@@ -109,65 +109,13 @@ pub fn waitv(entries: &[FutexWaitv], clock: Clock, deadline: Option<&Timespec>) 
     errno::count(unsafe { libc::syscall(SYS_FUTEX_WAITV, first, len, 0_u32, deadline, clock) })
 }
 
-/// `futex_wait(word, expected, mask, flags, deadline, clock)` (since Linux 6.7).
+/// `futex_wait(pair, expected, mask, flags, deadline, clock)` with `FUTEX2_NUMA` among the flags
+/// (since Linux 6.16): behind the word there is one for the node, which the kernel writes if it
+/// holds -1.
 ///
 /// # Errors
 ///
-/// As [`waitv`]; EINVAL also for a size that the kernel does not take.
-#[inline]
-pub fn wait(
-    word: *const u32,
-    expected: u64,
-    mask: u64,
-    flags: u32,
-    clock: Clock,
-    deadline: Option<&Timespec>,
-) -> Result<()> {
-    check_flags(flags)?;
-    let (word, deadline, clock) = (word.expose_provenance(), timespec(deadline), clock.id());
-    // SAFETY: the kernel checks the address; the timespec outlives the call.
-    errno::count(unsafe {
-        libc::syscall(SYS_FUTEX_WAIT, word, expected, mask, flags, deadline, clock)
-    })?;
-    Ok(())
-}
-
-/// `futex_wake(word, mask, n, flags)` (since Linux 6.7) — answers how many; `n = 0` wakes
-/// none.
-///
-/// # Errors
-///
-/// ENOSYS before Linux 6.7, EINVAL for flags, alignment or mask, EFAULT (shared words).
-#[inline]
-pub fn wake(word: *const u32, mask: u64, n: u32, flags: u32) -> Result<usize> {
-    check_flags(flags)?;
-    let (word, n) = (word.expose_provenance(), n.min(i32::MAX as u32));
-    // SAFETY: a wake reads no memory of ours; the address is a key.
-    errno::count(unsafe { libc::syscall(SYS_FUTEX_WAKE, word, mask, n, flags) })
-}
-
-/// `futex_requeue(pair, 0, wake, requeue)` (since Linux 6.7) — if the first word holds its
-/// value, wakes `wake` of its waiters and moves up to `requeue` others to the second;
-/// answers how many of both.
-///
-/// # Errors
-///
-/// ENOSYS before Linux 6.7, EAGAIN if the word differs, EINVAL for flags that differ
-/// between the two, EFAULT for an address that is not mapped.
-#[inline]
-pub fn requeue(pair: &[FutexWaitv; 2], wake: u32, requeue: u32) -> Result<usize> {
-    pair.iter().try_for_each(|entry| check_flags(entry.flags))?;
-    let (wake, requeue) = (wake.min(i32::MAX as u32), requeue.min(i32::MAX as u32));
-    // SAFETY: the pair outlives the call; the kernel checks the addresses in it.
-    errno::count(unsafe { libc::syscall(SYS_FUTEX_REQUEUE, pair.as_ptr(), 0_u32, wake, requeue) })
-}
-
-/// [`wait`] with `FUTEX2_NUMA` among the flags (since Linux 6.16): behind the word there is one for
-/// the node, which the kernel writes if it holds -1.
-///
-/// # Errors
-///
-/// As [`wait`]; EINVAL for a pair that is not aligned to 8 or a node that is none.
+/// As [`waitv`]; EINVAL for a pair that is not aligned to 8 or a node that is none.
 ///
 /// # Safety
 ///
@@ -188,11 +136,12 @@ pub unsafe fn wait_numa(
     Ok(())
 }
 
-/// [`wake`] with `FUTEX2_NUMA` among the flags (since Linux 6.16).
+/// `futex_wake(pair, mask, n, flags)` with `FUTEX2_NUMA` among the flags (since Linux 6.16); answers
+/// how many. `n = 0` wakes none.
 ///
 /// # Errors
 ///
-/// As [`wake`]; EINVAL for a pair that is not aligned to 8 or a node that is none.
+/// EINVAL for flags or mask, EFAULT (shared words); EINVAL for a pair that is not aligned to 8 or a node that is none.
 ///
 /// # Safety
 ///
@@ -255,7 +204,10 @@ pub fn has_waitv() -> bool {
 /// Does this kernel have futex_wake(2), futex_wait(2) and futex_requeue(2), and does nothing
 /// refuse them to us? Asked with a size that no kernel takes.
 pub fn has_futex2() -> bool {
-    wake(ptr::null(), 0, 0, SIZE_U8) == Err(Errno::INVAL)
+    let (nowhere, mask, n) = (0_usize, 0_u64, 0_u32);
+    // SAFETY: a wake reads no memory of ours, and this one has no address.
+    let answer = unsafe { libc::syscall(SYS_FUTEX_WAKE, nowhere, mask, n, SIZE_U8) };
+    errno::count(answer) == Err(Errno::INVAL)
 }
 
 /// Does this kernel have `FUTEX2_NUMA`? Asked with a wake on a pair of ours, whose node
@@ -324,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn vector_and_futex2_calls() {
+    fn vectors() {
         let word = 7_u32;
         let entry = |val| FutexWaitv {
             val,
@@ -336,14 +288,6 @@ mod tests {
             assert_eq!(waitv(&[], Clock::Monotonic, None), Err(Errno::INVAL));
             assert_eq!(waitv(&[entry(8)], Clock::Monotonic, None), Err(Errno::AGAIN));
             assert_eq!(waitv(&[entry(7); 129], Clock::Monotonic, None), Err(Errno::INVAL));
-        }
-        if has_futex2() {
-            let (at, flags, any) = (&raw const word, SIZE_U32 | PRIVATE, u64::from(MATCH_ANY));
-            assert_eq!(wait(at, 8, any, flags, Clock::Realtime, None), Err(Errno::AGAIN));
-            assert_eq!(wake(at, any, 0, flags), Ok(0));
-            assert_eq!(requeue(&[entry(8), entry(0)], 1, 1), Err(Errno::AGAIN));
-            assert_eq!(requeue(&[entry(7), entry(0)], 1, 1), Ok(0));
-            assert_eq!(wake(at, any, 1, flags | NUMA), Err(Errno::INVAL));
         }
     }
 }

@@ -14,6 +14,7 @@ use core::cell::UnsafeCell;
 use core::fmt;
 use core::marker::PhantomData;
 use core::mem::MaybeUninit;
+use core::panic::{RefUnwindSafe, UnwindSafe};
 use core::ptr::NonNull;
 
 /// A bounded channel with any number of senders and receivers.
@@ -68,6 +69,10 @@ pub struct Channel<T, S: Scope = Private> {
 unsafe impl<T: Send, S: Scope> Send for Channel<T, S> {}
 // SAFETY: as above.
 unsafe impl<T: Send, S: Scope> Sync for Channel<T, S> {}
+
+// As std's and crossbeam's channels: an item is in it whole or not at all, whatever panics.
+impl<T, S: Scope> UnwindSafe for Channel<T, S> {}
+impl<T, S: Scope> RefUnwindSafe for Channel<T, S> {}
 
 const SEND: &str = "futex2::Channel::send";
 const RECEIVE: &str = "futex2::Channel::recv";

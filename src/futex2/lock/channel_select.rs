@@ -4,7 +4,7 @@ use super::bell::Bell;
 use super::channel::Channel;
 use super::channel_wait::NAP;
 use super::ring::LOOKS;
-use super::select::{Announced, Ready, Source};
+use super::select::{Announced, Inside, Ready, Source};
 use crate::futex2::{Futex, Scope};
 
 impl<T, S: Scope> Channel<T, S> {
@@ -55,21 +55,21 @@ pub struct Receiving<'a, T, S: Scope>(&'a Channel<T, S>);
 pub struct Sending<'a, T, S: Scope>(&'a Channel<T, S>);
 
 impl<T, S: Scope> Source for Receiving<'_, T, S> {
-    fn ready(&self) -> Ready<'_> {
+    fn ready(&self, _: Inside) -> Ready<'_> {
         self.0.ready(&self.0.control().bells.items, || self.0.has_item())
     }
 
-    fn pass_on(&self) {
+    fn pass_on(&self, _: Inside) {
         self.0.pass_on(&self.0.control().bells.items);
     }
 }
 
 impl<T, S: Scope> Source for Sending<'_, T, S> {
-    fn ready(&self) -> Ready<'_> {
+    fn ready(&self, _: Inside) -> Ready<'_> {
         self.0.ready(&self.0.control().bells.room, || self.0.has_room())
     }
 
-    fn pass_on(&self) {
+    fn pass_on(&self, _: Inside) {
         self.0.pass_on(&self.0.control().bells.room);
     }
 }

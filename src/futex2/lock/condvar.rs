@@ -8,9 +8,9 @@
 //!   s = sequence                            sequence += 1
 //!   unlock                                  (all: broadcast = 1)
 //!   sleep while sequence == s               wake one
-//!   waiters -= 1
 //!   if broadcast was 1, now 0:
 //!       move the other sleepers to the mutex's queue
+//!   waiters -= 1
 //!   lock, with the duty for its queue
 //! ```
 //!
@@ -32,8 +32,8 @@ use crate::futex2::place::Place;
 use crate::futex2::seat::Seat;
 use crate::futex2::step::step;
 use crate::futex2::{Deadline, Options, Private, Scope};
-use crate::sync::Ordering::{AcqRel, Relaxed, Release};
-use crate::sync::{AtomicU32, AtomicUsize};
+use crate::sync::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use crate::sync::{AtomicU32, AtomicUsize, fence_after_rmw};
 use crate::sys::futex;
 use core::fmt;
 use core::marker::PhantomData;
@@ -41,9 +41,10 @@ use core::ptr;
 
 /// Waits for a change of what a [`Mutex`](super::Mutex) protects.
 ///
-/// All that wait at one time use one mutex. With several it is still correct as long as no two of
-/// them are waited with at the very same time; and [`notify_all`](Self::notify_all) then wakes
-/// all at once instead of moving them.
+/// All that wait at one time use one mutex, as with std and parking_lot: who comes with another one
+/// panics. One mutex after the other is right. In shared memory, where another process may have
+/// written anything, it does not panic: waiters with two mutexes are woken all at once instead of
+/// being moved, and may be woken late by 50 milliseconds.
 ///
 /// In shared memory zeros are one that nobody waits on; it must lie in the same mapping as its
 /// mutex for waiters to be moved.
@@ -93,6 +94,10 @@ impl<S: Scope> Condvar<S> {
 
     /// Gives the mutex back, sleeps until a notification, and takes the mutex again. It may return
     /// for no reason.
+    ///
+    /// # Panics
+    ///
+    /// In a private scope, if others wait with another mutex. This one is still held then.
     pub fn wait<T: ?Sized>(&self, guard: &mut MutexGuard<'_, T, S>) {
         // Should the kernel refuse to wait after all, this returns for no reason.
         let _ = self.wait_for(guard, None);
@@ -104,6 +109,10 @@ impl<S: Scope> Condvar<S> {
     /// # Errors
     ///
     /// ETIMEDOUT at the deadline.
+    ///
+    /// # Panics
+    ///
+    /// As [`wait`](Self::wait).
     pub fn wait_until<T: ?Sized>(
         &self,
         guard: &mut MutexGuard<'_, T, S>,
@@ -113,6 +122,10 @@ impl<S: Scope> Condvar<S> {
     }
 
     /// Waits as long as `condition` holds.
+    ///
+    /// # Panics
+    ///
+    /// As [`wait`](Self::wait), and if `condition` does.
     pub fn wait_while<T: ?Sized>(
         &self,
         guard: &mut MutexGuard<'_, T, S>,
@@ -166,16 +179,18 @@ impl<S: Scope> Condvar<S> {
         take_along: impl FnOnce(),
         lock: impl FnOnce(),
     ) -> Result<()> {
-        let alone = self.waiters.fetch_add(1, Relaxed) == 0;
+        // Ordered after the moves of those who were here before.
+        let alone = self.waiters.fetch_add(1, Acquire) == 0;
         let seen = self.sequence.load(Relaxed);
         unlock(alone);
         let slept = sleep(seen);
-        self.waiters.fetch_sub(1, Relaxed);
-        step();
         if self.broadcast.load(Relaxed) != 0 && self.broadcast.swap(0, AcqRel) != 0 {
             step();
             take_along();
         }
+        // Only now: whom this one may move must not have come with another mutex, alone.
+        self.waiters.fetch_sub(1, Release);
+        step();
         lock();
         slept
     }
@@ -203,9 +218,13 @@ impl<S: Scope> Condvar<S> {
         let counted = seat.enter();
         self.wait_by(
             |alone| {
-                let known = self.way.load(Relaxed);
-                if known != way {
-                    self.way.store(if alone || known == 0 { way } else { MIXED }, Relaxed);
+                if S::PRIVATE {
+                    self.agree(alone, way);
+                } else {
+                    let known = self.way.load(Relaxed);
+                    if known != way {
+                        self.way.store(if alone || known == 0 { way } else { MIXED }, Relaxed);
+                    }
                 }
                 // SAFETY: the guard holds it, and has it again before this returns.
                 unsafe { mutex.unlock() };
@@ -244,6 +263,27 @@ impl<S: Scope> Condvar<S> {
                 }
                 Err(error) => return Err(error),
             }
+        }
+    }
+
+    /// Sees that all who wait use the mutex at the end of this way.
+    ///
+    /// One who comes alone says which, then looks whether it still is; one who does not looks what was
+    /// said, after it was counted. So of two who come together with two mutexes one notices.
+    fn agree(&self, alone: bool, way: usize) {
+        let is_agreed = if !alone {
+            fence_after_rmw();
+            self.way.load(Relaxed) == way
+        } else if self.way.load(Relaxed) == way {
+            true
+        } else {
+            self.way.swap(way, Relaxed);
+            fence_after_rmw();
+            self.waiters.load(Relaxed) == 1
+        };
+        if !is_agreed {
+            self.waiters.fetch_sub(1, Release);
+            panic!("a condition variable is waited on with two mutexes");
         }
     }
 

@@ -9,7 +9,7 @@
 //! The number makes a waiter see that it was set, though it may be reset when the waiter wakes.
 
 use super::cell::Cell;
-use super::select::{Announced, Ready, Source};
+use super::select::{Announced, Inside, Ready, Source};
 use super::waiting::Spins;
 use crate::error::Result;
 use crate::futex2::{Deadline, Futex, Private, Scope};
@@ -95,14 +95,14 @@ impl<S: Scope> fmt::Debug for Event<S> {
 }
 
 impl<S: Scope> Source for Event<S> {
-    fn ready(&self) -> Ready<'_> {
+    fn ready(&self, _: Inside) -> Ready<'_> {
         match announce(&self.word) {
             Some(parked) => Ready::Not(self.word.waiter(parked), Announced::at(parked / TIME)),
             None => Ready::Now,
         }
     }
 
-    fn pass_on(&self) {}
+    fn pass_on(&self, _: Inside) {}
 }
 
 fn set<C: Cell<u32>>(word: &C) {

@@ -36,6 +36,20 @@ pub struct SendError<T> {
     pub error: Error,
 }
 
+impl<T> SendError<T> {
+    /// What was to be sent.
+    pub fn into_inner(self) -> T {
+        self.item
+    }
+}
+
+/// Without the item, which is dropped.
+impl<T> From<SendError<T>> for Error {
+    fn from(error: SendError<T>) -> Self {
+        error.error
+    }
+}
+
 impl<T> fmt::Debug for SendError<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SendError").field("error", &self.error).finish_non_exhaustive()
@@ -48,4 +62,5 @@ impl<T> fmt::Display for SendError<T> {
     }
 }
 
+// No source: what it displays is that of the error in it.
 impl<T> core::error::Error for SendError<T> {}

@@ -9,11 +9,6 @@ use core::time::Duration;
 use lock_api::GuardNoSend;
 use std::time::Instant;
 
-/// std's `Instant` is on `CLOCK_MONOTONIC` and does not tell where.
-fn deadline(at: Instant) -> Deadline {
-    Deadline::after(at.saturating_duration_since(Instant::now()))
-}
-
 // SAFETY: one holder at a time, and an unlock by it is seen by the next.
 unsafe impl<S: Scope> lock_api::RawMutex for RawMutex<S> {
     #[allow(clippy::declare_interior_mutable_const, reason = "the trait has it so")]
@@ -57,7 +52,7 @@ unsafe impl<S: Scope> lock_api::RawMutexTimed for RawMutex<S> {
         self.try_lock_until(Deadline::after(timeout)).is_ok()
     }
     fn try_lock_until(&self, timeout: Instant) -> bool {
-        Self::try_lock_until(self, deadline(timeout)).is_ok()
+        Self::try_lock_until(self, timeout.into()).is_ok()
     }
 }
 
@@ -112,13 +107,13 @@ unsafe impl<S: Scope> lock_api::RawRwLockTimed for RawRwLock<S> {
         self.try_read_until(Deadline::after(timeout)).is_ok()
     }
     fn try_lock_shared_until(&self, timeout: Instant) -> bool {
-        self.try_read_until(deadline(timeout)).is_ok()
+        self.try_read_until(timeout.into()).is_ok()
     }
     fn try_lock_exclusive_for(&self, timeout: Duration) -> bool {
         self.try_write_until(Deadline::after(timeout)).is_ok()
     }
     fn try_lock_exclusive_until(&self, timeout: Instant) -> bool {
-        self.try_write_until(deadline(timeout)).is_ok()
+        self.try_write_until(timeout.into()).is_ok()
     }
 }
 

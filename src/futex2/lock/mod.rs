@@ -37,8 +37,7 @@
 //! | [`Sender`], [`Receiver`] | | its ends apart: the channel closes when one side is gone |
 //!
 //! [`select()`] waits for the first of several semaphores, events, mutexes and ends of channels, until
-//! a deadline. A condition variable is none of them: who waits for it gives a mutex back and takes
-//! it again; an [`Event`] beside the mutex is for that. There is no wait for *all* of several: see
+//! a deadline, and for a word to change; [`Source`] says what cannot be selected. There is no wait for *all* of several: see
 //! [`waitv`](super::waitv).
 //!
 //! There is no poison: a guard that is dropped by a panic gives its lock back, as lock_api and
@@ -50,23 +49,55 @@
 //! `lock_api::Mutex<RawMutex<Private>, T>` is one of ours. What is generic over fair unlocks, recursive
 //! or upgradable reads of a readers-writer lock does not compile with ours: it has none.
 //!
+//! They are `Send` and `Sync` as std's are. As with parking_lot, and not as with std, `&Mutex` and
+//! `&RwLock` are not `UnwindSafe`: without poison, what a panic left half done under the lock is seen
+//! by the next one. Channels are, and all that has no data.
+//!
 //! # What goes wrong
 //!
 //! | | what happens |
 //! |---|---|
-//! | a signal is handled while a thread waits | it goes on waiting |
-//! | a deadline | every wait has a form with one, but for the mutex that a [`Condvar`] takes back. It is not missed when others change the word without pause, unless each change of ours meets one of theirs, time after time; what was taken at that instant is taken, and no wake is lost with a waiter that leaves |
+//! | a deadline | every wait has a form with one, but for the mutex that a [`Condvar`] takes back. What was taken at that instant is taken, and no wake is lost with a waiter that leaves |
+//! | others change the word without pause | the deadline is not missed, unless each change of ours meets one of theirs, time after time |
 //! | the kernel refuses to let a thread wait | a call without a deadline tries again until it has what it is for; one that returns an error returns that |
-//! | in a signal handler | the `try_` forms, [`Event::is_set`], [`Event::set`], [`Semaphore::release`] and [`AutoEvent::set`]: none waits. Others may wait for the thread that was interrupted |
-//! | fork, private | the child has a copy. What other threads held is held in it for ever, as with every lock; what the forking thread holds is held by both. Waiters are not copied; at worst a wake finds nobody. A [`Channel`] that other threads use at that moment is of no use to the child: what they are in the middle of never ends there |
-//! | fork, shared | one lock still. A guard that the forking thread holds must be forgotten in one of the two; that of a robust mutex belongs to the parent. A signal handler that forks in the middle of a send must leave that channel alone in the child |
-//! | a thread ends, or a process dies, *holding* a mutex, a readers-writer lock or a permit, or running a [`Once`] | it is held for ever. Deadlines and [`RobustMutex`] are the ways out, but not of a [`Condvar`]: it goes with a [`Mutex`] alone, and waits for it |
-//! | the same with a [`RobustMutex`] | the next one is told; one that sleeps, within 50 ms |
-//! | the same inside a [`Channel`] in shared memory | nothing is lost or doubled that was sent; the others go on, within 50 ms |
-//! | a process dies *waiting*, or woken, or while it wakes | the others go on: whoever waits in shared memory looks again every 50 ms. A dead waiter of a [`Condvar`] stays counted: a notification that nobody waits for is then a system call |
 //! | others write anything into shared memory | errors, wrong data, a lock that seems held or free; nothing out of bounds, and no wait longer than its deadline, unless somebody wins each race for a word, time after time |
-//! | a lock is moved or unmapped while somebody waits | the borrow checker, and for shared memory the caller, prevent it |
-//! | its memory is freed by who takes it next | a [`Mutex`] is not written after it was given back for all, but its address is woken; after a fair unlock, or by the other locks, it may be. So memory that stays mapped can be used anew by who has the mutex after an ordinary unlock, and other memory when all unlocks have returned |
+//!
+//! # Signals
+//!
+//! A thread that handles one while it waits goes on waiting. In a handler one may use the `try_`
+//! forms, [`Event::is_set`], [`Event::set`], [`Semaphore::release`] and [`AutoEvent::set`]: none waits.
+//! Others may wait for the thread that was interrupted.
+//!
+//! # Deaths
+//!
+//! Of a thread that ends, or a process that dies:
+//!
+//! | | what happens |
+//! |---|---|
+//! | *holding* a mutex, a readers-writer lock or a permit, or running a [`Once`] | it is held for ever. Deadlines and [`RobustMutex`] are the ways out, but not of a [`Condvar`]: it goes with a [`Mutex`] alone, and waits for it |
+//! | holding a [`RobustMutex`] | the next one is told; one that sleeps, within 50 ms |
+//! | inside a [`Channel`] in shared memory | nothing is lost or doubled that was sent; the others go on, within 50 ms |
+//! | *waiting*, or woken, or waking, in shared memory | the others go on: whoever waits looks again every 50 ms |
+//! | waiting for a [`Condvar`] | it stays counted: a notification that nobody waits for is then a system call |
+//!
+//! # Fork
+//!
+//! | | what becomes of it |
+//! |---|---|
+//! | private | the child has a copy. What other threads held is held in it for ever, as with every lock; what the forking thread holds is held by both |
+//! | private, with waiters | they are not copied; at worst a wake finds nobody. A [`Condvar`] takes them for waiters: in the child, use it with the same mutex |
+//! | a private [`Channel`] that other threads use at that moment | it is of no use to the child: what they are in the middle of never ends there |
+//! | shared | one lock still. A guard that the forking thread holds must be forgotten in one of the two; that of a robust mutex belongs to the parent |
+//! | a signal handler that forks in the middle of a send | the child must leave that channel alone |
+//!
+//! # Memory
+//!
+//! That a lock is not moved or unmapped while somebody waits is seen to by the borrow checker, and for
+//! shared memory by the caller.
+//!
+//! A [`Mutex`] is not written after it was given back for all, but its address is woken; after a fair
+//! unlock, or by the other locks, it may be. So memory that stays mapped can be used anew by who has
+//! the mutex after an ordinary unlock, and other memory when all unlocks have returned.
 
 mod bell;
 mod cell;
@@ -108,7 +139,7 @@ pub use raw_mutex::RawMutex;
 pub use raw_rwlock::RawRwLock;
 pub use robust::{Locked, Orphan, RobustGuard, RobustMutex};
 pub use rwlock::{RwLock, RwLockReadGuard, RwLockWriteGuard};
-pub use select::{Announced, Ready, Source, select};
+pub use select::{Source, select};
 pub use semaphore::{AutoEvent, Semaphore};
 
 crate::sync::assert_layout!(

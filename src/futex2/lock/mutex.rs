@@ -11,7 +11,7 @@ use core::ops::{Deref, DerefMut};
 /// A mutex around a `T`, with a lock of one byte.
 ///
 /// `Mutex<T, Shared>` works in memory that several processes map, wherever they map it; zeros are
-/// an unlocked one. What [dies](super#what-goes-wrong) while holding it, holds it for ever.
+/// an unlocked one. What [dies](super#deaths) while holding it, holds it for ever.
 ///
 /// ```
 /// use unmerged::futex2::lock::Mutex;
@@ -89,6 +89,12 @@ impl<T: ?Sized, S: Scope> Mutex<T, S> {
     }
 }
 
+impl<T, S: Scope> From<T> for Mutex<T, S> {
+    fn from(value: T) -> Self {
+        Self::new(value)
+    }
+}
+
 impl<T: Default, S: Scope> Default for Mutex<T, S> {
     fn default() -> Self {
         Self::new(T::default())
@@ -154,6 +160,12 @@ impl<T: ?Sized, S: Scope> Drop for MutexGuard<'_, T, S> {
     fn drop(&mut self) {
         // SAFETY: the guard holds the lock.
         unsafe { self.mutex.raw.unlock() };
+    }
+}
+
+impl<T: ?Sized + fmt::Display, S: Scope> fmt::Display for MutexGuard<'_, T, S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
     }
 }
 

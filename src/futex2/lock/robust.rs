@@ -204,6 +204,12 @@ impl<T: ?Sized, S: Scope> RobustMutex<T, S> {
     }
 }
 
+impl<T, S: Scope> From<T> for RobustMutex<T, S> {
+    fn from(value: T) -> Self {
+        Self::new(value)
+    }
+}
+
 impl<T: Default, S: Scope> Default for RobustMutex<T, S> {
     fn default() -> Self {
         Self::new(T::default())
@@ -248,6 +254,12 @@ impl<T: ?Sized, S: Scope> Drop for RobustGuard<'_, T, S> {
     #[inline]
     fn drop(&mut self) {
         self.mutex.raw.unlock();
+    }
+}
+
+impl<T: ?Sized + fmt::Display, S: Scope> fmt::Display for RobustGuard<'_, T, S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
     }
 }
 

@@ -12,7 +12,7 @@ use core::ops::{Deref, DerefMut};
 /// Many readers or one writer, around a `T`. A writer that waits keeps new readers out.
 ///
 /// `RwLock<T, Shared>` works in memory that several processes map; zeros are an unlocked one. A
-/// reader or writer that [dies](super#what-goes-wrong) holds it for ever.
+/// reader or writer that [dies](super#deaths) holds it for ever.
 ///
 /// A thread that reads must not read again: if somebody has begun to wait in between, it waits for
 /// that one, and that one for it. [`try_read`](Self::try_read) fails then. More than 2²⁷ - 2 readers
@@ -117,15 +117,24 @@ impl<T: ?Sized, S: Scope> RwLock<T, S> {
     }
 }
 
+impl<T, S: Scope> From<T> for RwLock<T, S> {
+    fn from(value: T) -> Self {
+        Self::new(value)
+    }
+}
+
 impl<T: Default, S: Scope> Default for RwLock<T, S> {
     fn default() -> Self {
         Self::new(T::default())
     }
 }
 
-impl<T: ?Sized, S: Scope> fmt::Debug for RwLock<T, S> {
+impl<T: ?Sized + fmt::Debug, S: Scope> fmt::Debug for RwLock<T, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RwLock").field("raw", &self.raw).finish_non_exhaustive()
+        match self.try_read() {
+            Some(guard) => f.debug_struct("RwLock").field("value", &&*guard).finish(),
+            None => f.debug_struct("RwLock").field("value", &format_args!("<locked>")).finish(),
+        }
     }
 }
 
@@ -154,6 +163,12 @@ impl<T: ?Sized, S: Scope> Drop for RwLockReadGuard<'_, T, S> {
     fn drop(&mut self) {
         // SAFETY: held for reading.
         unsafe { self.lock.raw.unlock_read() };
+    }
+}
+
+impl<T: ?Sized + fmt::Display, S: Scope> fmt::Display for RwLockReadGuard<'_, T, S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
     }
 }
 
@@ -207,6 +222,12 @@ impl<T: ?Sized, S: Scope> Drop for RwLockWriteGuard<'_, T, S> {
     fn drop(&mut self) {
         // SAFETY: held for writing.
         unsafe { self.lock.raw.unlock_write() };
+    }
+}
+
+impl<T: ?Sized + fmt::Display, S: Scope> fmt::Display for RwLockWriteGuard<'_, T, S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
     }
 }
 

@@ -45,13 +45,40 @@ impl<'a> Announced<'a> {
 /// Something that [`select()`] waits for: a [`Semaphore`](super::Semaphore), an
 /// [`Event`](super::Event), an [`AutoEvent`](super::AutoEvent), a [`Mutex`](super::Mutex) that is to
 /// become free, the receiving end of a [`Channel`](super::Channel) or its sending end.
+///
+/// A [`Waiter`] is one too: it is ready when its word holds another value than it expects.
+///
+/// None are: a [`Condvar`](super::Condvar), for who waits gives a mutex back and takes it again; a
+/// [`RobustMutex`](super::RobustMutex), for a death wakes nobody, and who waits has to look for it; a
+/// [`RwLock`](super::RwLock) and a [`Once`](super::Once). An event or a semaphore beside them
+/// serves.
+///
+/// It is implemented here alone, and what it asks is for [`select()`].
 pub trait Source {
     /// Looks; announces a sleeper if there is nothing.
-    fn ready(&self) -> Ready<'_>;
+    #[doc(hidden)]
+    fn ready(&self, inside: Inside) -> Ready<'_>;
 
     /// A wake may have been spent on a thread that takes something else: wakes the next one if there
     /// is something.
-    fn pass_on(&self);
+    #[doc(hidden)]
+    fn pass_on(&self, inside: Inside);
+}
+
+/// Nobody else can name or make it, so nobody else implements or calls what takes it.
+#[derive(Debug, Clone, Copy)]
+pub struct Inside(());
+
+impl Source for Waiter<'_> {
+    fn ready(&self, _: Inside) -> Ready<'_> {
+        if self.holds() { Ready::Not(*self, Announced::NONE) } else { Ready::Now }
+    }
+
+    fn pass_on(&self, _: Inside) {
+        if !self.holds() {
+            self.wake_another();
+        }
+    }
 }
 
 /// Sleeps until one of the sources may have something; answers its index, the lowest if there are
@@ -94,33 +121,34 @@ pub fn select(sources: &[&dyn Source], deadline: Option<Deadline>) -> Result<usi
     let mut times: Vec<Option<u32>> = Vec::new();
     loop {
         waiters.clear();
-        let found = sources.iter().enumerate().position(|(at, source)| match source.ready() {
-            Ready::Now => true,
-            Ready::Not(waiter, count) => {
-                let time = count.time;
-                waiters.push(waiter);
-                announced.push(count);
-                match times.get(at) {
-                    Some(then) => time != *then,
-                    None => {
-                        times.push(time);
-                        false
+        let found =
+            sources.iter().enumerate().position(|(at, source)| match source.ready(Inside(())) {
+                Ready::Now => true,
+                Ready::Not(waiter, count) => {
+                    let time = count.time;
+                    waiters.push(waiter);
+                    announced.push(count);
+                    match times.get(at) {
+                        Some(then) => time != *then,
+                        None => {
+                            times.push(time);
+                            false
+                        }
                     }
                 }
-            }
-        });
+            });
         let nap = announced.iter().filter_map(|announced: &Announced<'_>| announced.nap).min();
         if let Some(index) = found {
             drop(announced);
             if slept {
-                sources.iter().for_each(|source| source.pass_on());
+                sources.iter().for_each(|source| source.pass_on(Inside(())));
             }
             return Ok(index);
         }
         if deadline.is_some_and(|deadline| deadline.has_passed()) {
             drop(announced);
             // The look above was the last one; a wake that came since is the next one's.
-            sources.iter().for_each(|source| source.pass_on());
+            sources.iter().for_each(|source| source.pass_on(Inside(())));
             return Err(Error::new(OPERATION, Errno::TIMEDOUT));
         }
         let until = nap.map(|nap| Deadline::or_sooner(deadline, nap)).or(deadline);

@@ -8,31 +8,31 @@
 
 use super::cell::Cell;
 use super::raw_mutex::{HANDED, LOCKED, PARKED};
-use super::select::{Announced, Ready, Source};
+use super::select::{Announced, Inside, Ready, Source};
 use super::{Mutex, RawMutex};
 use crate::futex2::Scope;
 use crate::sync::Ordering::Relaxed;
 
 impl<S: Scope> Source for RawMutex<S> {
-    fn ready(&self) -> Ready<'_> {
+    fn ready(&self, _: Inside) -> Ready<'_> {
         match announce(self.word()) {
             Some(expected) => Ready::Not(self.word().waiter(expected), Announced::NONE),
             None => Ready::Now,
         }
     }
 
-    fn pass_on(&self) {
+    fn pass_on(&self, _: Inside) {
         pass_on(self.word());
     }
 }
 
 impl<T: ?Sized, S: Scope> Source for Mutex<T, S> {
-    fn ready(&self) -> Ready<'_> {
-        self.raw().ready()
+    fn ready(&self, inside: Inside) -> Ready<'_> {
+        self.raw().ready(inside)
     }
 
-    fn pass_on(&self) {
-        self.raw().pass_on();
+    fn pass_on(&self, inside: Inside) {
+        self.raw().pass_on(inside);
     }
 }
 

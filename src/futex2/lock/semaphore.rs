@@ -10,7 +10,7 @@
 //! because others may sleep; and if permits are left, it wakes one more.
 
 use super::cell::Cell;
-use super::select::{Announced, Ready, Source};
+use super::select::{Announced, Inside, Ready, Source};
 use super::waiting::{Spins, without_fail};
 use crate::error::{Error, Result};
 use crate::futex2::{Deadline, Futex, Private, Scope};
@@ -62,9 +62,7 @@ impl<S: Scope> Semaphore<S> {
     /// Takes a permit, sleeping while there is none.
     #[inline]
     pub fn acquire(&self) {
-        if !try_take(&self.word) {
-            without_fail(|| take(&self.word, None, ACQUIRE));
-        }
+        take_for_sure(&self.word, ACQUIRE);
     }
 
     /// Takes a permit if there is one. It may be used in signal handlers.
@@ -79,7 +77,7 @@ impl<S: Scope> Semaphore<S> {
     ///
     /// ETIMEDOUT at the deadline.
     pub fn acquire_until(&self, deadline: Deadline) -> Result<()> {
-        if try_take(&self.word) { Ok(()) } else { take(&self.word, Some(deadline), ACQUIRE) }
+        take_until(&self.word, deadline, ACQUIRE)
     }
 
     /// Gives `n` permits.
@@ -112,11 +110,11 @@ impl<S: Scope> fmt::Debug for Semaphore<S> {
 }
 
 impl<S: Scope> Source for Semaphore<S> {
-    fn ready(&self) -> Ready<'_> {
+    fn ready(&self, _: Inside) -> Ready<'_> {
         ready(&self.word)
     }
 
-    fn pass_on(&self) {
+    fn pass_on(&self, _: Inside) {
         pass_on(&self.word);
     }
 }
@@ -149,9 +147,7 @@ impl<S: Scope> AutoEvent<S> {
 
     /// Waits until it is set, and resets it.
     pub fn wait(&self) {
-        if !try_take(&self.word) {
-            without_fail(|| take(&self.word, None, WAIT));
-        }
+        take_for_sure(&self.word, WAIT);
     }
 
     /// The same, until the deadline at the most.
@@ -160,7 +156,7 @@ impl<S: Scope> AutoEvent<S> {
     ///
     /// ETIMEDOUT at the deadline.
     pub fn wait_until(&self, deadline: Deadline) -> Result<()> {
-        if try_take(&self.word) { Ok(()) } else { take(&self.word, Some(deadline), WAIT) }
+        take_until(&self.word, deadline, WAIT)
     }
 
     /// Whether it is set; stale at once.
@@ -183,11 +179,11 @@ impl<S: Scope> fmt::Debug for AutoEvent<S> {
 }
 
 impl<S: Scope> Source for AutoEvent<S> {
-    fn ready(&self) -> Ready<'_> {
+    fn ready(&self, _: Inside) -> Ready<'_> {
         ready(&self.word)
     }
 
-    fn pass_on(&self) {
+    fn pass_on(&self, _: Inside) {
         pass_on(&self.word);
     }
 }
@@ -236,6 +232,18 @@ fn try_take<C: Cell<u32>>(word: &C) -> bool {
         }
     }
     false
+}
+
+#[inline]
+fn take_for_sure<C: Cell<u32>>(word: &C, operation: &'static str) {
+    if !try_take(word) {
+        without_fail(|| take(word, None, operation));
+    }
+}
+
+#[inline]
+fn take_until<C: Cell<u32>>(word: &C, deadline: Deadline, operation: &'static str) -> Result<()> {
+    if try_take(word) { Ok(()) } else { take(word, Some(deadline), operation) }
 }
 
 #[cold]

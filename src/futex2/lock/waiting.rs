@@ -70,8 +70,7 @@ pub(super) fn sleep(
 ) -> Result<Slept> {
     let until = match (nap, deadline) {
         (None, deadline) => deadline,
-        (Some(nap), None) => Some(Deadline::after(nap)),
-        (Some(nap), Some(deadline)) => Some(Deadline::after(deadline.left().min(nap))),
+        (Some(nap), deadline) => Some(Deadline::or_sooner(deadline, nap)),
     };
     step();
     let slept = wait(until);
