@@ -102,6 +102,29 @@ fn of_many_heirs_one_serves() {
 }
 
 #[test]
+fn an_heir_that_cannot_have_the_name_tries_again() {
+    let dir = TempDir::new().unwrap();
+    let mut creator = ready(&dir, "create");
+    let id = ask(&mut creator, "id");
+    let mut heir = ready(&dir, "open");
+    // The directory can be listed by others, who may lock it: that is nobody's business.
+    let outside = std::fs::File::open(dir.path()).unwrap();
+    rustix::fs::flock(&outside, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    Region::builder("other").size(PAGE).directory(dir.path()).create().unwrap();
+    // Its own lock is the owner's.
+    let lock = std::fs::File::create(dir.path().join(".lock")).unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    creator.kill();
+    until(|| ask(&mut heir, "serves") == "true");
+    assert!(open(&dir).unwrap_err().is_not_found());
+    assert_eq!(ask(&mut heir, "unmap"), "true");
+    drop(lock);
+    until(|| open(&dir).is_ok_and(|region| format!("{:?}", region.id()) == id));
+    heir.end();
+    assert_eq!(names(&dir), [""; 0]);
+}
+
+#[test]
 fn one_that_ends_in_order_is_succeeded_too() {
     let dir = TempDir::new().unwrap();
     let region = build(&dir).create().unwrap();
@@ -474,7 +497,7 @@ fn an_heir_that_dies_on_the_way() {
         assert_eq!(names(&dir).iter().filter(|name| !name.starts_with('.')).count(), 1);
         next.end();
         drop(region);
-        assert!(names(&dir).iter().all(|name| name == ".new"));
+        assert!(names(&dir).iter().all(|name| [".new", ".lock"].contains(&&**name)));
         if asleep || Instant::now() > end {
             break;
         }

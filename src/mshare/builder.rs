@@ -100,9 +100,7 @@ impl Builder {
 
     /// The directory for the name, instead of the user's runtime directory: an absolute
     /// path that is no symbolic link, ours, and writable by nobody else. It is made with mode
-    /// 0700 if it is not there. Whoever may read the directory can hold its lock, and keep names from
-    /// being made, removed and taken over meanwhile: for users that are not trusted with that, it has
-    /// mode 0711.
+    /// 0700 if it is not there. Its lock is a file that nobody but its owner and root can open.
     pub fn directory(mut self, path: impl AsRef<Path>) -> Self {
         self.directory = Some(path.as_ref().into());
         self

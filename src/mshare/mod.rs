@@ -132,6 +132,7 @@ mod bump;
 mod change;
 mod claim;
 mod directory;
+mod directory_lock;
 mod follow;
 mod gate;
 mod header;
