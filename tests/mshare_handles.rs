@@ -194,7 +194,7 @@ fn a_file_that_is_no_regions() {
     assert!(create().unwrap_err().is_corrupt());
     assert_eq!(std::fs::read(&data).unwrap(), [7; SIZE]);
     // As a creator leaves them that was killed early.
-    std::fs::File::create(&data).unwrap().set_len(SIZE as u64).unwrap();
+    std::fs::File::create(&data).unwrap().set_len((SIZE + PAGE) as u64).unwrap();
     let region = create().unwrap();
     assert_eq!(std::fs::metadata(&control).unwrap().len(), PAGE as u64);
     drop(region);

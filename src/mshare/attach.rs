@@ -5,6 +5,7 @@ use super::attachment::{Attachment, Origin, is_held};
 use super::directory::{Directory, PATIENCE};
 use super::header::CONTROL_LEN;
 use super::held::Files;
+use super::kept;
 use super::ledger::LEDGER_LEN;
 use super::participants::{PARTICIPANTS, Token};
 use super::rights::Rights;
@@ -132,7 +133,7 @@ fn accept(
     }
     check_file("ledger", &ledger, LEDGER_LEN as u64, false)?;
     match shape.memory {
-        Memory::File => check_plain("data", &data, shape.size)?,
+        memory @ Memory::File => check_plain("data", &data, kept::data_len(memory, shape.size))?,
         memory => check_file("data", &data, shape.size, memory != Memory::Ordinary)?,
     }
     // A bell that blocks would hold whoever rings it.

@@ -3,9 +3,10 @@
 use super::access::Access;
 use super::attach::SEALS;
 use super::attachment::{Attachment, Origin, nothing};
-use super::directory::{Directory, GLANCE};
+use super::directory::Directory;
 use super::header::{CONTROL_LEN, Header};
 use super::held::Files;
+use super::kept::Kept;
 use super::ledger::LEDGER_LEN;
 use super::name::check_name;
 use super::object::HugePages;
@@ -19,12 +20,10 @@ use crate::sync::Ordering;
 use crate::sys::memfd;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::OwnedFd;
-use rustix::fs::{FlockOperation, Mode, OFlags, flock, fstat, open};
 use rustix::io::Errno;
 use rustix::process::{getegid, geteuid};
 use rustix::rand::{GetRandomFlags, getrandom};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 /// When a region ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -152,7 +151,14 @@ impl Builder {
     /// The region's own memory is this file, and its control page the file of this name
     /// with `.control` behind it: they stay when the last process has let go. If they are
     /// there, with the contents of a region of this size, it comes back at its old address, with
-    /// its allocations and roots; what was mapped, unmapped and protected is forgotten. Files
+    /// its allocations and roots; what was mapped, unmapped and protected is forgotten.
+    ///
+    /// Both are to be there, and of one region and one time, or neither. They may be renamed and
+    /// copied, both together, while no process has the region; a copy of both is a region, also one
+    /// from a backup. One of them alone, put back from a backup, is refused. Nothing forces them
+    /// to the disk: after a crash of the machine they may be refused, or hold less than was written.
+    ///
+    /// The data file is 4096 bytes longer than the region, for what tells that. Files
     /// have no seals: who may write them may cut them, and a touch beyond the end is SIGBUS. So is
     /// one for which the file system has no room, also in [`Region::alloc`]; with
     /// [`Advice::Populate`](super::Advice::Populate) that is ENOSPC before.
@@ -171,8 +177,8 @@ impl Builder {
     /// - EEXIST: a live process serves this name; the base asked for is not free here.
     /// - EPERM: the runtime directory belongs to somebody else or is open to others.
     /// - ETIMEDOUT: another process keeps the lock of the directory.
-    /// - EBUSY: another region has the file. EBADMSG: the file is another region's, or has
-    ///   contents of none, or its control page is there and it is not.
+    /// - EBUSY: another region has the file. EBADMSG: the file is a region's of another size, or has
+    ///   contents of none; it or its control file is not there; they are of two regions, or times.
     /// - ENODEV: no huge pages of this size on this machine.
     /// - ENOMEM, EMFILE, ENFILE, EAGAIN, ENAMETOOLONG: a limit of the system.
     pub fn create(self) -> Result<Region> {
@@ -182,11 +188,10 @@ impl Builder {
 
         let mut id = [0; 16];
         getrandom(&mut id, GetRandomFlags::empty()).op(CREATE)?;
-        let (control, data, memory) = self.memory()?;
+        let (control, data, old) = self.memory()?;
         let ledger = file(&format!("mshare-ledger:{}", self.name), LEDGER_LEN as u64)?;
         let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).op(CREATE)?;
-        let mut shape = Shape { size: self.size as u64, base: 0, id, memory };
-        let old = if memory == Memory::File { resumed(&control, &shape)? } else { None };
+        let mut shape = Shape { size: self.size as u64, base: 0, id, memory: self.kind() };
         let bases: Vec<u64> = match (old, self.base) {
             (Some((base, id)), _) => {
                 shape.id = id;
@@ -283,47 +288,15 @@ impl Builder {
         }
     }
 
-    /// The two files that stay are both of one region, or both have nothing in them: then they get
-    /// their sizes.
-    fn belong_together(&self, path: &Path, data: &OwnedFd, control: &OwnedFd) -> Result<()> {
-        let (size, page) = (self.size as u64, CONTROL_LEN as u64);
-        let stat = fstat(data).op(CREATE)?;
-        let found = stat.st_size.cast_unsigned();
-        let is_new = match fstat(control).op(CREATE)?.st_size.cast_unsigned() {
-            0 => true,
-            len if len == page => control_page(control)?.is_none(),
-            len => {
-                let why = format_args!("control file of {len} bytes, not {page}");
-                return Err(Error::with(CREATE, Errno::BADMSG, why));
-            }
-        };
-        if is_new {
-            // Of a creator that was killed it may have its size, and nothing in it.
-            if found != 0 && (found != size || stat.st_blocks != 0) {
-                let path = path.display();
-                let why = format_args!("file {path} of {found} bytes is of no region");
-                return Err(Error::with(CREATE, Errno::BADMSG, why));
-            }
-            memfd::grow(data, size).op(CREATE)?;
-            return memfd::grow(control, page).op(CREATE);
-        }
-        if found != size {
-            let why = format_args!("file {} of {found} bytes, not {size}", path.display());
-            return Err(Error::with(CREATE, Errno::BADMSG, why));
-        }
-        Ok(())
-    }
-
-    /// The control file, the data file, and what they are.
-    fn memory(&self) -> Result<(OwnedFd, OwnedFd, Memory)> {
+    /// The control file, the data file, and base and id of the region that was in them.
+    fn memory(&self) -> Result<(OwnedFd, OwnedFd, Option<(u64, [u8; 16])>)> {
         let size = self.size as u64;
         if let Some(path) = &self.file {
-            let data = plain(path)?;
-            let mut beside = path.clone().into_os_string();
-            beside.push(".control");
-            let control = plain(Path::new(&beside))?;
-            self.belong_together(path, &data, &control)?;
-            return Ok((control, data, Memory::File));
+            let Kept { data, control, found } = Kept::open(path, size)?;
+            if let Some((base, _)) = found {
+                window::check(CREATE, Errno::BADMSG, base, size)?;
+            }
+            return Ok((control, data, found));
         }
         let control = file(&format!("mshare-control:{}", self.name), CONTROL_LEN as u64)?;
         let name = format!("mshare:{}", self.name);
@@ -337,7 +310,7 @@ impl Builder {
                 data
             }
         };
-        Ok((control, data, self.kind()))
+        Ok((control, data, None))
     }
 }
 
@@ -351,40 +324,4 @@ fn file(name: &str, size: u64) -> Result<OwnedFd> {
 fn seal(file: &OwnedFd) -> Result<()> {
     // The last seal keeps participants from adding others, against later ones.
     memfd::seal(file, SEALS | rustix::fs::SealFlags::SEAL).op(CREATE)
-}
-
-/// A file that stays, that no other region has.
-fn plain(path: &Path) -> Result<OwnedFd> {
-    let failed = |errno| Error::with(CREATE, errno, format_args!("file {}", path.display()));
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let file = open(path, flags, Mode::RUSR | Mode::WUSR).map_err(failed)?;
-    // Kept by the open file, which all participants share: until the last one lets go.
-    // A child between its fork and its exec has a copy too, for a moment.
-    let end = Instant::now() + GLANCE;
-    loop {
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => break,
-            Err(Errno::AGAIN) if Instant::now() < end => {
-                std::thread::sleep(core::time::Duration::from_millis(1));
-            }
-            Err(Errno::AGAIN) => return Err(failed(Errno::BUSY)),
-            Err(Errno::INTR) => {}
-            Err(errno) => return Err(failed(errno)),
-        }
-    }
-    Ok(file)
-}
-
-/// Base and id of the region whose control page this file has; `None` in a new one.
-fn control_page(control: &OwnedFd) -> Result<Option<(u64, [u8; 16])>> {
-    use crate::sys::map::{Access, Mapping, Place};
-    let page = Mapping::shared(control, CONTROL_LEN, Access::Read, Place::Anywhere).op(CREATE)?;
-    Ok(Header::of(&page).found())
-}
-
-/// The same, if such a region can be.
-fn resumed(control: &OwnedFd, shape: &Shape) -> Result<Option<(u64, [u8; 16])>> {
-    let Some((base, id)) = control_page(control)? else { return Ok(None) };
-    window::check(CREATE, Errno::BADMSG, base, shape.size)?;
-    Ok(Some((base, id)))
 }

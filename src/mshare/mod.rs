@@ -139,6 +139,7 @@ mod header;
 mod heap;
 mod held;
 mod holes;
+mod kept;
 mod layout;
 mod ledger;
 mod lines;
