@@ -102,12 +102,18 @@ fn accept(
     wish: Wish,
 ) -> Result<Option<Attachment>> {
     let reply = Reply::decode(super::OPEN, bytes).map_err(|error| {
-        if error.raw_os_error() != libc::EACCES || !wish.needed.contains(Rights::WRITE) {
-            return error;
-        }
-        let why = "refused by the process that serves the region, which may let this one read: \
-                   Opener::read_only";
-        Error::because(super::OPEN, Errno::ACCESS, why)
+        let why = match error.raw_os_error() {
+            libc::EACCES if wish.needed.contains(Rights::WRITE) => {
+                "refused by the process that serves the region, which may let this one read: \
+                 Opener::read_only"
+            }
+            libc::EDQUOT => {
+                "as many processes of this user have the region as may: \
+                 Builder::processes_per_user"
+            }
+            _ => return error,
+        };
+        Error::because(super::OPEN, Errno::from_raw_os_error(error.raw_os_error()), why)
     });
     let Reply { shape, numbers: [rights, slot, life] } = reply?;
     let count = fds.len();

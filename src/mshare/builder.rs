@@ -10,6 +10,7 @@ use super::kept::Kept;
 use super::ledger::LEDGER_LEN;
 use super::name::check_name;
 use super::object::HugePages;
+use super::participants::PER_USER;
 use super::region::Region;
 use super::rights::Rights;
 use super::succession::listen;
@@ -49,6 +50,7 @@ pub struct Builder {
     lifetime: Lifetime,
     others: Rights,
     quota: u32,
+    per_user: u32,
     is_empty: bool,
     room: usize,
     huge: Option<HugePages>,
@@ -66,6 +68,7 @@ impl Builder {
             lifetime: Lifetime::Last,
             others: Rights::NONE,
             quota: 64,
+            per_user: PER_USER,
             is_empty: false,
             room: 0,
             huge: None,
@@ -122,6 +125,14 @@ impl Builder {
     /// How many parts a participant without all rights may have mapped. Default 64.
     pub fn quota(mut self, parts: u32) -> Self {
         self.quota = parts;
+        self
+    }
+
+    /// How many processes of one user that is neither the owner nor root may have the region at a
+    /// time; one more is EDQUOT. Default 128. All those users together have half of the 1024
+    /// places.
+    pub fn processes_per_user(mut self, processes: u32) -> Self {
+        self.per_user = processes;
         self
     }
 
@@ -228,6 +239,7 @@ impl Builder {
         ledger.gid.store(getegid().as_raw(), relaxed);
         ledger.others.store(self.others.bits(), relaxed);
         ledger.quota.store(self.quota, relaxed);
+        ledger.per_user.store(self.per_user, relaxed);
         ledger.bound.store((self.lifetime == Lifetime::Creator).into(), relaxed);
         let mut local = held.enter();
         let token = held.token(CREATE, &mut local)?;
