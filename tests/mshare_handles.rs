@@ -137,6 +137,24 @@ fn another_program_is_no_participant() {
     assert!(region.is_server());
 }
 
+/// Nobody has to change anything for that.
+#[test]
+fn a_server_that_executes_another_program_is_succeeded() {
+    let dir = TempDir::new().unwrap();
+    let mut creator = player(dir.path(), "creates, then sleeps");
+    let region = Region::open_in(dir.path(), "region").unwrap();
+    creator.nudge();
+    creator.wait_for("waits");
+    let end = Instant::now() + Duration::from_secs(10);
+    while !region.is_server() {
+        assert!(Instant::now() < end, "nobody takes over");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let again = Region::open_in(dir.path(), "region").unwrap();
+    assert_eq!(again.id(), region.id());
+    assert_eq!(region.stats().unwrap().participants.len(), 1);
+}
+
 /// A handle that follows, beside one that does not.
 #[test]
 fn a_second_handle_follows() {

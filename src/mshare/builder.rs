@@ -3,6 +3,7 @@
 use super::access::Access;
 use super::attach::SEALS;
 use super::attachment::{Attachment, Origin, nothing};
+use super::claim::Claim;
 use super::directory::Directory;
 use super::header::{CONTROL_LEN, Header};
 use super::held::Files;
@@ -10,21 +11,26 @@ use super::kept::Kept;
 use super::ledger::LEDGER_LEN;
 use super::name::check_name;
 use super::object::HugePages;
+use super::opener::Opener;
 use super::participants::PER_USER;
 use super::region::Region;
 use super::rights::Rights;
 use super::succession::listen;
 use super::wire::{Memory, Shape};
-use super::{CREATE, window};
+use super::{CREATE, OPEN_OR_CREATE, window};
 use crate::error::{Context, Error, Result};
 use crate::sync::Ordering;
 use crate::sys::memfd;
+use core::time::Duration;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::process::{getegid, geteuid};
 use rustix::rand::{GetRandomFlags, getrandom};
 use std::path::{Path, PathBuf};
+
+/// How often a name that is there and opens not is looked at, at doubling intervals.
+const ATTEMPTS: u32 = 8;
 
 /// When a region ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -193,10 +199,80 @@ impl Builder {
     /// - ENODEV: no huge pages of this size on this machine.
     /// - ENOMEM, EMFILE, ENFILE, EAGAIN, ENAMETOOLONG: a limit of the system.
     pub fn create(self) -> Result<Region> {
-        check_name(CREATE, &self.name)?;
         self.check()?;
-        let claim = Directory::prepare(CREATE, self.directory.as_deref())?.claim(&self.name)?;
+        let claim = self.claim()?;
+        self.make(claim)
+    }
 
+    /// Opens the region of this name with all rights that this process may have, or makes it if
+    /// there is none. Of many processes that call this at once one makes it, and all have it; roots
+    /// say which of them fills it: [`Region::create_root`].
+    ///
+    /// One that is there is taken if it has this size, and this address if one was
+    /// [asked for](Self::base), in memory of this kind; what else the builder says is for the one
+    /// that makes it.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`create`](Self::create) and of [`Region::open`], but not that there is such a
+    /// region, or none; EINVAL for one of another size, address or kind of memory.
+    pub fn open_or_create(self) -> Result<Region> {
+        self.check()?;
+        let mut pause = Duration::from_millis(1);
+        let mut attempts = 0;
+        loop {
+            // Whoever makes one waits for an heir.
+            match self.opener().open_within(Duration::ZERO) {
+                Ok(region) => return self.fits(&region).map(|()| region),
+                Err(error) if error.is_not_found() => {}
+                Err(error) => return Err(error),
+            }
+            attempts += 1;
+            match self.claim() {
+                Ok(claim) => return self.make(claim),
+                // Another was faster; or it is no region, and stays so.
+                Err(error) if error.is_exists() && attempts < ATTEMPTS => {
+                    std::thread::sleep(pause);
+                    pause *= 2;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn opener(&self) -> Opener {
+        let opener = Region::opener(&self.name);
+        match &self.directory {
+            Some(directory) => opener.directory(directory),
+            None => opener,
+        }
+    }
+
+    /// Is this region one that this builder could have made?
+    fn fits(&self, region: &Region) -> Result<()> {
+        let shape = region.attachment().shape();
+        let base = self.base.map_or(shape.base, |base| base as u64);
+        if (shape.size, shape.base, shape.memory) == (self.size as u64, base, self.kind()) {
+            return Ok(());
+        }
+        let why = format_args!(
+            "region \"{}\" has {} bytes at {:#x} in {:?}, not {} at {base:#x} in {:?}",
+            self.name,
+            shape.size,
+            shape.base,
+            shape.memory,
+            self.size,
+            self.kind()
+        );
+        Err(Error::with(OPEN_OR_CREATE, Errno::INVAL, why))
+    }
+
+    fn claim(&self) -> Result<Claim> {
+        Directory::prepare(CREATE, self.directory.as_deref())?.claim(&self.name)
+    }
+
+    /// Makes it under a name that is free.
+    fn make(self, claim: Claim) -> Result<Region> {
         let mut id = [0; 16];
         getrandom(&mut id, GetRandomFlags::empty()).op(CREATE)?;
         let (control, data, old) = self.memory()?;
@@ -231,7 +307,7 @@ impl Builder {
     }
 
     /// Says in the ledger what the region is, and begins to serve.
-    fn begin(&self, attachment: &Attachment, claim: super::claim::Claim) -> Result<()> {
+    fn begin(&self, attachment: &Attachment, claim: Claim) -> Result<()> {
         let held = attachment.held();
         let (ledger, relaxed) = (held.ledger(), Ordering::Relaxed);
         ledger.mode.store(self.mode, relaxed);
@@ -268,6 +344,7 @@ impl Builder {
     }
 
     fn check(&self) -> Result<()> {
+        check_name(CREATE, &self.name)?;
         let base = self.base.map_or(window::ALIGN, |base| base as u64);
         let size = self.size as u64;
         window::check(CREATE, Errno::INVAL, base, size)?;

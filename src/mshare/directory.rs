@@ -38,6 +38,8 @@ pub(super) struct Directory {
     /// Its owner.
     pub(super) uid: u32,
     pub(super) operation: &'static str,
+    /// How long [`call`](Self::call) waits for somebody who takes over.
+    pub(super) grace: Duration,
 }
 
 impl Directory {
@@ -99,7 +101,7 @@ impl Directory {
                 ),
             ));
         }
-        Ok(Self { path, uid: stat.st_uid, operation })
+        Ok(Self { path, uid: stat.st_uid, operation, grace: GRACE })
     }
 
     fn is_ours(&self) -> bool {
@@ -122,7 +124,7 @@ impl Directory {
     /// ENOENT for an unknown name and for one whose server is gone, EACCES if its mode bits
     /// forbid it, EPERM if somebody else listens, ETIMEDOUT if the queue stays full.
     pub(super) fn call(&self, name: &str, patience: Duration) -> Result<Connection> {
-        let end = Instant::now() + GRACE;
+        let end = Instant::now() + self.grace;
         let path = self.path.join(name);
         loop {
             let before = identity(&path);

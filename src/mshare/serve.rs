@@ -1,10 +1,10 @@
 //! What whoever serves answers. Nothing that a caller says is believed: who it is, the kernel
 //! says; what it may do, the mode of the region and its slot.
 
-use super::agent::Desk;
 use super::backing::{Huge, Kind};
 use super::bring::{Bringer, Brought};
 use super::change::{Change, Charge};
+use super::desk::Desk;
 use super::held::{Object, join};
 use super::participants::{PARTICIPANTS, Participants, Slot, Token};
 use super::rights::Rights;
@@ -125,6 +125,13 @@ impl Desk {
                 participants.set_agent(token, u32::try_from(numbers[2]).map_err(|_| Errno::INVAL)?);
                 let line = self.lines.open(token)?;
                 Ok(([0; 3], vec![Arc::new(line)]))
+            }
+            Ask::Feel => {
+                // The others have a line, which is cut.
+                if rights != Rights::ALL {
+                    return Err(Errno::PERM);
+                }
+                Ok(([0; 3], vec![self.pulse.end()?]))
             }
             Ask::Leave => {
                 participants.leave(claimed()?);
@@ -377,7 +384,9 @@ mod tests {
         assert_eq!(all.join(8, 0, Rights::ALL.bits()).unwrap().slot, first[0].slot);
         assert_eq!(has_room(&all, 1001, 3), Ok(()));
         assert_eq!(has_room(&all, 1002, 0), Err(Errno::DQUOT));
-        (0..510).for_each(|at| drop(come(2000 + at, Rights::READ)));
+        for at in 0..510 {
+            come(2000 + at, Rights::READ);
+        }
         assert_eq!(has_room(&all, 1002, 3), Err(Errno::USERS));
     }
 

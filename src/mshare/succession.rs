@@ -14,8 +14,8 @@
 //! name, and nobody makes it again.
 
 use super::access::Access;
-use super::agent::Desk;
 use super::claim::Name;
+use super::desk::Desk;
 use super::follow::PATIENCE;
 use super::held::{HAS_AGENT, Held, internal};
 use super::ledger::Ledger;
@@ -112,6 +112,8 @@ impl Desk {
         self.listeners = vec![listener];
         self.held.serving.store(std::process::id(), Ordering::Relaxed);
         self.is_nameless = true;
+        // What was to be tried later was with another server.
+        self.again = None;
         self.held.ring();
         self.look_again();
         true
@@ -208,8 +210,10 @@ impl Held {
         });
         let leader = ledger.leader.load(Ordering::Relaxed);
         if let Some(mut desk) = desk.filter(|_| leader == token.word()) {
-            if !has_heir && let Some(name) = desk.name.take() {
-                name.remove();
+            match desk.name.take() {
+                Some(name) if !has_heir => name.remove(),
+                None if !has_heir && desk.is_nameless => self.discard_name(),
+                _ => {}
             }
             for listener in desk.listeners.drain(..) {
                 // Also for the copies of it in forked children.
@@ -220,13 +224,18 @@ impl Held {
             && ledger.participants().named(leader).is_none_or(|leader| self.is_dead(leader))
         {
             // We were to take over, and had no time to.
-            let name = self.directory.clone().inherit(&self.name, &ledger.sockets());
-            if let Ok(Some(claim)) = name {
-                claim.discard();
-            }
+            self.discard_name();
         }
         ledger.participants().leave(token);
         self.wake(ledger.acks());
         self.ring();
+    }
+
+    /// Removes the name, if it is the region's and nobody serves by it.
+    fn discard_name(&self) {
+        let name = self.directory.clone().inherit(&self.name, &self.ledger().sockets());
+        if let Ok(Some(claim)) = name {
+            claim.discard();
+        }
     }
 }

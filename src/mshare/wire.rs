@@ -25,6 +25,7 @@
 //! | 8 protect | offset, length, access and advice | | generation | |
 //! | 9 tell | | | participants, mode, user | |
 //! | 10 listen | slot, life, thread | | | a [line](super::lines) |
+//! | 11 feel | | | | the server's [pulse](super::pulse) |
 
 use crate::error::{Error, Result};
 use rustix::io::Errno;
@@ -99,10 +100,11 @@ pub(super) enum Ask {
     Protect,
     Tell,
     Listen,
+    Feel,
 }
 
 impl Ask {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Attach,
         Self::Fetch,
         Self::Offer,
@@ -113,6 +115,7 @@ impl Ask {
         Self::Protect,
         Self::Tell,
         Self::Listen,
+        Self::Feel,
     ];
 }
 
