@@ -7,6 +7,7 @@ use super::directory_lock::Lock;
 use super::occupant::{Occupant, remove};
 use crate::error::{Context, Error, Result};
 use crate::sys::socket::{self, Address};
+use core::time::Duration;
 use rustix::fd::OwnedFd;
 use rustix::fs::{Gid, Mode, Uid, chmod, chown, lstat, rename};
 use rustix::io::Errno;
@@ -99,8 +100,13 @@ impl Directory {
     /// # Errors
     ///
     /// ETIMEDOUT if another process keeps the lock, EAGAIN if the server has its socket still.
-    pub(super) fn inherit(self, name: &str, files: &[(u64, u64)]) -> Result<Option<Claim>> {
-        let lock = Lock::take(&self, GLANCE)?;
+    pub(super) fn inherit(
+        self,
+        name: &str,
+        files: &[(u64, u64)],
+        patience: Duration,
+    ) -> Result<Option<Claim>> {
+        let lock = Lock::take(&self, patience)?;
         let path = self.path.join(name);
         let occupant = self.occupant(&path)?;
         if occupant == Occupant::None {

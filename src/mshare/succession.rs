@@ -16,6 +16,7 @@
 use super::access::Access;
 use super::claim::Name;
 use super::desk::Desk;
+use super::directory::GLANCE;
 use super::follow::PATIENCE;
 use super::held::{HAS_AGENT, Held, internal};
 use super::ledger::Ledger;
@@ -24,9 +25,13 @@ use super::rights::Rights;
 use crate::error::{Context, Result};
 use crate::sync::Ordering;
 use crate::sys::socket::{self, Address};
+use core::time::Duration;
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use std::time::Instant;
+
+/// How long the thread that serves waits for the lock of the directory at a time.
+const BRIEF: Duration = Duration::from_millis(20);
 
 impl Ledger {
     /// Makes `word` the leader instead of `seen`.
@@ -141,7 +146,7 @@ impl Desk {
     fn inherit_name(&self) -> Result<Option<(Name, OwnedFd)>> {
         let (held, ledger) = (&self.held, self.held.ledger());
         let known = ledger.sockets();
-        let Some(claim) = held.directory.clone().inherit(&held.name, &known)? else {
+        let Some(claim) = held.directory.clone().inherit(&held.name, &known, BRIEF)? else {
             return Ok(None);
         };
         // The one that is there stays known until ours is in its place.
@@ -233,7 +238,8 @@ impl Held {
 
     /// Removes the name, if it is the region's and nobody serves by it.
     fn discard_name(&self) {
-        let name = self.directory.clone().inherit(&self.name, &self.ledger().sockets());
+        let known = self.ledger().sockets();
+        let name = self.directory.clone().inherit(&self.name, &known, GLANCE);
         if let Ok(Some(claim)) = name {
             claim.discard();
         }
