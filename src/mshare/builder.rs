@@ -11,26 +11,21 @@ use super::kept::Kept;
 use super::ledger::LEDGER_LEN;
 use super::name::check_name;
 use super::object::HugePages;
-use super::opener::Opener;
 use super::participants::PER_USER;
 use super::region::Region;
 use super::rights::Rights;
 use super::succession::listen;
 use super::wire::{Memory, Shape};
-use super::{CREATE, OPEN_OR_CREATE, window};
+use super::{CREATE, window};
 use crate::error::{Context, Error, Result};
 use crate::sync::Ordering;
 use crate::sys::memfd;
-use core::time::Duration;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::process::{getegid, geteuid};
 use rustix::rand::{GetRandomFlags, getrandom};
 use std::path::{Path, PathBuf};
-
-/// How often a name that is there and opens not is looked at, at doubling intervals.
-const ATTEMPTS: u32 = 8;
 
 /// When a region ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -48,11 +43,11 @@ pub enum Lifetime {
 #[derive(Debug, Clone)]
 #[must_use = "a region is made by create()"]
 pub struct Builder {
-    name: String,
-    size: usize,
+    pub(super) name: String,
+    pub(super) size: usize,
     mode: u32,
-    base: Option<usize>,
-    directory: Option<PathBuf>,
+    pub(super) base: Option<usize>,
+    pub(super) directory: Option<PathBuf>,
     lifetime: Lifetime,
     others: Rights,
     quota: u32,
@@ -184,7 +179,9 @@ impl Builder {
         self
     }
 
-    /// Makes the region, maps it here, and serves it under its name.
+    /// Makes the region, maps it here, and serves it under its name. A name that a process left when
+    /// it was killed is had after 300 ms: so long its heirs have to take over, and until one does it
+    /// looks the same with heirs as without.
     ///
     /// # Errors
     ///
@@ -204,78 +201,16 @@ impl Builder {
         self.make(claim)
     }
 
-    /// Opens the region of this name with all rights that this process may have, or makes it if
-    /// there is none. Of many processes that call this at once one makes it, and all have it; roots
-    /// say which of them fills it: [`Region::create_root`].
-    ///
-    /// One that is there is taken if it has this size, and this address if one was
-    /// [asked for](Self::base), in memory of this kind; what else the builder says is for the one
-    /// that makes it.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`create`](Self::create) and of [`Region::open`], but not that there is such a
-    /// region, or none; EINVAL for one of another size, address or kind of memory.
-    pub fn open_or_create(self) -> Result<Region> {
-        self.check()?;
-        let mut pause = Duration::from_millis(1);
-        let mut attempts = 0;
-        loop {
-            // Whoever makes one waits for an heir.
-            match self.opener().open_within(Duration::ZERO) {
-                Ok(region) => return self.fits(&region).map(|()| region),
-                Err(error) if error.is_not_found() => {}
-                Err(error) => return Err(error),
-            }
-            attempts += 1;
-            match self.claim() {
-                Ok(claim) => return self.make(claim),
-                // Another was faster; or it is no region, and stays so.
-                Err(error) if error.is_exists() && attempts < ATTEMPTS => {
-                    std::thread::sleep(pause);
-                    pause *= 2;
-                }
-                Err(error) => return Err(error),
-            }
-        }
-    }
-
-    fn opener(&self) -> Opener {
-        let opener = Region::opener(&self.name);
-        match &self.directory {
-            Some(directory) => opener.directory(directory),
-            None => opener,
-        }
-    }
-
-    /// Is this region one that this builder could have made?
-    fn fits(&self, region: &Region) -> Result<()> {
-        let shape = region.attachment().shape();
-        let base = self.base.map_or(shape.base, |base| base as u64);
-        if (shape.size, shape.base, shape.memory) == (self.size as u64, base, self.kind()) {
-            return Ok(());
-        }
-        let why = format_args!(
-            "region \"{}\" has {} bytes at {:#x} in {:?}, not {} at {base:#x} in {:?}",
-            self.name,
-            shape.size,
-            shape.base,
-            shape.memory,
-            self.size,
-            self.kind()
-        );
-        Err(Error::with(OPEN_OR_CREATE, Errno::INVAL, why))
-    }
-
-    fn claim(&self) -> Result<Claim> {
+    /// The name, if it is free.
+    pub(super) fn claim(&self) -> Result<Claim> {
         Directory::prepare(CREATE, self.directory.as_deref())?.claim(&self.name)
     }
 
     /// Makes it under a name that is free.
-    fn make(self, claim: Claim) -> Result<Region> {
+    pub(super) fn make(self, claim: Claim) -> Result<Region> {
         let mut id = [0; 16];
         getrandom(&mut id, GetRandomFlags::empty()).op(CREATE)?;
-        let (control, data, old) = self.memory()?;
+        let Kept { data, control, found: old } = self.memory()?;
         let ledger = file(&format!("mshare-ledger:{}", self.name), LEDGER_LEN as u64)?;
         let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).op(CREATE)?;
         let mut shape = Shape { size: self.size as u64, base: 0, id, memory: self.kind() };
@@ -343,7 +278,8 @@ impl Builder {
         Ok(())
     }
 
-    fn check(&self) -> Result<()> {
+    /// Can there be such a region?
+    pub(super) fn check(&self) -> Result<()> {
         check_name(CREATE, &self.name)?;
         let base = self.base.map_or(window::ALIGN, |base| base as u64);
         let size = self.size as u64;
@@ -368,7 +304,8 @@ impl Builder {
         Ok(())
     }
 
-    fn kind(&self) -> Memory {
+    /// What its memory is.
+    pub(super) fn kind(&self) -> Memory {
         match (self.huge, &self.file) {
             (Some(HugePages::M2), _) => Memory::Huge2M,
             (Some(HugePages::G1), _) => Memory::Huge1G,
@@ -378,14 +315,14 @@ impl Builder {
     }
 
     /// The control file, the data file, and base and id of the region that was in them.
-    fn memory(&self) -> Result<(OwnedFd, OwnedFd, Option<(u64, [u8; 16])>)> {
+    fn memory(&self) -> Result<Kept> {
         let size = self.size as u64;
         if let Some(path) = &self.file {
-            let Kept { data, control, found } = Kept::open(path, size)?;
-            if let Some((base, _)) = found {
+            let kept = Kept::open(path, size)?;
+            if let Some((base, _)) = kept.found {
                 window::check(CREATE, Errno::BADMSG, base, size)?;
             }
-            return Ok((control, data, found));
+            return Ok(kept);
         }
         let control = file(&format!("mshare-control:{}", self.name), CONTROL_LEN as u64)?;
         let name = format!("mshare:{}", self.name);
@@ -399,7 +336,7 @@ impl Builder {
                 data
             }
         };
-        Ok((control, data, None))
+        Ok(Kept { data, control, found: None })
     }
 }
 
