@@ -534,7 +534,7 @@ fn bad_clients_do_not_hurt() {
         (&[0xff; 72], libc::EBADMSG),
         (&[0; 200], libc::EBADMSG),
         // Operation, version, the id of another region, another process's number.
-        (&with(12, 11), libc::EBADMSG),
+        (&with(12, 12), libc::EBADMSG),
         (&with(8, 9), libc::EPROTO),
         (&with(12, 2), libc::ENOENT),
         (&with(51, 1), libc::EXDEV),
