@@ -294,7 +294,7 @@ mod tests {
         let mut other = request;
         other[8] = 9;
         assert_eq!(Request::decode(&other), Err(Errno::PROTO));
-        for ask in [0, 11, 255] {
+        for ask in [0, 12, 255] {
             other = request;
             other[12] = ask;
             assert_eq!(Request::decode(&other), Err(Errno::BADMSG));

@@ -145,7 +145,7 @@ pub(crate) fn requests(bytes: &[u8]) {
             connection
         };
         let known = if script.byte() % 8 == 0 { [script.byte(); 16] } else { region.id() };
-        let ask = u32::from(script.byte() % 12);
+        let ask = u32::from(script.byte() % 13);
         let mut message = request(ask, known, std::array::from_fn(|_| script.number()));
         for _ in 0..script.byte() % 3 {
             let at = usize::from(script.byte()) % REQUEST;
