@@ -483,10 +483,10 @@ fn receive(connection: impl AsFd) -> (Vec<u8>, Vec<OwnedFd>) {
     (bytes[..len].to_vec(), fds)
 }
 
-/// A request of version 3, byte by byte: a change of it is a change of version. It asks for all
+/// A request of version 4, byte by byte: a change of it is a change of version. It asks for all
 /// rights, and needs to read and write.
 fn request() -> Vec<u8> {
-    let mut bytes = b"umshareQ\x03\0\0\0\x01\0\0\0".to_vec();
+    let mut bytes = b"umshareQ\x04\0\0\0\x01\0\0\0".to_vec();
     bytes.extend([0; 16]);
     for number in [63, 3, u64::from(std::process::id()), 0, 0] {
         bytes.extend(number.to_le_bytes());
@@ -495,7 +495,7 @@ fn request() -> Vec<u8> {
 }
 
 fn errno(reply: &[u8]) -> i32 {
-    assert_eq!((reply.len(), &reply[..12]), (80, &b"umshareR\x03\0\0\0"[..]));
+    assert_eq!((reply.len(), &reply[..12]), (80, &b"umshareR\x04\0\0\0"[..]));
     i32::from_le_bytes(reply[12..16].try_into().unwrap())
 }
 
@@ -534,7 +534,7 @@ fn bad_clients_do_not_hurt() {
         (&[0xff; 72], libc::EBADMSG),
         (&[0; 200], libc::EBADMSG),
         // Operation, version, the id of another region, another process's number.
-        (&with(12, 11), libc::EBADMSG),
+        (&with(12, 12), libc::EBADMSG),
         (&with(8, 9), libc::EPROTO),
         (&with(12, 2), libc::ENOENT),
         (&with(51, 1), libc::EXDEV),
@@ -587,9 +587,9 @@ fn file(size: u64, seals: SealFlags) -> OwnedFd {
     file
 }
 
-/// A reply of version 3, byte by byte, with all rights.
+/// A reply of version 4, byte by byte, with all rights.
 fn reply(size: u64, base: u64) -> Vec<u8> {
-    let mut bytes = b"umshareR\x03\0\0\0\0\0\0\0".to_vec();
+    let mut bytes = b"umshareR\x04\0\0\0\0\0\0\0".to_vec();
     bytes.extend([7; 16]);
     for number in [size, base, 0, 63, 0, 1 << 32] {
         bytes.extend(number.to_le_bytes());
@@ -640,7 +640,7 @@ fn a_server_that_lies_is_not_believed() {
         bytes[at] = byte;
         bytes
     };
-    check(&with(8, 4), four(), proto, "version 4");
+    check(&with(8, 5), four(), proto, "version 5");
     check(&with(12, libc::EACCES as u8), vec![], libc::EACCES, "refused");
     check(&with(48, 9), four(), bad, "memory of kind 9");
     check(&with(56, 1), four(), bad, "the rights read");
@@ -674,7 +674,12 @@ fn a_server_that_lies_is_not_believed() {
 
     for size in [0, 1, 4097, u64::MAX, 1 << 62] {
         let fds = three(page(), ledger(), file(size.min(4097), BOTH));
-        let error = lied_to(&reply(size, BASE), fds);
+        let mut bytes = reply(size, BASE);
+        let error = lied_to(&bytes, fds);
+        assert!(error.is_corrupt(), "{error}");
+        // The same in files that stay.
+        bytes[48] = 3;
+        let error = lied_to(&bytes, three(page(), ledger(), page()));
         assert!(error.is_corrupt(), "{error}");
     }
     for base in [0, 4096, BASE + 4096, 1 << 47, u64::MAX, u64::MAX << 30] {

@@ -137,6 +137,24 @@ fn another_program_is_no_participant() {
     assert!(region.is_server());
 }
 
+/// Nobody has to change anything for that.
+#[test]
+fn a_server_that_executes_another_program_is_succeeded() {
+    let dir = TempDir::new().unwrap();
+    let mut creator = player(dir.path(), "creates, then sleeps");
+    let region = Region::open_in(dir.path(), "region").unwrap();
+    creator.nudge();
+    creator.wait_for("waits");
+    let end = Instant::now() + Duration::from_secs(10);
+    while !region.is_server() {
+        assert!(Instant::now() < end, "nobody takes over");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let again = Region::open_in(dir.path(), "region").unwrap();
+    assert_eq!(again.id(), region.id());
+    assert_eq!(region.stats().unwrap().participants.len(), 1);
+}
+
 /// A handle that follows, beside one that does not.
 #[test]
 fn a_second_handle_follows() {
@@ -194,7 +212,7 @@ fn a_file_that_is_no_regions() {
     assert!(create().unwrap_err().is_corrupt());
     assert_eq!(std::fs::read(&data).unwrap(), [7; SIZE]);
     // As a creator leaves them that was killed early.
-    std::fs::File::create(&data).unwrap().set_len(SIZE as u64).unwrap();
+    std::fs::File::create(&data).unwrap().set_len((SIZE + PAGE) as u64).unwrap();
     let region = create().unwrap();
     assert_eq!(std::fs::metadata(&control).unwrap().len(), PAGE as u64);
     drop(region);

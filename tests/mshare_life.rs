@@ -5,8 +5,9 @@ mod common;
 mod regions;
 
 use common::{Player, say};
+use core::sync::atomic::{AtomicU8, Ordering};
 use core::time::Duration;
-use regions::{ask, ready};
+use regions::{ask, player, ready};
 use std::io::BufRead;
 use std::time::Instant;
 use tempfile::TempDir;
@@ -51,6 +52,13 @@ fn child() {
     let region = match role.as_str() {
         "create" => Region::builder("region").size(SIZE).create().unwrap(),
         "open" => Region::open("region").unwrap(),
+        "open or create" => {
+            let region = Region::builder("region").size(SIZE).open_or_create().unwrap();
+            // SAFETY: a byte of the region, which all count in.
+            let count = unsafe { AtomicU8::from_ptr(region.base().as_ptr()) };
+            count.fetch_add(1, Ordering::Relaxed);
+            region
+        }
         "calls of the proposal" => return calls_of_the_proposal(),
         "limits" => return limits(),
         other => panic!("no such role: {other}"),
@@ -98,6 +106,81 @@ fn of_many_heirs_one_serves() {
         serving = others.swap_remove(at);
     }
     serving.end();
+    assert_eq!(names(&dir), [""; 0]);
+}
+
+#[test]
+fn of_many_that_open_or_create_one_makes_it() {
+    const MANY: usize = 8;
+    let dir = TempDir::new().unwrap();
+    // What is left of those that are killed, and of those that end, is in nobody's way.
+    for is_killed in [true, false, true] {
+        let mut all: Vec<_> = (0..MANY).map(|_| player(&dir, "open or create")).collect();
+        all.iter_mut().for_each(|player| player.wait_for("ready"));
+        let mut ids: Vec<_> = all.iter_mut().map(|player| ask(player, "id")).collect();
+        ids.dedup();
+        assert_eq!(ids.len(), 1);
+        assert_eq!(ask(&mut all[0], "0"), MANY.to_string());
+        assert_eq!(open(&dir).unwrap().stats().unwrap().participants.len(), MANY + 1);
+        for mut player in all {
+            if is_killed { player.kill() } else { player.end() }
+        }
+    }
+    let region = build(&dir).open_or_create().unwrap();
+    assert_eq!(build(&dir).open_or_create().unwrap().id(), region.id());
+    let path = dir.path().join("memory.data");
+    for other in [
+        build(&dir).size(2 * SIZE),
+        build(&dir).base(region.base().addr().get() + (1 << 30)),
+        build(&dir).file(&path),
+        build(&dir).size(0),
+    ] {
+        let error = other.open_or_create().unwrap_err();
+        assert!(error.is_invalid(), "{error}");
+    }
+    std::fs::write(dir.path().join("file"), "precious").unwrap();
+    let none = Region::builder("file").size(SIZE).directory(dir.path()).open_or_create();
+    assert!(none.unwrap_err().is_exists());
+    assert!(!path.exists());
+}
+
+#[test]
+fn an_heir_that_cannot_have_the_name_tries_again() {
+    let dir = TempDir::new().unwrap();
+    let mut creator = ready(&dir, "create");
+    let id = ask(&mut creator, "id");
+    let mut heir = ready(&dir, "open");
+    // The directory can be listed by others, who may lock it: that is nobody's business.
+    let outside = std::fs::File::open(dir.path()).unwrap();
+    rustix::fs::flock(&outside, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    Region::builder("other").size(PAGE).directory(dir.path()).create().unwrap();
+    // Its own lock is the owner's.
+    let lock = std::fs::File::create(dir.path().join(".lock")).unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    creator.kill();
+    until(|| ask(&mut heir, "serves") == "true");
+    assert!(open(&dir).unwrap_err().is_not_found());
+    assert_eq!(ask(&mut heir, "unmap"), "true");
+    drop(lock);
+    until(|| open(&dir).is_ok_and(|region| format!("{:?}", region.id()) == id));
+    heir.end();
+    assert_eq!(names(&dir), [""; 0]);
+}
+
+/// Nor is a name left by one that had no time to.
+#[test]
+fn an_heir_that_ends_before_it_has_the_name() {
+    let dir = TempDir::new().unwrap();
+    let mut creator = ready(&dir, "create");
+    let mut heir = ready(&dir, "open");
+    let lock = std::fs::File::create(dir.path().join(".lock")).unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    creator.kill();
+    until(|| ask(&mut heir, "serves") == "true");
+    // By now it tries seldom.
+    std::thread::sleep(Duration::from_millis(800));
+    drop(lock);
+    heir.end();
     assert_eq!(names(&dir), [""; 0]);
 }
 
@@ -474,7 +557,7 @@ fn an_heir_that_dies_on_the_way() {
         assert_eq!(names(&dir).iter().filter(|name| !name.starts_with('.')).count(), 1);
         next.end();
         drop(region);
-        assert!(names(&dir).iter().all(|name| name == ".new"));
+        assert!(names(&dir).iter().all(|name| [".new", ".lock"].contains(&&**name)));
         if asleep || Instant::now() > end {
             break;
         }

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::say;
+use common::{Player, say, wait_for_nudge};
 use std::ffi::CString;
 use std::io::{Error, Result};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -19,6 +19,7 @@ const SIZE: usize = 64 * PAGE;
 fn child() {
     match common::role().as_deref() {
         Some("mappings") => mappings(),
+        Some("follows without mappings") => follows_without_mappings(),
         Some("room") => room(),
         Some("group") => group(),
         _ => {}
@@ -75,6 +76,46 @@ fn no_mapping_is_left() {
     let mut command = common::child("child", "mappings");
     command.env("UNMERGED_RUNTIME_DIR", dir.path());
     common::succeed(command);
+}
+
+/// Cannot follow, and says what it has there.
+fn follows_without_mappings() {
+    let region = Region::open("region").unwrap();
+    let filled = fill();
+    say("full");
+    wait_for_nudge();
+    let error = region.sync().unwrap_err();
+    let says_what = error.to_string().contains("is as it was");
+    assert!(error.raw_os_error() == libc::ENOMEM && says_what, "{error}");
+    // SAFETY: inside of the region, where nobody else writes; then mapped by `fill`, and used by
+    // nobody.
+    unsafe {
+        region.base().add(16 * PAGE).write_volatile(1);
+        libc::munmap(filled, 70_000 * PAGE);
+    }
+    region.sync().unwrap();
+    std::process::exit(0);
+}
+
+#[test]
+fn who_cannot_follow_says_what_it_has() {
+    let most = std::fs::read_to_string("/proc/sys/vm/max_map_count").unwrap();
+    if most.trim().parse::<usize>().unwrap() > 69_000 {
+        return common::missing("max-map-count", "a machine without a limit that can be reached");
+    }
+    let dir = TempDir::new().unwrap();
+    let region = Region::builder("region").size(SIZE).directory(dir.path()).create().unwrap();
+    let mut command = common::child("child", "follows without mappings");
+    command.env("UNMERGED_RUNTIME_DIR", dir.path());
+    let mut other = Player::start(command);
+    other.wait_for("full");
+    let pid = other.pid();
+    let acks =
+        region.protect_within(16 * PAGE..17 * PAGE, Prot::READ, Duration::from_secs(10)).unwrap();
+    let late: Vec<_> = acks.late().iter().map(|late| (late.pid(), late.raw_os_error())).collect();
+    assert_eq!(late, [(pid, Some(libc::ENOMEM))]);
+    other.nudge();
+    other.end();
 }
 
 /// A region in a file system with room for half of it.

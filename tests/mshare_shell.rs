@@ -150,6 +150,29 @@ fn a_file_comes_back() {
 }
 
 #[test]
+fn nobody_reads_what_it_says() {
+    let dir = TempDir::new().unwrap();
+    let _creator = Kept::start(&dir, &["create", "scratch", "--size", "4M"]);
+    for args in [
+        &["list"][..],
+        &["list", "--json"],
+        &["inspect", "scratch"],
+        &["inspect", "scratch", "--json"],
+        &["dump", "scratch"],
+        &["attach", "scratch"],
+    ] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = program();
+        command.arg("--directory").arg(dir.path()).args(args).stdin(Stdio::piped());
+        let child = command.stdout(writer).stderr(Stdio::piped()).spawn().unwrap();
+        let output = child.wait_with_output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && error.is_empty(), "{args:?}: {error}");
+    }
+}
+
+#[test]
 fn what_cannot_be() {
     let dir = TempDir::new().unwrap();
     for args in [["inspect", "none"], ["attach", "none"], ["dump", "none"], ["unlink", "none"]] {

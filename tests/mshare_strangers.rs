@@ -55,6 +55,11 @@ fn child() {
             assert!(error.is_permission_denied() && says_how, "{error}");
             stay(Region::opener("region").read_only().open().unwrap());
         }
+        Some("is one too many") => {
+            let error = Region::opener("region").read_only().open().unwrap_err();
+            let says_why = error.to_string().contains("processes_per_user");
+            assert!(error.raw_os_error() == libc::EDQUOT && says_why, "{error}");
+        }
         Some("opens") => stay(Region::open("region").unwrap()),
         Some("reads") => stay(Region::opener("region").read_only().open().unwrap()),
         None => {}
@@ -133,7 +138,7 @@ fn request(region: &Region, ask: u32, numbers: [u64; 5], file: Option<&OwnedFd>)
     let connection = socket_with(unix, packets, SocketFlags::CLOEXEC, None).unwrap();
     let path = Path::new(&directory()).join(region.name());
     connect(&connection, &SocketAddrUnix::new(path).unwrap()).unwrap();
-    let mut bytes = b"umshareQ\x03\0\0\0".to_vec();
+    let mut bytes = b"umshareQ\x04\0\0\0".to_vec();
     bytes.extend(ask.to_le_bytes());
     bytes.extend(region.id());
     numbers.iter().for_each(|number| bytes.extend(number.to_le_bytes()));
@@ -261,4 +266,32 @@ fn who_may_only_read_is_told_so() {
     let mut other = Player::start(command);
     other.wait_for("ready");
     other.end();
+}
+
+#[test]
+fn one_user_does_not_take_all_places() {
+    if !rustix::process::geteuid().is_root() {
+        return common::missing("root", "all processes are of one user");
+    }
+    let dir = TempDir::new().unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o711);
+    std::fs::set_permissions(dir.path(), mode).unwrap();
+    let builder = Region::builder("region").size(SIZE).mode(0o644).processes_per_user(2);
+    let _region = builder.directory(dir.path()).create().unwrap();
+    let of_user = |uid: u32, role: &str| {
+        let mut command = common::child("child", role);
+        command.env("UNMERGED_RUNTIME_DIR", dir.path()).uid(uid).gid(uid);
+        command
+    };
+    let start = |uid| {
+        let mut player = Player::start(of_user(uid, "reads"));
+        player.wait_for("ready");
+        player
+    };
+    let (first, second) = (start(1000), start(1000));
+    common::succeed(of_user(1000, "is one too many"));
+    start(1001).end();
+    first.end();
+    start(1000).end();
+    second.end();
 }

@@ -15,7 +15,7 @@ mod dump;
 mod show;
 
 use clap::{Args, Parser, Subcommand};
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::path::PathBuf;
 use unmerged::mshare::{HugePages, Lifetime, Region, Rights, list, list_in, unlink, unlink_in};
 
@@ -144,6 +144,11 @@ fn huge(text: &str) -> std::result::Result<HugePages, String> {
 fn main() {
     let cli = Cli::parse();
     if let Err(error) = run(&cli) {
+        // Whoever reads has read enough.
+        let io = error.downcast_ref::<std::io::Error>();
+        if io.is_some_and(|error| error.kind() == ErrorKind::BrokenPipe) {
+            return;
+        }
         eprintln!("mshare: {error}");
         std::process::exit(1);
     }
@@ -215,14 +220,10 @@ fn keep(region: &Region) -> Result<()> {
         signal_hook::consts::SIGINT,
         signal_hook::consts::SIGTERM,
     ])?;
-    println!(
-        "{} {} bytes at {:p}, {}",
-        region.name(),
-        region.size(),
-        region.base(),
-        region.rights()
-    );
-    std::io::stdout().flush()?;
+    let (name, size, base) = (region.name(), region.size(), region.base());
+    let mut out = std::io::stdout();
+    writeln!(out, "{name} {size} bytes at {base:p}, {}", region.rights())?;
+    out.flush()?;
     let handle = signals.handle();
     std::thread::spawn(move || {
         // From a terminal that is closed, too.

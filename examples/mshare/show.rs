@@ -2,6 +2,7 @@
 
 use crate::Result;
 use serde_json::{Value, json};
+use std::io::Write;
 use unmerged::mshare::{Content, HugePages, Listed, Part, Prot, Region};
 
 fn or_dash<T: ToString>(value: Option<T>) -> String {
@@ -9,6 +10,7 @@ fn or_dash<T: ToString>(value: Option<T>) -> String {
 }
 
 pub(crate) fn list(found: &[Listed], as_json: bool) -> Result<()> {
+    let mut out = std::io::stdout().lock();
     if as_json {
         let all: Vec<_> = found
             .iter()
@@ -21,15 +23,17 @@ pub(crate) fn list(found: &[Listed], as_json: bool) -> Result<()> {
                 })
             })
             .collect();
-        println!("{}", Value::from(all));
+        writeln!(out, "{}", Value::from(all))?;
         return Ok(());
     }
-    println!(
+    writeln!(
+        out,
         "{:<24} {:>14} {:>18} {:>5} {:>6} {:>8} {:>5}",
         "name", "bytes", "address", "mode", "user", "server", "used"
-    );
+    )?;
     for one in found {
-        println!(
+        writeln!(
+            out,
             "{:<24} {:>14} {:>18} {:>5} {:>6} {:>8} {:>5}",
             one.name,
             or_dash(one.size),
@@ -38,7 +42,7 @@ pub(crate) fn list(found: &[Listed], as_json: bool) -> Result<()> {
             or_dash(one.uid),
             or_dash(one.server),
             or_dash(one.participants),
-        );
+        )?;
     }
     Ok(())
 }
@@ -64,6 +68,7 @@ fn prot(prot: Prot) -> &'static str {
 }
 
 pub(crate) fn region(region: &Region, heap: bool, as_json: bool) -> Result<()> {
+    let mut out = std::io::stdout().lock();
     let id = u128::from_be_bytes(region.id());
     let (stats, parts, roots) = (region.stats()?, region.parts()?, region.roots());
     let range = region.heap_range();
@@ -109,47 +114,50 @@ pub(crate) fn region(region: &Region, heap: bool, as_json: bool) -> Result<()> {
             "roots": roots, "heap": range.map(|range| [range.start, range.end]),
             "heap_sound": report.as_ref().map(|report| report.is_sound()),
         });
-        println!("{all}");
+        writeln!(out, "{all}")?;
         return Ok(());
     }
-    println!("{}  id {id:032x}", region.name());
-    println!(
+    writeln!(out, "{}  id {id:032x}", region.name())?;
+    writeln!(
+        out,
         "  {} bytes at {:p}, {} of them in memory",
         region.size(),
         region.base(),
         stats.memory
-    );
-    println!(
+    )?;
+    writeln!(
+        out,
         "  change {}, server number {}, {} participants found dead",
         stats.generation, stats.epoch, stats.reaped
-    );
-    println!("parts");
+    )?;
+    writeln!(out, "parts")?;
     for part in &parts {
         let object =
             part.object.map_or(String::new(), |id| format!(" object {id} at {:#x}", part.at));
         let (start, end) = (part.range.start, part.range.end);
-        println!("  {start:#14x} {end:#14x} {} {}{object}", prot(part.prot), content(part));
+        writeln!(out, "  {start:#14x} {end:#14x} {} {}{object}", prot(part.prot), content(part))?;
     }
     if let Some(range) = range {
-        println!("heap");
+        writeln!(out, "heap")?;
         let says = report.map_or(String::new(), |report| format!(" {report}"));
-        println!("  {:#14x} {:#14x}{says}", range.start, range.end);
+        writeln!(out, "  {:#14x} {:#14x}{says}", range.start, range.end)?;
     }
     if !roots.is_empty() {
-        println!("roots");
+        writeln!(out, "roots")?;
         for root in roots {
-            println!("  {:<24} {:#x}, {} bytes", root.name, root.address, root.size);
+            writeln!(out, "  {:<24} {:#x}, {} bytes", root.name, root.address, root.size)?;
         }
     }
-    println!("participants");
+    writeln!(out, "participants")?;
     for one in &stats.participants {
-        println!(
+        writeln!(
+            out,
             "  {:>8} {:<36} change {}, page tables {}",
             one.pid,
             format!("{}{}", one.rights, if one.has_agent { "" } else { ", no thread" }),
             one.generation,
             or_dash(one.page_tables),
-        );
+        )?;
     }
     Ok(())
 }

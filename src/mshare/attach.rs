@@ -5,6 +5,7 @@ use super::attachment::{Attachment, Origin, is_held};
 use super::directory::{Directory, PATIENCE};
 use super::header::CONTROL_LEN;
 use super::held::Files;
+use super::kept;
 use super::ledger::LEDGER_LEN;
 use super::participants::{PARTICIPANTS, Token};
 use super::rights::Rights;
@@ -101,12 +102,18 @@ fn accept(
     wish: Wish,
 ) -> Result<Option<Attachment>> {
     let reply = Reply::decode(super::OPEN, bytes).map_err(|error| {
-        if error.raw_os_error() != libc::EACCES || !wish.needed.contains(Rights::WRITE) {
-            return error;
-        }
-        let why = "refused by the process that serves the region, which may let this one read: \
-                   Opener::read_only";
-        Error::because(super::OPEN, Errno::ACCESS, why)
+        let why = match error.raw_os_error() {
+            libc::EACCES if wish.needed.contains(Rights::WRITE) => {
+                "refused by the process that serves the region, which may let this one read: \
+                 Opener::read_only"
+            }
+            libc::EDQUOT => {
+                "as many processes of this user have the region as may: \
+                 Builder::processes_per_user"
+            }
+            _ => return error,
+        };
+        Error::because(super::OPEN, Errno::from_raw_os_error(error.raw_os_error()), why)
     });
     let Reply { shape, numbers: [rights, slot, life] } = reply?;
     let count = fds.len();
@@ -132,7 +139,7 @@ fn accept(
     }
     check_file("ledger", &ledger, LEDGER_LEN as u64, false)?;
     match shape.memory {
-        Memory::File => check_plain("data", &data, shape.size)?,
+        memory @ Memory::File => check_plain("data", &data, kept::data_len(memory, shape.size))?,
         memory => check_file("data", &data, shape.size, memory != Memory::Ordinary)?,
     }
     // A bell that blocks would hold whoever rings it.

@@ -8,20 +8,18 @@
 use super::agent::Agent;
 use super::directory::Directory;
 use super::gate::{Gate, Inside};
-use super::header::{CONTROL_LEN, Header};
+use super::header::Header;
 use super::held::{Files, HAS_AGENT, Held, Local, Waits, join};
 use super::layout::Segment;
-use super::ledger::{LEDGER_LEN, Ledger};
+use super::maps::Maps;
 use super::participants::Token;
 use super::rights::Rights;
 use super::window;
 use super::wire::Shape;
 use crate::error::{Context, Error, Result};
 use crate::sync::{AtomicBool, AtomicU32, Ordering};
-use crate::sys::map::{Access, Mapping, Place};
 use core::mem::ManuallyDrop;
 use core::ptr::NonNull;
-use rustix::fd::AsFd;
 use rustix::fs::fstat;
 use rustix::io::Errno;
 use std::sync::Arc;
@@ -347,59 +345,6 @@ impl Drop for Keep {
 fn key(operation: &'static str, files: &Files, shape: &Shape) -> Result<Key> {
     let stat = fstat(&files.ledger).op(operation)?;
     Ok(Key { device: stat.st_dev, inode: stat.st_ino, id: shape.id })
-}
-
-/// The three mappings: ledger, control page, data, one right in front of the other.
-#[derive(Debug)]
-struct Maps {
-    control: Mapping,
-    ledger: Mapping,
-    data: Mapping,
-}
-
-impl Maps {
-    fn new(operation: &'static str, files: &Files, shape: &Shape, rights: Rights) -> Result<Self> {
-        let writes = |right| if right { Access::Write } else { Access::Read };
-        let memory = writes(rights.contains(Rights::WRITE));
-        let (control, ledger) = (CONTROL_LEN as u64, LEDGER_LEN as u64);
-        let at = shape.base - control;
-        let full = writes(rights == Rights::ALL);
-        Ok(Self {
-            data: map(operation, &files.data, shape.base, shape.size, memory)?,
-            control: map(operation, &files.control, at, control, memory)?,
-            ledger: map(operation, &files.ledger, at - ledger, ledger, full)?,
-        })
-    }
-
-    fn ledger(&self) -> &Ledger {
-        // SAFETY: mapped, and borrowed as long as it is.
-        unsafe { Ledger::at(self.ledger.start().cast()) }
-    }
-}
-
-fn map(
-    operation: &'static str,
-    file: impl AsFd,
-    address: u64,
-    len: u64,
-    access: Access,
-) -> Result<Mapping> {
-    let place = Place::Exactly(address as usize);
-    Mapping::shared(file, len as usize, access, place).map_err(|errno| {
-        let end = address + len;
-        match errno {
-            Errno::EXIST => Error::with(
-                operation,
-                errno,
-                format_args!("addresses {address:#x} to {end:#x} are not free in this process"),
-            ),
-            errno => Error::with(
-                operation,
-                errno,
-                format_args!("cannot map {len} bytes at {address:#x}"),
-            ),
-        }
-    })
 }
 
 /// The first layout of a region in a part of which nothing lies.

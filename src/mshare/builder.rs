@@ -3,12 +3,15 @@
 use super::access::Access;
 use super::attach::SEALS;
 use super::attachment::{Attachment, Origin, nothing};
-use super::directory::{Directory, GLANCE};
+use super::claim::Claim;
+use super::directory::Directory;
 use super::header::{CONTROL_LEN, Header};
 use super::held::Files;
+use super::kept::Kept;
 use super::ledger::LEDGER_LEN;
 use super::name::check_name;
 use super::object::HugePages;
+use super::participants::PER_USER;
 use super::region::Region;
 use super::rights::Rights;
 use super::succession::listen;
@@ -19,12 +22,10 @@ use crate::sync::Ordering;
 use crate::sys::memfd;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::OwnedFd;
-use rustix::fs::{FlockOperation, Mode, OFlags, flock, fstat, open};
 use rustix::io::Errno;
 use rustix::process::{getegid, geteuid};
 use rustix::rand::{GetRandomFlags, getrandom};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 /// When a region ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -42,14 +43,15 @@ pub enum Lifetime {
 #[derive(Debug, Clone)]
 #[must_use = "a region is made by create()"]
 pub struct Builder {
-    name: String,
-    size: usize,
+    pub(super) name: String,
+    pub(super) size: usize,
     mode: u32,
-    base: Option<usize>,
-    directory: Option<PathBuf>,
+    pub(super) base: Option<usize>,
+    pub(super) directory: Option<PathBuf>,
     lifetime: Lifetime,
     others: Rights,
     quota: u32,
+    per_user: u32,
     is_empty: bool,
     room: usize,
     huge: Option<HugePages>,
@@ -67,6 +69,7 @@ impl Builder {
             lifetime: Lifetime::Last,
             others: Rights::NONE,
             quota: 64,
+            per_user: PER_USER,
             is_empty: false,
             room: 0,
             huge: None,
@@ -100,9 +103,7 @@ impl Builder {
 
     /// The directory for the name, instead of the user's runtime directory: an absolute
     /// path that is no symbolic link, ours, and writable by nobody else. It is made with mode
-    /// 0700 if it is not there. Whoever may read the directory can hold its lock, and keep names from
-    /// being made, removed and taken over meanwhile: for users that are not trusted with that, it has
-    /// mode 0711.
+    /// 0700 if it is not there. Its lock is a file that nobody but its owner and root can open.
     pub fn directory(mut self, path: impl AsRef<Path>) -> Self {
         self.directory = Some(path.as_ref().into());
         self
@@ -125,6 +126,14 @@ impl Builder {
     /// How many parts a participant without all rights may have mapped. Default 64.
     pub fn quota(mut self, parts: u32) -> Self {
         self.quota = parts;
+        self
+    }
+
+    /// How many processes of one user that is neither the owner nor root may have the region at a
+    /// time; one more is EDQUOT. Default 128. All those users together have half of the 1024
+    /// places.
+    pub fn processes_per_user(mut self, processes: u32) -> Self {
+        self.per_user = processes;
         self
     }
 
@@ -154,7 +163,14 @@ impl Builder {
     /// The region's own memory is this file, and its control page the file of this name
     /// with `.control` behind it: they stay when the last process has let go. If they are
     /// there, with the contents of a region of this size, it comes back at its old address, with
-    /// its allocations and roots; what was mapped, unmapped and protected is forgotten. Files
+    /// its allocations and roots; what was mapped, unmapped and protected is forgotten.
+    ///
+    /// Both are to be there, and of one region and one time, or neither. They may be renamed and
+    /// copied, both together, while no process has the region; a copy of both is a region, also one
+    /// from a backup. One of them alone, put back from a backup, is refused. Nothing forces them
+    /// to the disk: after a crash of the machine they may be refused, or hold less than was written.
+    ///
+    /// The data file is 4096 bytes longer than the region, for what tells that. Files
     /// have no seals: who may write them may cut them, and a touch beyond the end is SIGBUS. So is
     /// one for which the file system has no room, also in [`Region::alloc`]; with
     /// [`Advice::Populate`](super::Advice::Populate) that is ENOSPC before.
@@ -163,7 +179,9 @@ impl Builder {
         self
     }
 
-    /// Makes the region, maps it here, and serves it under its name.
+    /// Makes the region, maps it here, and serves it under its name. A name that a process left when
+    /// it was killed is had after 300 ms: so long its heirs have to take over, and until one does it
+    /// looks the same with heirs as without.
     ///
     /// # Errors
     ///
@@ -173,22 +191,29 @@ impl Builder {
     /// - EEXIST: a live process serves this name; the base asked for is not free here.
     /// - EPERM: the runtime directory belongs to somebody else or is open to others.
     /// - ETIMEDOUT: another process keeps the lock of the directory.
-    /// - EBUSY: another region has the file. EBADMSG: the file is another region's, or has
-    ///   contents of none, or its control page is there and it is not.
+    /// - EBUSY: another region has the file. EBADMSG: the file is a region's of another size, or has
+    ///   contents of none; it or its control file is not there; they are of two regions, or times.
     /// - ENODEV: no huge pages of this size on this machine.
     /// - ENOMEM, EMFILE, ENFILE, EAGAIN, ENAMETOOLONG: a limit of the system.
     pub fn create(self) -> Result<Region> {
-        check_name(CREATE, &self.name)?;
         self.check()?;
-        let claim = Directory::prepare(CREATE, self.directory.as_deref())?.claim(&self.name)?;
+        let claim = self.claim()?;
+        self.make(claim)
+    }
 
+    /// The name, if it is free.
+    pub(super) fn claim(&self) -> Result<Claim> {
+        Directory::prepare(CREATE, self.directory.as_deref())?.claim(&self.name)
+    }
+
+    /// Makes it under a name that is free.
+    pub(super) fn make(self, claim: Claim) -> Result<Region> {
         let mut id = [0; 16];
         getrandom(&mut id, GetRandomFlags::empty()).op(CREATE)?;
-        let (control, data, memory) = self.memory()?;
+        let Kept { data, control, found: old } = self.memory()?;
         let ledger = file(&format!("mshare-ledger:{}", self.name), LEDGER_LEN as u64)?;
         let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).op(CREATE)?;
-        let mut shape = Shape { size: self.size as u64, base: 0, id, memory };
-        let old = if memory == Memory::File { resumed(&control, &shape)? } else { None };
+        let mut shape = Shape { size: self.size as u64, base: 0, id, memory: self.kind() };
         let bases: Vec<u64> = match (old, self.base) {
             (Some((base, id)), _) => {
                 shape.id = id;
@@ -217,7 +242,7 @@ impl Builder {
     }
 
     /// Says in the ledger what the region is, and begins to serve.
-    fn begin(&self, attachment: &Attachment, claim: super::claim::Claim) -> Result<()> {
+    fn begin(&self, attachment: &Attachment, claim: Claim) -> Result<()> {
         let held = attachment.held();
         let (ledger, relaxed) = (held.ledger(), Ordering::Relaxed);
         ledger.mode.store(self.mode, relaxed);
@@ -225,6 +250,7 @@ impl Builder {
         ledger.gid.store(getegid().as_raw(), relaxed);
         ledger.others.store(self.others.bits(), relaxed);
         ledger.quota.store(self.quota, relaxed);
+        ledger.per_user.store(self.per_user, relaxed);
         ledger.bound.store((self.lifetime == Lifetime::Creator).into(), relaxed);
         let mut local = held.enter();
         let token = held.token(CREATE, &mut local)?;
@@ -252,7 +278,9 @@ impl Builder {
         Ok(())
     }
 
-    fn check(&self) -> Result<()> {
+    /// Can there be such a region?
+    pub(super) fn check(&self) -> Result<()> {
+        check_name(CREATE, &self.name)?;
         let base = self.base.map_or(window::ALIGN, |base| base as u64);
         let size = self.size as u64;
         window::check(CREATE, Errno::INVAL, base, size)?;
@@ -276,7 +304,8 @@ impl Builder {
         Ok(())
     }
 
-    fn kind(&self) -> Memory {
+    /// What its memory is.
+    pub(super) fn kind(&self) -> Memory {
         match (self.huge, &self.file) {
             (Some(HugePages::M2), _) => Memory::Huge2M,
             (Some(HugePages::G1), _) => Memory::Huge1G,
@@ -285,47 +314,15 @@ impl Builder {
         }
     }
 
-    /// The two files that stay are both of one region, or both have nothing in them: then they get
-    /// their sizes.
-    fn belong_together(&self, path: &Path, data: &OwnedFd, control: &OwnedFd) -> Result<()> {
-        let (size, page) = (self.size as u64, CONTROL_LEN as u64);
-        let stat = fstat(data).op(CREATE)?;
-        let found = stat.st_size.cast_unsigned();
-        let is_new = match fstat(control).op(CREATE)?.st_size.cast_unsigned() {
-            0 => true,
-            len if len == page => control_page(control)?.is_none(),
-            len => {
-                let why = format_args!("control file of {len} bytes, not {page}");
-                return Err(Error::with(CREATE, Errno::BADMSG, why));
-            }
-        };
-        if is_new {
-            // Of a creator that was killed it may have its size, and nothing in it.
-            if found != 0 && (found != size || stat.st_blocks != 0) {
-                let path = path.display();
-                let why = format_args!("file {path} of {found} bytes is of no region");
-                return Err(Error::with(CREATE, Errno::BADMSG, why));
-            }
-            memfd::grow(data, size).op(CREATE)?;
-            return memfd::grow(control, page).op(CREATE);
-        }
-        if found != size {
-            let why = format_args!("file {} of {found} bytes, not {size}", path.display());
-            return Err(Error::with(CREATE, Errno::BADMSG, why));
-        }
-        Ok(())
-    }
-
-    /// The control file, the data file, and what they are.
-    fn memory(&self) -> Result<(OwnedFd, OwnedFd, Memory)> {
+    /// The control file, the data file, and base and id of the region that was in them.
+    fn memory(&self) -> Result<Kept> {
         let size = self.size as u64;
         if let Some(path) = &self.file {
-            let data = plain(path)?;
-            let mut beside = path.clone().into_os_string();
-            beside.push(".control");
-            let control = plain(Path::new(&beside))?;
-            self.belong_together(path, &data, &control)?;
-            return Ok((control, data, Memory::File));
+            let kept = Kept::open(path, size)?;
+            if let Some((base, _)) = kept.found {
+                window::check(CREATE, Errno::BADMSG, base, size)?;
+            }
+            return Ok(kept);
         }
         let control = file(&format!("mshare-control:{}", self.name), CONTROL_LEN as u64)?;
         let name = format!("mshare:{}", self.name);
@@ -339,7 +336,7 @@ impl Builder {
                 data
             }
         };
-        Ok((control, data, self.kind()))
+        Ok(Kept { data, control, found: None })
     }
 }
 
@@ -353,40 +350,4 @@ fn file(name: &str, size: u64) -> Result<OwnedFd> {
 fn seal(file: &OwnedFd) -> Result<()> {
     // The last seal keeps participants from adding others, against later ones.
     memfd::seal(file, SEALS | rustix::fs::SealFlags::SEAL).op(CREATE)
-}
-
-/// A file that stays, that no other region has.
-fn plain(path: &Path) -> Result<OwnedFd> {
-    let failed = |errno| Error::with(CREATE, errno, format_args!("file {}", path.display()));
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let file = open(path, flags, Mode::RUSR | Mode::WUSR).map_err(failed)?;
-    // Kept by the open file, which all participants share: until the last one lets go.
-    // A child between its fork and its exec has a copy too, for a moment.
-    let end = Instant::now() + GLANCE;
-    loop {
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => break,
-            Err(Errno::AGAIN) if Instant::now() < end => {
-                std::thread::sleep(core::time::Duration::from_millis(1));
-            }
-            Err(Errno::AGAIN) => return Err(failed(Errno::BUSY)),
-            Err(Errno::INTR) => {}
-            Err(errno) => return Err(failed(errno)),
-        }
-    }
-    Ok(file)
-}
-
-/// Base and id of the region whose control page this file has; `None` in a new one.
-fn control_page(control: &OwnedFd) -> Result<Option<(u64, [u8; 16])>> {
-    use crate::sys::map::{Access, Mapping, Place};
-    let page = Mapping::shared(control, CONTROL_LEN, Access::Read, Place::Anywhere).op(CREATE)?;
-    Ok(Header::of(&page).found())
-}
-
-/// The same, if such a region can be.
-fn resumed(control: &OwnedFd, shape: &Shape) -> Result<Option<(u64, [u8; 16])>> {
-    let Some((base, id)) = control_page(control)? else { return Ok(None) };
-    window::check(CREATE, Errno::BADMSG, base, shape.size)?;
-    Ok(Some((base, id)))
 }

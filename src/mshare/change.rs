@@ -15,7 +15,7 @@
 //! | what they touched meanwhile in holes is taken away; the holes count as empty | such pages are left | the next who takes the lock |
 
 use super::backing::{Backing, Huge};
-use super::follow::Round;
+use super::follow::{Gap, Round};
 use super::held::{Held, Local, Object};
 use super::holes;
 use super::layout::{SEGMENTS, Segment, parse, pieces, replace, words};
@@ -310,7 +310,7 @@ impl Held {
         let Plan { first, layout, emptied } = plan;
         // All that is there was found when we followed; nobody changes it now.
         let before = Round { generation: self.ledger().log().generation(), end: Instant::now() };
-        if let Err(errno) = self.lay_out(local, &layout, before) {
+        if let Err(Gap { errno, .. }) = self.lay_out(local, &layout, before) {
             let _ = self.lay_out(local, old, before);
             let why = "cannot be mapped in this process";
             return Err(Error::because(operation, errno, why));

@@ -1,59 +1,21 @@
-//! Taking a name: the directory's lock, the claim under it, the name that is published.
+//! Taking a name: the claim under the directory's lock, the name that is published.
 //!
 //! The protocol is that of [`directory`](super::directory).
 
 use super::directory::{Directory, GLANCE};
+use super::directory_lock::Lock;
 use super::occupant::{Occupant, remove};
 use crate::error::{Context, Error, Result};
 use crate::sys::socket::{self, Address};
 use core::time::Duration;
 use rustix::fd::OwnedFd;
-use rustix::fs::{
-    FlockOperation, Gid, Mode, OFlags, Uid, chmod, chown, flock, lstat, open, rename,
-};
+use rustix::fs::{Gid, Mode, Uid, chmod, chown, lstat, rename};
 use rustix::io::Errno;
 use rustix::process::geteuid;
 use std::path::PathBuf;
-use std::time::Instant;
 
 /// A name that is about to appear.
 const NEW: &str = ".new";
-
-/// The lock of a directory. A copy of the descriptor in a forked child does not keep it:
-/// it is given back by name, not by the last close.
-#[derive(Debug)]
-pub(super) struct Lock(OwnedFd);
-
-impl Lock {
-    /// Takes it, within `patience`.
-    ///
-    /// # Errors
-    ///
-    /// ETIMEDOUT if another process keeps it; those of open(2) on the directory.
-    pub(super) fn take(directory: &Directory, patience: Duration) -> Result<Self> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = open(&directory.path, flags, Mode::empty()).op(directory.operation)?;
-        let deadline = Instant::now() + patience;
-        loop {
-            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(Self(file)),
-                // A stopped process may hold it for ever, so no blocking wait.
-                Err(Errno::AGAIN) if Instant::now() < deadline => {
-                    std::thread::sleep(Duration::from_millis(1));
-                }
-                Err(Errno::AGAIN) => return Err(directory.timed_out(patience)),
-                Err(Errno::INTR) => {}
-                Err(errno) => return Err(Error::new(directory.operation, errno)),
-            }
-        }
-    }
-}
-
-impl Drop for Lock {
-    fn drop(&mut self) {
-        let _ = flock(&self.0, FlockOperation::Unlock);
-    }
-}
 
 /// A name that is free, and stays so while this lives.
 #[derive(Debug)]
@@ -138,8 +100,13 @@ impl Directory {
     /// # Errors
     ///
     /// ETIMEDOUT if another process keeps the lock, EAGAIN if the server has its socket still.
-    pub(super) fn inherit(self, name: &str, files: &[(u64, u64)]) -> Result<Option<Claim>> {
-        let lock = Lock::take(&self, GLANCE)?;
+    pub(super) fn inherit(
+        self,
+        name: &str,
+        files: &[(u64, u64)],
+        patience: Duration,
+    ) -> Result<Option<Claim>> {
+        let lock = Lock::take(&self, patience)?;
         let path = self.path.join(name);
         let occupant = self.occupant(&path)?;
         if occupant == Occupant::None {
@@ -185,26 +152,5 @@ impl Name {
             // Left by one that was killed when it was about to take over.
             let _ = remove(&self.directory.path.join(NEW));
         }
-    }
-}
-
-#[cfg(all(test, not(loom)))]
-mod tests {
-    use super::*;
-    use crate::mshare::directory::PATIENCE;
-    use rustix::fd::AsFd;
-
-    #[test]
-    fn the_lock_is_one_at_a_time_and_given_back_by_name() {
-        let temp = tempfile::tempdir().unwrap();
-        let directory = Directory::prepare("test", Some(temp.path())).unwrap();
-        let lock = Lock::take(&directory, PATIENCE).unwrap();
-        let error = Lock::take(&directory, Duration::ZERO).unwrap_err();
-        assert!(error.is_timed_out(), "{error}");
-        // What a forked child would hold.
-        let copy = rustix::io::fcntl_dupfd_cloexec(lock.0.as_fd(), 0).unwrap();
-        drop(lock);
-        Lock::take(&directory, PATIENCE).unwrap();
-        drop(copy);
     }
 }

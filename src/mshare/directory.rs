@@ -2,8 +2,7 @@
 //!
 //! # Protocol
 //!
-//! A name is a socket file whose owner listens. A creator holds the lock of the directory
-//! (`flock` of the directory itself, so that no lock file is left) while it looks for
+//! A name is a socket file whose owner listens. A creator holds the [lock of the directory](super::directory_lock) while it looks for
 //! a live owner, removes what a dead one left, and publishes: it binds `.new`, sets the
 //! mode, listens, and renames, so that a name appears whole or not at all. A name is removed
 //! under the same lock, and by its creator only while it is still the creator's own.
@@ -12,7 +11,8 @@
 //! case is not seen so: a forked child holds a copy of the listener. There the listener's
 //! process id, from `SO_PEERCRED`, tells that its owner has ended.
 
-use super::claim::{Claim, Lock};
+use super::claim::Claim;
+use super::directory_lock::Lock;
 use super::occupant::{Occupant, changes, has_ended, identity, remove};
 use super::runtime::place;
 use crate::error::{Context, Error, Result};
@@ -38,6 +38,8 @@ pub(super) struct Directory {
     /// Its owner.
     pub(super) uid: u32,
     pub(super) operation: &'static str,
+    /// How long [`call`](Self::call) waits for somebody who takes over.
+    pub(super) grace: Duration,
 }
 
 impl Directory {
@@ -99,7 +101,7 @@ impl Directory {
                 ),
             ));
         }
-        Ok(Self { path, uid: stat.st_uid, operation })
+        Ok(Self { path, uid: stat.st_uid, operation, grace: GRACE })
     }
 
     fn is_ours(&self) -> bool {
@@ -122,7 +124,7 @@ impl Directory {
     /// ENOENT for an unknown name and for one whose server is gone, EACCES if its mode bits
     /// forbid it, EPERM if somebody else listens, ETIMEDOUT if the queue stays full.
     pub(super) fn call(&self, name: &str, patience: Duration) -> Result<Connection> {
-        let end = Instant::now() + GRACE;
+        let end = Instant::now() + self.grace;
         let path = self.path.join(name);
         loop {
             let before = identity(&path);

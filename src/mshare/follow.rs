@@ -27,6 +27,14 @@ pub(super) struct Round {
     pub(super) end: Instant,
 }
 
+/// A part that is not as the log says.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Gap {
+    pub(super) errno: Errno,
+    /// Whether nothing lies there; else what lay there before.
+    is_hole: bool,
+}
+
 impl Held {
     /// Maps here what the log says, and tells the others; answers the generation.
     ///
@@ -53,7 +61,9 @@ impl Held {
         loop {
             let (generation, layout) = self.ledger().layout(operation, self.shape.size)?;
             if local.applied != generation || local.layout.as_ref() != Some(&layout) {
-                if let Err(errno) = self.lay_out(local, &layout, Round { generation, end }) {
+                if let Err(Gap { errno, is_hole }) =
+                    self.lay_out(local, &layout, Round { generation, end })
+                {
                     // Perhaps an object that another has unmapped meanwhile.
                     if self.ledger().log().generation() != generation && Instant::now() < end {
                         continue;
@@ -61,8 +71,11 @@ impl Held {
                     if gives_up || errno != Errno::NOENT {
                         self.report(token, local.applied, generation, errno);
                     }
-                    let why = "a part of the region cannot be mapped here, and is a hole; at the \
-                               limit of mappings it may be as it was";
+                    let why = if is_hole {
+                        "a part of the region cannot be mapped here, and is a hole"
+                    } else {
+                        "a part of the region cannot be changed here, and is as it was"
+                    };
                     return Err(Error::because(operation, errno, why));
                 }
                 local.applied = generation;
@@ -80,7 +93,7 @@ impl Held {
         local: &mut Local,
         layout: &[Segment],
         round: Round,
-    ) -> rustix::io::Result<()> {
+    ) -> core::result::Result<(), Gap> {
         let steps = match &local.layout {
             Some(here) => differences(here, layout, self.shape.size),
             None => {
@@ -94,9 +107,11 @@ impl Held {
             if let Err(errno) = self.step(&step, round) {
                 let (Difference::Lay(part) | Difference::Protect(part)) = step;
                 let hole = Segment::hole(part.range(), 0);
-                let _ = self.step(&Difference::Lay(hole), round);
+                // At the limit of mappings there cannot be a hole either.
+                let is_hole = self.step(&Difference::Lay(hole), round).is_ok();
                 actual = replace(&actual, &part.range(), &[hole]);
-                trouble = Err(errno);
+                let were_holes = trouble.map_or_else(|gap: Gap| gap.is_hole, |()| true);
+                trouble = Err(Gap { errno, is_hole: is_hole && were_holes });
             }
         }
         local.layout = Some(actual);

@@ -33,7 +33,8 @@ pub(super) struct Header {
     id: [AtomicU64; 2],
     /// Offset of the room for objects behind the memory: the size if there is none.
     room: AtomicU64,
-    unused: AtomicU64,
+    /// Of a region in files that stay: see [`kept`](super::kept).
+    session: AtomicU64,
     /// Offset of the first byte that nobody took: see [`Bump`]. A line of its own.
     next: AtomicU64,
     unused_too: [AtomicU64; 7],
@@ -76,18 +77,28 @@ impl Header {
         for (word, half) in self.id.iter().zip(halves(&shape.id)) {
             word.store(half, relaxed);
         }
-        // Nobody else has the page yet: the socket that hands it out orders all this.
-        self.state.store(READY, relaxed);
+        // Nobody else has the page yet: the socket that hands it out orders all this. In a file it
+        // is the last that is written.
+        self.state.store(READY, Ordering::Release);
     }
 
     /// Base and id of the region whose page this is, as found; `None` if it is nobody's yet.
     pub(super) fn found(&self) -> Option<(u64, [u8; 16])> {
         let relaxed = Ordering::Relaxed;
-        if self.magic.load(relaxed) == 0 && self.state.load(relaxed) == 0 {
+        if self.state.load(relaxed) == 0 {
             return None;
         }
         let [low, high] = [&self.id[0], &self.id[1]].map(|half| u128::from(half.load(relaxed)));
         Some((self.base.load(relaxed), (low | high << 64).to_le_bytes()))
+    }
+
+    /// The number of the last time that the region came back, if it can.
+    pub(super) fn session(&self) -> u64 {
+        self.session.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_session(&self, session: u64) {
+        self.session.store(session, Ordering::Relaxed);
     }
 
     /// Does the page say what the server said?

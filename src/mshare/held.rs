@@ -2,23 +2,20 @@
 
 use super::agent::Agent;
 use super::backing::Kind;
-use super::directory::{Directory, may_serve};
+use super::directory::Directory;
 use super::gate::{Gate, Inside};
 use super::header::Header;
 use super::layout::Segment;
 use super::ledger::Ledger;
 use super::participants::Token;
 use super::rights::Rights;
-use super::wire::{Ask, REPLY_LEN, Reply, Request, Shape};
-use crate::error::{Context, Error, Result};
+use super::wire::Shape;
+use crate::error::{Error, Result};
 use crate::sync::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use crate::sys::map::Mapping;
-use crate::sys::socket::{self, Address};
 use crate::sys::{futex, pidfd, thread};
-use core::time::Duration;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
-use rustix::process::geteuid;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -222,85 +219,6 @@ impl Held {
         }
     }
 
-    /// One question to the server, and its answer.
-    ///
-    /// # Errors
-    ///
-    /// ENOENT if nobody serves, EPERM if somebody does whom we do not believe, ETIMEDOUT if it does
-    /// not answer until the deadline, which is no sooner than in 100 ms; what the server answers.
-    pub(super) fn ask(
-        &self,
-        operation: &'static str,
-        ask: Ask,
-        numbers: [u64; 5],
-        file: Option<BorrowedFd<'_>>,
-        deadline: Instant,
-    ) -> Result<(Reply, Vec<OwnedFd>)> {
-        // A server that runs answers sooner, however little time the others have to follow.
-        const LEAST: Duration = Duration::from_millis(100);
-        let patience = deadline.saturating_duration_since(Instant::now()).max(LEAST);
-        let name = internal(&self.shape.id, self.ledger().epoch.load(Ordering::Acquire));
-        let connection =
-            socket::call(Address::Abstract(&name), patience).map_err(|errno| match errno {
-                Errno::CONNREFUSED => Error::because(operation, Errno::NOENT, "nobody serves"),
-                Errno::AGAIN => self.unanswered(operation),
-                errno => Error::new(operation, errno),
-            })?;
-        let peer = socket::peer(&connection).op(operation)?;
-        if !may_serve(peer.uid, geteuid().as_raw(), self.directory.uid) {
-            let why = format_args!("user {} serves this region", peer.uid);
-            return Err(Error::with(operation, Errno::PERM, why));
-        }
-        let request = Request { ask, id: self.shape.id, numbers };
-        let failed = |errno| match errno {
-            Errno::AGAIN => self.unanswered(operation),
-            errno => Error::new(operation, errno),
-        };
-        connection.send(&request.encode(), file.as_slice()).map_err(failed)?;
-        let mut buffer = [0; REPLY_LEN];
-        let (len, files) = connection.receive(&mut buffer).map_err(failed)?;
-        Ok((Reply::decode(operation, &buffer[..len])?, files))
-    }
-
-    /// ETIMEDOUT: the server is stopped, or has no time.
-    pub(super) fn unanswered(&self, operation: &'static str) -> Error {
-        let leader = self.ledger().leader.load(Ordering::Relaxed);
-        let pid = self.ledger().participants().named(leader).map_or(0, Token::pid);
-        let why = format_args!("process {pid} serves the region, and does not answer");
-        Error::with(operation, Errno::TIMEDOUT, why)
-    }
-
-    /// The same, again and again while nobody serves or the answer is not there yet.
-    pub(super) fn ask_patiently(
-        &self,
-        operation: &'static str,
-        ask: Ask,
-        numbers: [u64; 5],
-        file: Option<BorrowedFd<'_>>,
-        deadline: Instant,
-    ) -> Result<(Reply, Vec<OwnedFd>)> {
-        let mut pause = Duration::from_micros(200);
-        let mut has_rung = false;
-        loop {
-            match self.ask(operation, ask, numbers, file, deadline) {
-                Err(error)
-                    if Instant::now() < deadline
-                        && (error.is_not_found()
-                            || error.raw_os_error() == libc::ECONNRESET
-                            || error.raw_os_error() == libc::EPIPE) =>
-                {
-                    // A server that executed another program is not seen to end: have all look.
-                    if !core::mem::replace(&mut has_rung, true) {
-                        self.ring();
-                    }
-                    std::thread::sleep(pause);
-                    pause = (pause * 2).min(Duration::from_millis(10));
-                }
-                done => return done,
-            }
-        }
-    }
-
     /// Is the thread gone that followed for this participant? Then its process executed another
     /// program, or is about to end.
     pub(super) fn is_without_agent(&self, token: Token) -> bool {
@@ -406,9 +324,4 @@ pub(super) fn began(pid: u32) -> u64 {
         OWN.store(u64::from(pid) << 32 | began, Ordering::Relaxed);
     }
     began
-}
-
-/// The name by which participants reach whoever serves in this epoch.
-pub(super) fn internal(id: &[u8; 16], epoch: u64) -> String {
-    format!("unmerged/mshare/{:032x}/{epoch}", u128::from_be_bytes(*id))
 }

@@ -36,6 +36,9 @@ pub(super) struct Ledger {
     pub(super) quota: AtomicU32,
     /// Whether the region ends with its creator: see [`Ledger::owner`].
     pub(super) bound: AtomicU32,
+    /// Most participants of one user that is neither the owner nor root.
+    pub(super) per_user: AtomicU32,
+    unused_half: AtomicU32,
     /// The creator, by token.
     pub(super) owner: AtomicU64,
     /// Who serves, by token; 0 if nobody.
@@ -47,7 +50,7 @@ pub(super) struct Ledger {
     pub(super) sockets: [[AtomicU64; 2]; 2],
     /// 1 when the region has ended with its creator.
     pub(super) ended: AtomicU64,
-    unused: [AtomicU64; 19],
+    unused: [AtomicU64; 18],
     holder: AtomicU64,
     turns: AtomicU32,
     acks: AtomicU32,

@@ -57,7 +57,7 @@
 //! | lifetime of the name | the same, or until [`unlink`]; when all are killed, the name is unknown, and the next creator may have it |
 //! | second opening | in one process: another handle on the same mapping |
 //! | fork | the child has the mapping at the same address, as it was at the fork, and may use its handles; it becomes a participant with the first change that it makes, or with [`Region::sync`], and is waited for from then on; dropping its handles does not touch its parent's; it must not use the parent's arenas, and is a participant of its own in the heap |
-//! | exec | nothing is left of the region; open it again. The others notice it at the next change, and one takes over then if it served: until then, the name is not found. One without [a thread](Opener::agent) counts as there until it ends |
+//! | exec | nothing is left of the region; open it again. If it served, another takes over at once, or with the next change if a child that it forked lives on without an exec; the others notice it at the next change. One without [a thread](Opener::agent) counts as there until it ends |
 //! | pid and network namespaces | all participants are of one: else EXDEV |
 //!
 //! Who may attach for writing may destroy what is in the region for all. Whatever is
@@ -131,28 +131,36 @@ mod builder;
 mod bump;
 mod change;
 mod claim;
+mod desk;
 mod directory;
+mod directory_lock;
 mod follow;
 mod gate;
 mod header;
 mod heap;
 mod held;
 mod holes;
+mod kept;
 mod layout;
 mod ledger;
 mod lines;
 mod list;
 mod lock;
 mod log;
+mod maps;
 mod name;
 mod named;
 mod object;
 mod occupant;
+mod open_or_create;
 mod opener;
 mod operations;
 mod participants;
 mod parts;
+mod places;
 mod proposal;
+mod pulse;
+mod question;
 mod region;
 mod rights;
 mod root_key;
@@ -185,6 +193,7 @@ pub use stats::{Participant, Stats};
 
 // Operations, as errors name them.
 const CREATE: &str = "mshare::Builder::create";
+const OPEN_OR_CREATE: &str = "mshare::Builder::open_or_create";
 const OPEN: &str = "mshare::Region::open";
 const UNLINK: &str = "mshare::unlink";
 const LIST: &str = "mshare::list";

@@ -1,11 +1,12 @@
 //! Opening a region otherwise than with everything.
 
 use super::attach::{Wish, attach};
-use super::directory::Directory;
+use super::directory::{Directory, GRACE};
 use super::name::check_name;
 use super::region::Region;
 use super::rights::Rights;
 use crate::error::Result;
+use core::time::Duration;
 use std::path::{Path, PathBuf};
 
 /// How a region is to be opened; made by [`Region::opener`].
@@ -59,8 +60,14 @@ impl Opener {
     ///
     /// Those of [`Region::open`]; EBUSY if this process has the region with fewer rights.
     pub fn open(self) -> Result<Region> {
+        self.open_within(GRACE)
+    }
+
+    /// The same with another time for somebody who takes over.
+    pub(super) fn open_within(self, grace: Duration) -> Result<Region> {
         check_name(super::OPEN, &self.name)?;
-        let directory = Directory::find(super::OPEN, self.directory.as_deref())?;
+        let found = Directory::find(super::OPEN, self.directory.as_deref())?;
+        let directory = Directory { grace, ..found };
         let (wanted, needed) = match self.rights {
             Some(rights) => (rights, rights),
             None => (Rights::ALL, Rights::READ | Rights::WRITE),

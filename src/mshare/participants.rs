@@ -24,6 +24,8 @@ use crate::sync::{AtomicU32, AtomicU64, Ordering, assert_layout, fence};
 
 /// Most processes of a region.
 pub(super) const PARTICIPANTS: usize = 1024;
+/// Most of one user that is neither the owner nor root, if nothing else is said.
+pub(super) const PER_USER: u32 = PARTICIPANTS as u32 / 8;
 
 /// One participant.
 #[repr(C)]
@@ -35,7 +37,8 @@ pub(super) struct Slot {
     pub(super) began: AtomicU64,
     /// What it may do.
     pub(super) rights: AtomicU32,
-    unused_half: AtomicU32,
+    /// Whose process it is, if it has not all rights: as the kernel told who served then.
+    pub(super) uid: AtomicU32,
     /// Objects that it is about to map, one by its threads and one by its agent: others keep
     /// their descriptors although no layout has them yet.
     bringing: [AtomicU64; 2],
@@ -143,12 +146,9 @@ impl Participants<'_> {
         lives.filter(|&(_, life)| life != 0).map(|(slot, life)| Token { slot, life }).collect()
     }
 
-    /// How many have not all of these rights.
-    pub(super) fn count_without(&self, rights: u32) -> usize {
-        let lacks = |token: &Token| {
-            self.slots[token.slot].rights.load(Ordering::Relaxed) & rights != rights
-        };
-        self.present().iter().filter(|token| lacks(token)).count()
+    /// How many have such a slot.
+    pub(super) fn count(&self, is_one: impl Fn(&Slot) -> bool) -> usize {
+        self.present().iter().filter(|token| is_one(&self.slots[token.slot])).count()
     }
 
     /// Says that this participant is about to map an object, as its `n`-th bringer: see
@@ -235,7 +235,7 @@ pub(super) mod tests {
                 applied: AtomicU64::new(0),
                 began: AtomicU64::new(0),
                 rights: AtomicU32::new(0),
-                unused_half: AtomicU32::new(0),
+                uid: AtomicU32::new(0),
                 bringing: [const { AtomicU64::new(0) }; 2],
                 trouble: AtomicU64::new(0),
                 agent: AtomicU64::new(0),
@@ -251,7 +251,8 @@ pub(super) mod tests {
         assert_eq!(all.join(9, 3, 3), None);
         assert_eq!(all.named(a.word()), Some(a));
         assert_eq!(all.of_process(8), Some(b));
-        assert_eq!([3, 7].map(|rights| all.count_without(rights)), [0, 2]);
+        let with = |rights| move |slot: &Slot| slot.rights.load(Ordering::Relaxed) == rights;
+        assert_eq!([3, 7].map(|rights| all.count(with(rights))), [2, 0]);
         all.follow(a, 5);
         assert_eq!(all.behind(5), [b]);
         assert!(all.leave(a) && !all.leave(a) && !all.is_present(a));
@@ -303,7 +304,7 @@ mod models {
             applied: word(),
             began: word(),
             rights: half(),
-            unused_half: half(),
+            uid: half(),
             bringing: core::array::from_fn(|_| word()),
             trouble: word(),
             agent: word(),

@@ -55,6 +55,8 @@ impl Region {
     ///   seals that keep their size.
     /// - EBADMSG: the server or the control page says what no region says, such as too few
     ///   descriptors or a size that its file has not. EPROTO: it is of another version.
+    /// - EDQUOT: as many processes of this user have it as [may](Builder::processes_per_user);
+    ///   EUSERS: no place is left for one more process.
     /// - ETIMEDOUT: the server does not answer for 10 s, for instance because it is stopped.
     /// - ECONNRESET: it cuts off every connection. ENOMEM, EMFILE, ENFILE: a limit of the
     ///   system.

@@ -1,12 +1,13 @@
 //! What whoever serves answers. Nothing that a caller says is believed: who it is, the kernel
 //! says; what it may do, the mode of the region and its slot.
 
-use super::agent::Desk;
 use super::backing::{Huge, Kind};
 use super::bring::{Bringer, Brought};
 use super::change::{Change, Charge};
+use super::desk::Desk;
 use super::held::{Object, join};
-use super::participants::{PARTICIPANTS, Token};
+use super::participants::Token;
+use super::places::has_room;
 use super::rights::Rights;
 use super::wire::{Ask, REQUEST_LEN, Reply, Request};
 use crate::sync::Ordering;
@@ -126,6 +127,13 @@ impl Desk {
                 let line = self.lines.open(token)?;
                 Ok(([0; 3], vec![Arc::new(line)]))
             }
+            Ask::Feel => {
+                // The others have a line, which is cut.
+                if rights != Rights::ALL {
+                    return Err(Errno::PERM);
+                }
+                Ok(([0; 3], vec![self.pulse.end()?]))
+            }
             Ask::Leave => {
                 participants.leave(claimed()?);
                 held.wake(held.ledger().acks());
@@ -199,18 +207,20 @@ impl Desk {
                 before.fetch_or(bits, Ordering::Relaxed);
                 token
             }
-            // Others leave half of the slots to the owner.
-            None if ![0, ledger.access().uid].contains(&peer.uid)
-                && ledger.participants().count_without(Rights::ALL.bits()) >= PARTICIPANTS / 2 =>
-            {
-                return Err(Errno::USERS);
-            }
             // Who has all rights says itself when it began.
             None if rights == Rights::ALL => {
                 ledger.participants().join(peer.pid, 0, bits).ok_or(Errno::USERS)?
             }
-            None => join(super::OPEN, ledger, peer.pid, bits)
-                .map_err(|error| Errno::from_raw_os_error(error.raw_os_error()))?,
+            None => {
+                if ![0, ledger.access().uid].contains(&peer.uid) {
+                    let most = ledger.per_user.load(Ordering::Relaxed) as usize;
+                    has_room(&ledger.participants(), peer.uid, most)?;
+                }
+                let token = join(super::OPEN, ledger, peer.pid, bits)
+                    .map_err(|error| Errno::from_raw_os_error(error.raw_os_error()))?;
+                ledger.slot(token).uid.store(peer.uid, Ordering::Relaxed);
+                token
+            }
         };
         let files = &held.files;
         let share = |file: &Arc<OwnedFd>, writes: bool| -> Result<Arc<OwnedFd>, Errno> {

@@ -14,19 +14,25 @@
 //! name, and nobody makes it again.
 
 use super::access::Access;
-use super::agent::Desk;
 use super::claim::Name;
+use super::desk::Desk;
+use super::directory::GLANCE;
 use super::follow::PATIENCE;
-use super::held::{HAS_AGENT, Held, internal};
+use super::held::{HAS_AGENT, Held};
 use super::ledger::Ledger;
 use super::participants::Token;
+use super::question::internal;
 use super::rights::Rights;
 use crate::error::{Context, Result};
 use crate::sync::Ordering;
 use crate::sys::socket::{self, Address};
+use core::time::Duration;
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use std::time::Instant;
+
+/// How long the thread that serves waits for the lock of the directory at a time.
+const BRIEF: Duration = Duration::from_millis(20);
 
 impl Ledger {
     /// Makes `word` the leader instead of `seen`.
@@ -112,6 +118,8 @@ impl Desk {
         self.listeners = vec![listener];
         self.held.serving.store(std::process::id(), Ordering::Relaxed);
         self.is_nameless = true;
+        // What was to be tried later was with another server.
+        self.again = None;
         self.held.ring();
         self.look_again();
         true
@@ -139,7 +147,7 @@ impl Desk {
     fn inherit_name(&self) -> Result<Option<(Name, OwnedFd)>> {
         let (held, ledger) = (&self.held, self.held.ledger());
         let known = ledger.sockets();
-        let Some(claim) = held.directory.clone().inherit(&held.name, &known)? else {
+        let Some(claim) = held.directory.clone().inherit(&held.name, &known, BRIEF)? else {
             return Ok(None);
         };
         // The one that is there stays known until ours is in its place.
@@ -208,8 +216,10 @@ impl Held {
         });
         let leader = ledger.leader.load(Ordering::Relaxed);
         if let Some(mut desk) = desk.filter(|_| leader == token.word()) {
-            if !has_heir && let Some(name) = desk.name.take() {
-                name.remove();
+            match desk.name.take() {
+                Some(name) if !has_heir => name.remove(),
+                None if !has_heir && desk.is_nameless => self.discard_name(),
+                _ => {}
             }
             for listener in desk.listeners.drain(..) {
                 // Also for the copies of it in forked children.
@@ -220,13 +230,19 @@ impl Held {
             && ledger.participants().named(leader).is_none_or(|leader| self.is_dead(leader))
         {
             // We were to take over, and had no time to.
-            let name = self.directory.clone().inherit(&self.name, &ledger.sockets());
-            if let Ok(Some(claim)) = name {
-                claim.discard();
-            }
+            self.discard_name();
         }
         ledger.participants().leave(token);
         self.wake(ledger.acks());
         self.ring();
+    }
+
+    /// Removes the name, if it is the region's and nobody serves by it.
+    fn discard_name(&self) {
+        let known = self.ledger().sockets();
+        let name = self.directory.clone().inherit(&self.name, &known, GLANCE);
+        if let Ok(Some(claim)) = name {
+            claim.discard();
+        }
     }
 }

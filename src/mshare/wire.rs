@@ -25,12 +25,13 @@
 //! | 8 protect | offset, length, access and advice | | generation | |
 //! | 9 tell | | | participants, mode, user | |
 //! | 10 listen | slot, life, thread | | | a [line](super::lines) |
+//! | 11 feel | | | | the server's [pulse](super::pulse) |
 
 use crate::error::{Error, Result};
 use rustix::io::Errno;
 
 /// Version of messages and of the control memory: both sides must agree.
-pub(super) const VERSION: u32 = 3;
+pub(super) const VERSION: u32 = 4;
 /// Bytes of a request.
 pub(super) const REQUEST_LEN: usize = 72;
 /// Bytes of a reply.
@@ -99,10 +100,11 @@ pub(super) enum Ask {
     Protect,
     Tell,
     Listen,
+    Feel,
 }
 
 impl Ask {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Attach,
         Self::Fetch,
         Self::Offer,
@@ -113,6 +115,7 @@ impl Ask {
         Self::Protect,
         Self::Tell,
         Self::Listen,
+        Self::Feel,
     ];
 }
 
@@ -291,7 +294,7 @@ mod tests {
         let mut other = request;
         other[8] = 9;
         assert_eq!(Request::decode(&other), Err(Errno::PROTO));
-        for ask in [0, 11, 255] {
+        for ask in [0, 12, 255] {
             other = request;
             other[12] = ask;
             assert_eq!(Request::decode(&other), Err(Errno::BADMSG));

@@ -88,7 +88,7 @@ fn receive(connection: &OwnedFd) -> (Vec<u8>, Vec<OwnedFd>) {
 }
 
 fn request(ask: u32, id: [u8; 16], numbers: [u64; 5]) -> Vec<u8> {
-    let mut bytes = b"umshareQ\x03\0\0\0".to_vec();
+    let mut bytes = b"umshareQ\x04\0\0\0".to_vec();
     bytes.extend(ask.to_le_bytes());
     bytes.extend(id);
     bytes.extend(numbers.iter().flat_map(|number| number.to_le_bytes()));
@@ -145,7 +145,7 @@ pub(crate) fn requests(bytes: &[u8]) {
             connection
         };
         let known = if script.byte() % 8 == 0 { [script.byte(); 16] } else { region.id() };
-        let ask = u32::from(script.byte() % 12);
+        let ask = u32::from(script.byte() % 13);
         let mut message = request(ask, known, std::array::from_fn(|_| script.number()));
         for _ in 0..script.byte() % 3 {
             let at = usize::from(script.byte()) % REQUEST;
