@@ -322,7 +322,7 @@ impl Held {
                     return true;
                 }
                 // Or another process has its number.
-                let began = self.ledger().slot(token).began.load(Ordering::Relaxed);
+                let began = self.ledger().participants().began(token);
                 began != 0 && pidfd::began(token.pid()).is_ok_and(|now| now != began)
             }
         }
