@@ -145,11 +145,12 @@ fn a_change_that_cannot_empty_is_made() {
 #[test]
 fn memory_below_an_object_is_zero_when_it_is_mapped() {
     let dir = TempDir::new().unwrap();
-    let region = create(&dir);
+    // This process has other regions meanwhile.
+    let region = Region::builder("below").size(SIZE).directory(dir.path()).create().unwrap();
     region.map(2 * PAGE..4 * PAGE, Object::revocable()).unwrap();
     write(&region, 3, 5);
     // As by one that had not followed yet, when the memory had been emptied.
-    let late = rustix::io::pwrite(memory("mshare:region"), &[7; 8], 3 * PAGE as u64);
+    let late = rustix::io::pwrite(memory("mshare:below"), &[7; 8], 3 * PAGE as u64);
     assert_eq!(late, Ok::<_, Errno>(8));
     region.map(2 * PAGE..4 * PAGE, Object::anonymous()).unwrap();
     assert_eq!(read(&region, 3), 0);
