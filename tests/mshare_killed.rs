@@ -8,7 +8,7 @@ mod common;
 use core::time::Duration;
 use std::time::Instant;
 use tempfile::TempDir;
-use unmerged::mshare::{Advice, Object, Prot, Region, list_in};
+use unmerged::mshare::{Advice, Lifetime, Object, Prot, Region, list_in};
 
 const PAGE: usize = 4096;
 const SIZE: usize = 16 * PAGE;
@@ -250,6 +250,52 @@ fn in_heap() {
         assert!(region.unmap(0..PAGE).unwrap_err().is_exists());
         // SAFETY: nobody uses it.
         unsafe { heap.close() };
+        end
+    });
+}
+
+/// The creator of a region that ends with it is killed while it ends it: it ends.
+#[test]
+fn in_the_end() {
+    let dir = TempDir::new().unwrap();
+    for_each_step(|calls, instructions| {
+        let builder = Region::builder("region").size(SIZE).lifetime(Lifetime::Creator);
+        let region = builder.directory(dir.path()).create().unwrap();
+        // The sixth word of the ledger names the creator: see ledger.rs.
+        let word = |n: usize| {
+            let ledger = region.base().as_ptr().wrapping_sub(PAGE + 167_936);
+            ledger.cast::<u64>().wrapping_add(n)
+        };
+        // SAFETY: words of the ledger: the lives in the slots.
+        let life = |slot: usize| unsafe { word((512 + slot * 64) / 8).read_volatile() };
+        // SAFETY: as above.
+        let first = unsafe { word(5).read_volatile() };
+        let end = kill_at(calls, instructions, || {
+            region.sync().unwrap();
+            let slot = (0..1024).find(|&slot| life(slot) as u32 == std::process::id()).unwrap();
+            // SAFETY: as above; and the copy of a child, which does not use the handle any more.
+            unsafe {
+                word(5).write_volatile(life(slot) >> 32 << 16 | (slot as u64 + 1));
+                drop(core::ptr::read(&region));
+            }
+            true
+        });
+        // SAFETY: as above.
+        if unsafe { word(5).read_volatile() } == first {
+            works(&region);
+            assert_eq!(end, End::Killed);
+            return end;
+        }
+        let patience = Instant::now() + Duration::from_secs(20);
+        let has_ended = || {
+            let done = region.protect(0..PAGE, Prot::READ);
+            done.is_err_and(|error| error.raw_os_error() == libc::EINVAL)
+        };
+        while !has_ended() {
+            assert!(Instant::now() < patience, "the region outlives its creator");
+        }
+        region.sync().unwrap();
+        assert!(mapped(&region, 3).starts_with("---p"));
         end
     });
 }

@@ -68,6 +68,7 @@ impl Held {
                 local.applied = generation;
                 self.forget_objects();
             }
+            local.lost = None;
             self.report_following(token, generation);
             return Ok(generation);
         }
@@ -220,11 +221,10 @@ impl Held {
             }
             match self.ask(super::SYNC, Ask::Offer, numbers, file, deadline) {
                 Ok(_) => true,
-                // What it does not want, it will not want later. Of all others it is not asked now.
+                // What it does not want now, it will not want later.
                 Err(error) => {
-                    !error.is_timed_out()
-                        && !error.is_not_found()
-                        && ![libc::ECONNRESET, libc::EPIPE].contains(&error.raw_os_error())
+                    [libc::EPERM, libc::EACCES, libc::EINVAL, libc::EBADMSG, libc::EPROTO]
+                        .contains(&error.raw_os_error())
                 }
             }
         })

@@ -58,6 +58,8 @@ pub(super) struct Local {
     pub(super) layout: Option<Vec<Segment>>,
     /// The generation that this follows.
     pub(super) applied: u64,
+    /// Since when a change waits for an object that is nowhere to be had.
+    pub(super) lost: Option<std::time::Instant>,
     /// Whether the thread that follows is about to end, in order.
     pub(super) is_closing: bool,
 }
@@ -69,6 +71,7 @@ impl Local {
             token,
             layout: Some(Vec::new()),
             applied: 0,
+            lost: None,
             is_closing: false,
         }
     }

@@ -110,8 +110,9 @@ impl Participants<'_> {
         })?;
         let token = Token { slot, life };
         self.slots[slot].applied.store(0, relaxed);
-        self.slots[slot].began.store(token.began(began), relaxed);
-        self.slots[slot].rights.store(serial << 32 | u64::from(rights), relaxed);
+        // Exchanges, as those of the one before in the slot: a late one comes before these, or fails.
+        self.slots[slot].began.swap(token.began(began), relaxed);
+        self.slots[slot].rights.swap(serial << 32 | u64::from(rights), relaxed);
         self.slots[slot].trouble.store(0, relaxed);
         self.slots[slot].agent.store(0, relaxed);
         self.slots[slot].bringing.iter().for_each(|word| word.store(0, relaxed));
