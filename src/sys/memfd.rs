@@ -124,7 +124,7 @@ pub fn clear(file: impl AsFd, offset: u64, len: u64) -> Result<()> {
 }
 
 fn zero(file: impl AsFd, offset: u64, len: u64) -> Result<()> {
-    const ZEROS: [u8; 1 << 16] = [0; 1 << 16];
+    static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
     let size = u64::try_from(fstat(&file)?.st_size).map_err(|_| Errno::INVAL)?;
     let end = offset.checked_add(len).ok_or(Errno::INVAL)?.min(size);
     if getrlimit(Resource::Fsize).current.is_some_and(|most| end > most) {
