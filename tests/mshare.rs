@@ -640,7 +640,7 @@ fn a_server_that_lies_is_not_believed() {
         bytes[at] = byte;
         bytes
     };
-    check(&with(8, 5), four(), proto, "version 5");
+    check(&with(8, 9), four(), proto, "version 9");
     check(&with(12, libc::EACCES as u8), vec![], libc::EACCES, "refused");
     check(&with(48, 9), four(), bad, "memory of kind 9");
     check(&with(56, 1), four(), bad, "the rights read");

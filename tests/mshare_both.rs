@@ -172,6 +172,24 @@ fn nothing_is_mapped_into_a_heap() {
     assert!(heap.check().unwrap().is_sound());
 }
 
+/// A word of the control page, which every writer can write, closes the region for nobody.
+#[test]
+fn a_heap_that_nobody_made() {
+    let dir = TempDir::new().unwrap();
+    let region = build(&dir).create().unwrap();
+    let pages = (region.size() / PAGE) as u64;
+    // Everything: see extent.rs.
+    let word = region.base().as_ptr().wrapping_sub(PAGE).wrapping_add(64).cast::<u64>();
+    // SAFETY: a word of the control page.
+    unsafe { word.write_volatile(1 << 63 | pages << 33) };
+    assert_eq!(region.heap_range(), Some(0..region.size()));
+    let all = 0..region.size();
+    region.unmap(all.clone()).unwrap();
+    region.map(all.clone(), Object::anonymous()).unwrap();
+    region.protect(0..PAGE, Prot::READ_WRITE).unwrap();
+    region.advise(all, Advice::Remove).unwrap();
+}
+
 #[test]
 fn an_object_that_is_there_ends_the_heap() {
     let dir = TempDir::new().unwrap();

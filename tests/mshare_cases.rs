@@ -4,6 +4,7 @@
 fn the_table_names_tests_that_exist() {
     let sources = [
         ("mshare", include_str!("mshare.rs")),
+        ("mshare_agent", include_str!("mshare_agent.rs")),
         ("mshare_both", include_str!("mshare_both.rs")),
         ("mshare_heap", include_str!("mshare_heap.rs")),
         ("mshare_hostile", include_str!("mshare_hostile.rs")),
@@ -12,7 +13,9 @@ fn the_table_names_tests_that_exist() {
         ("mshare_life", include_str!("mshare_life.rs")),
         ("mshare_limits", include_str!("mshare_limits.rs")),
         ("mshare_map", include_str!("mshare_map.rs")),
+        ("mshare_revoke", include_str!("mshare_revoke.rs")),
         ("mshare_shell", include_str!("mshare_shell.rs")),
+        ("mshare_strangers", include_str!("mshare_strangers.rs")),
         ("access.rs", include_str!("../src/mshare/access.rs")),
         ("directory.rs", include_str!("../src/mshare/directory.rs")),
         ("window.rs", include_str!("../src/mshare/window.rs")),

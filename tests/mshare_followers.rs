@@ -5,6 +5,7 @@ mod common;
 use common::{Player, say};
 use std::alloc::Layout;
 use std::io::BufRead;
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -204,6 +205,15 @@ fn nothing_is_allocated_where_nothing_lies() {
     region.protect(0..PAGE, Prot::READ).unwrap();
     refused(&region);
     region.protect(0..PAGE, Prot::READ_WRITE).unwrap();
+    // An object's bytes are not the region's to give.
+    let mut file = tempfile::tempfile().unwrap();
+    std::io::Write::write_all(&mut file, &[7; PAGE]).unwrap();
+    region.map(0..PAGE, Object::file(&file, 0)).unwrap();
+    refused(&region);
+    assert_eq!(std::fs::read(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap(), [7; PAGE]);
+    region.map(0..PAGE, Object::revocable()).unwrap();
+    refused(&region);
+    region.map(0..PAGE, Object::anonymous()).unwrap();
     // What was refused was not taken.
     let second = region.alloc(Layout::new::<u64>()).unwrap();
     assert_eq!(second.addr().get(), first.addr().get() + 8);

@@ -8,7 +8,7 @@ mod common;
 use core::time::Duration;
 use std::time::Instant;
 use tempfile::TempDir;
-use unmerged::mshare::{Object, Prot, Region, list_in};
+use unmerged::mshare::{Advice, Lifetime, Object, Prot, Region, list_in};
 
 const PAGE: usize = 4096;
 const SIZE: usize = 16 * PAGE;
@@ -187,6 +187,115 @@ fn in_map() {
             assert!(first.starts_with("---p") && end == End::Killed, "{first}");
         }
         works(&region);
+        end
+    });
+}
+
+/// Two changes: killed between them, nothing lies there.
+#[test]
+fn in_a_map_that_replaces() {
+    let dir = TempDir::new().unwrap();
+    let region = build(&dir);
+    for_each_step(|calls, instructions| {
+        (2..5).for_each(|page| write(&region, page, 7));
+        let map = || region.map(2 * PAGE..5 * PAGE, Object::anonymous()).is_ok();
+        let end = kill_at(calls, instructions, map);
+        region.sync().unwrap();
+        let first = mapped(&region, 2);
+        assert!((2..5).all(|page| mapped(&region, page) == first));
+        if first.starts_with("rw-s") {
+            let value = read(&region, 2);
+            assert!((2..5).all(|page| read(&region, page) == value));
+            assert!(value == 0 || (value == 7 && end == End::Killed), "{value}");
+        } else {
+            assert!(first.starts_with("---p") && end == End::Killed, "{first}");
+        }
+        works(&region);
+        end
+    });
+}
+
+#[test]
+fn in_remove() {
+    let dir = TempDir::new().unwrap();
+    let region = build(&dir);
+    for_each_step(|calls, instructions| {
+        write(&region, 3, 7);
+        let remove = || region.advise(2 * PAGE..5 * PAGE, Advice::Remove).is_ok();
+        let end = kill_at(calls, instructions, remove);
+        region.sync().unwrap();
+        let value = read(&region, 3);
+        assert!(value == 0 || (value == 7 && end == End::Killed), "{value}");
+        works(&region);
+        end
+    });
+}
+
+/// There is a heap in which nothing can be unmapped, or none.
+#[test]
+fn in_heap() {
+    const HEAP: usize = 128 * PAGE;
+    let dir = TempDir::new().unwrap();
+    for_each_step(|calls, instructions| {
+        let builder = Region::builder("region").size(2 * HEAP).directory(dir.path());
+        let region = builder.create().unwrap();
+        let end = kill_at(calls, instructions, || region.heap_of(HEAP).is_ok());
+        let refused = region.unmap(0..PAGE).is_err_and(|error| error.is_exists());
+        assert_eq!(region.heap_range().is_some(), refused);
+        let _ = region.map(0..PAGE, Object::anonymous());
+        assert!(refused || end == End::Killed);
+        region.unmap(HEAP..2 * HEAP).unwrap();
+        let heap = region.heap().unwrap();
+        assert!(heap.check().unwrap().is_sound());
+        assert!(region.unmap(0..PAGE).unwrap_err().is_exists());
+        // SAFETY: nobody uses it.
+        unsafe { heap.close() };
+        end
+    });
+}
+
+/// The creator of a region that ends with it is killed while it ends it: it ends.
+#[test]
+fn in_the_end() {
+    let dir = TempDir::new().unwrap();
+    for_each_step(|calls, instructions| {
+        let builder = Region::builder("region").size(SIZE).lifetime(Lifetime::Creator);
+        let region = builder.directory(dir.path()).create().unwrap();
+        // The sixth word of the ledger names the creator: see ledger.rs.
+        let word = |n: usize| {
+            let ledger = region.base().as_ptr().wrapping_sub(PAGE + 167_936);
+            ledger.cast::<u64>().wrapping_add(n)
+        };
+        // SAFETY: words of the ledger: the lives in the slots.
+        let life = |slot: usize| unsafe { word((512 + slot * 64) / 8).read_volatile() };
+        // SAFETY: as above.
+        let first = unsafe { word(5).read_volatile() };
+        let end = kill_at(calls, instructions, || {
+            region.sync().unwrap();
+            let slot = (0..1024).find(|&slot| life(slot) as u32 == std::process::id()).unwrap();
+            // SAFETY: as above; and the copy of a child, which does not use the handle any more.
+            unsafe {
+                word(5).write_volatile(life(slot) >> 32 << 16 | (slot as u64 + 1));
+                drop(core::ptr::read(&region));
+            }
+            true
+        });
+        // SAFETY: as above.
+        if unsafe { word(5).read_volatile() } == first {
+            works(&region);
+            assert_eq!(end, End::Killed);
+            return end;
+        }
+        let patience = Instant::now() + Duration::from_secs(20);
+        let has_ended = || {
+            let done = region.protect(0..PAGE, Prot::READ);
+            done.is_err_and(|error| error.raw_os_error() == libc::EINVAL)
+        };
+        while !has_ended() {
+            assert!(Instant::now() < patience, "the region outlives its creator");
+        }
+        region.sync().unwrap();
+        assert!(mapped(&region, 3).starts_with("---p"));
         end
     });
 }

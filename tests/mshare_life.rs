@@ -12,8 +12,8 @@ use std::io::BufRead;
 use std::time::Instant;
 use tempfile::TempDir;
 use unmerged::mshare::{
-    Advice, Builder, HugePages, Lifetime, Object, Prot, Region, list_in, mshare, mshare_unlink,
-    unlink_in,
+    Advice, Builder, Content, HugePages, Lifetime, Object, Prot, Region, Rights, list_in, mshare,
+    mshare_unlink, unlink_in,
 };
 
 const PAGE: usize = 4096;
@@ -59,6 +59,10 @@ fn child() {
             count.fetch_add(1, Ordering::Relaxed);
             region
         }
+        "maps" => {
+            let rights = Rights::READ | Rights::WRITE | Rights::MAP | Rights::UNMAP;
+            Region::opener("region").rights(rights).open().unwrap()
+        }
         "calls of the proposal" => return calls_of_the_proposal(),
         "limits" => return limits(),
         other => panic!("no such role: {other}"),
@@ -69,6 +73,7 @@ fn child() {
             "serves" => region.is_server().to_string(),
             "id" => format!("{:?}", region.id()),
             "unmap" => region.unmap(0..PAGE).is_ok().to_string(),
+            "map" => region.map(0..2 * PAGE, Object::revocable()).is_ok().to_string(),
             "unlink" => unmerged::mshare::unlink("region").is_ok().to_string(),
             offset => {
                 let offset: usize = offset.parse().expect("a word, or an offset");
@@ -502,6 +507,62 @@ fn wait_thread(thread: i32, flags: i32) -> Option<i32> {
     (waited == thread).then_some(status)
 }
 
+/// Lets a thread that is traced and stopped make so many stops at system calls; whether it went to
+/// sleep before.
+fn step_thread(thread: i32, steps: u32) -> bool {
+    for _ in 0..steps {
+        // SAFETY: stopped, and traced by this thread.
+        assert_eq!(unsafe { libc::ptrace(libc::PTRACE_SYSCALL, thread, 0, 0) }, 0);
+        let patience = Instant::now() + Duration::from_millis(300);
+        while wait_thread(thread, libc::WNOHANG).is_none() {
+            if Instant::now() > patience {
+                return true;
+            }
+            std::thread::sleep(Duration::from_micros(100));
+        }
+    }
+    false
+}
+
+/// A server is killed at each step of a change that it makes for another; the next one makes it.
+#[test]
+fn a_server_that_dies_in_the_change_of_another() {
+    let end = Instant::now() + common::stress(Duration::from_millis(800));
+    let mut step = 0;
+    loop {
+        let dir = TempDir::new().unwrap();
+        let mut server = ready(&dir, "create");
+        let (next, mut other) = (ready(&dir, "open"), ready(&dir, "maps"));
+        let agent = agent_of(&server);
+        // SAFETY: a thread of our own child, which is stopped before it is stepped.
+        unsafe {
+            let kill = libc::PTRACE_O_EXITKILL;
+            assert_eq!(libc::ptrace(libc::PTRACE_SEIZE, agent, 0, kill), 0);
+            assert_eq!(libc::ptrace(libc::PTRACE_INTERRUPT, agent, 0, 0), 0);
+            assert_eq!(libc::waitpid(agent, core::ptr::null_mut(), libc::__WALL), agent);
+        }
+        other.tell("map");
+        let asleep = step_thread(agent, step);
+        signal(&server, libc::SIGKILL);
+        // A traced thread has to be waited for, or its process never ends.
+        while wait_thread(agent, 0).is_some_and(|status| libc::WIFSTOPPED(status)) {}
+        server.kill();
+        assert_eq!(other.line(), "true", "step {step}");
+        let region = open(&dir).unwrap();
+        let parts = region.parts().unwrap();
+        assert_eq!((parts[0].range.clone(), parts[0].content), (0..2 * PAGE, Content::Revocable));
+        assert_eq!(ask(&mut other, "0"), "0");
+        region.unmap(0..PAGE).unwrap();
+        assert_eq!(region.stats().unwrap().participants.len(), 3);
+        next.end();
+        other.end();
+        if asleep || Instant::now() > end {
+            break;
+        }
+        step += 3;
+    }
+}
+
 /// An heir is killed at each step of its taking over; the next one takes over from it.
 #[test]
 fn an_heir_that_dies_on_the_way() {
@@ -514,7 +575,7 @@ fn an_heir_that_dies_on_the_way() {
         let (mut heir, mut next) = (ready(&dir, "open"), ready(&dir, "open"));
         signal(&next, libc::SIGSTOP);
         let agent = agent_of(&heir);
-        let (stop, syscall) = (libc::PTRACE_INTERRUPT, libc::PTRACE_SYSCALL);
+        let stop = libc::PTRACE_INTERRUPT;
         // SAFETY: a thread of our own child, which is stopped before it is stepped.
         unsafe {
             let kill = libc::PTRACE_O_EXITKILL;
@@ -523,22 +584,7 @@ fn an_heir_that_dies_on_the_way() {
             assert_eq!(libc::waitpid(agent, core::ptr::null_mut(), libc::__WALL), agent);
         }
         creator.kill();
-        let mut asleep = false;
-        for _ in 0..step {
-            // SAFETY: stopped, and traced by this thread.
-            assert_eq!(unsafe { libc::ptrace(syscall, agent, 0, 0) }, 0);
-            let patience = Instant::now() + Duration::from_millis(300);
-            while wait_thread(agent, libc::WNOHANG).is_none() {
-                asleep = Instant::now() > patience;
-                if asleep {
-                    break;
-                }
-                std::thread::sleep(Duration::from_micros(100));
-            }
-            if asleep {
-                break;
-            }
-        }
+        let asleep = step_thread(agent, step);
         signal(&heir, libc::SIGKILL);
         // A traced thread has to be waited for, or its process never ends.
         while wait_thread(agent, 0).is_some_and(|status| libc::WIFSTOPPED(status)) {}

@@ -4,6 +4,7 @@ mod common;
 
 use common::{Player, say, wait_for_nudge};
 use rustix::fd::{AsFd, OwnedFd};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
     SocketFlags, SocketType, connect, recv, sendmsg, socket_with,
@@ -158,10 +159,20 @@ fn maps_by_hand() {
     const MAP: u32 = 6;
     let rights = Rights::READ | Rights::WRITE | Rights::MAP;
     let region = Region::opener("region").rights(rights).open().unwrap();
-    let memory = rustix::fs::memfd_create("test", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
-    rustix::fs::ftruncate(&memory, 4 << 20).unwrap();
+    let memory = memfd_create("test", MemfdFlags::CLOEXEC).unwrap();
+    ftruncate(&memory, 4 << 20).unwrap();
     let plain = OwnedFd::from(std::fs::File::open("/proc/self/maps").unwrap());
     let device = OwnedFd::from(std::fs::File::open("/dev/zero").unwrap());
+    let sealable = || {
+        let file = memfd_create("test", MemfdFlags::ALLOW_SEALING | MemfdFlags::CLOEXEC).unwrap();
+        ftruncate(&file, 4096).unwrap();
+        file
+    };
+    let sealed = sealable();
+    fcntl_add_seals(&sealed, SealFlags::SHRINK).unwrap();
+    let open = sealable();
+    let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&open));
+    let for_reading = OwnedFd::from(std::fs::File::open(path).unwrap());
     let (page, huge, start) = (PAGE as u64, 2 << 20, SIZE as u64 / 2);
     let (file, revocable, in_huge_pages, write) = (2, 3, 4, 3);
     for (offset, len, kind, at, what) in [
@@ -176,11 +187,18 @@ fn maps_by_hand() {
         (start, huge, in_huge_pages, 0, &memory),
         (start, page, revocable, 0, &plain),
         (start, page, file, 0, &device),
+        // Memory that could never be taken away again.
+        (start, page, revocable, 0, &sealed),
+        (start, page, revocable, 0, &for_reading),
     ] {
         let errno = request(&region, MAP, [offset, len, kind, at, write], Some(what));
         assert_eq!(errno, libc::EINVAL, "{offset:#x} {len:#x} {kind} {at:#x}");
     }
     assert_eq!(request(&region, MAP, [start, page, file, page, write], Some(&memory)), 0);
+    assert_eq!(request(&region, MAP, [start + page, page, revocable, 0, write], Some(&open)), 0);
+    // Nor is it sealed once it lies there.
+    let sealed = fcntl_add_seals(&open, SealFlags::FUTURE_WRITE);
+    assert_eq!(sealed, Err(rustix::io::Errno::PERM));
     say("ready");
     wait_for_nudge();
 }

@@ -1,7 +1,7 @@
 //! Advice about a part of a region, for all processes or for one.
 
 use super::ADVISE;
-use super::backing::{Backing, Huge};
+use super::backing::{Backing, Huge, Kind};
 use super::change::Change;
 use super::layout::{Segment, pieces};
 use super::object::Advice;
@@ -56,14 +56,21 @@ impl Region {
                 held.check_heap(ADVISE, &whole)?;
                 return held.empty(&parts).op(ADVISE);
             }
-            // MADV_POPULATE_READ is of 5.14; what it does, a look at each page does.
-            Advice::Populate => return self.populate(&parts),
+            Advice::Populate => {
+                drop(local);
+                return self.populate(&parts);
+            }
             Advice::Collapse => libc::MADV_COLLAPSE,
             Advice::WillNeed => libc::MADV_WILLNEED,
             Advice::DontNeed => libc::MADV_DONTNEED,
             Advice::Cold => libc::MADV_COLD,
             _ => libc::MADV_PAGEOUT,
         };
+        // These take seconds, where there are many pages: our thread is to follow meanwhile. On what
+        // is unmapped by now they do nothing, and nothing is lost in what is mapped there.
+        if matches!(advice, Advice::Collapse | Advice::PageOut) {
+            drop(local);
+        }
         for part in &parts {
             let (offset, len) = (part.offset as usize, part.len as usize);
             // SAFETY: of shared memory, none of these takes contents away.
@@ -95,16 +102,24 @@ impl Region {
         Err(Error::because(ADVISE, Errno::OPNOTSUPP, "MADV_COLLAPSE needs Linux 6.1"))
     }
 
+    /// Allocates memory of ours; a file of the caller's is read, and stays as long as it is.
     fn populate(&self, parts: &[Segment]) -> Result<()> {
         let held = self.attachment.held();
         for part in parts {
+            let object = |id| held.object(id).ok_or(Errno::NOENT).op(ADVISE);
             let done = match part.backing {
-                Backing::Memory => memfd::allocate(held.data_file(), part.at, part.len),
-                Backing::Object { id, .. } => match held.object(id) {
-                    Some(object) => memfd::allocate(&object.file, part.at, part.len),
-                    None => Ok(()),
-                },
                 Backing::Hole => Ok(()),
+                Backing::Object { id, kind: Kind::File } => {
+                    memfd::read_through(&object(id)?.file, part.at, part.len)
+                }
+                Backing::Memory => {
+                    self.may(ADVISE, Rights::WRITE)?;
+                    memfd::allocate(held.data_file(), part.at, part.len)
+                }
+                Backing::Object { id, .. } => {
+                    self.may(ADVISE, Rights::WRITE)?;
+                    memfd::allocate(&object(id)?.file, part.at, part.len)
+                }
             };
             done.op(ADVISE)?;
         }

@@ -16,7 +16,7 @@ use rustix::io::Errno;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-/// The region, lent to the thread: whoever drops it joins the thread before.
+/// The region, lent to the thread: whoever drops it joins the thread before, or never drops it.
 #[derive(Debug)]
 pub(super) struct Lent(NonNull<Held>);
 
@@ -27,7 +27,7 @@ impl Deref for Lent {
     type Target = Held;
 
     fn deref(&self) -> &Held {
-        // SAFETY: joined before the region is dropped.
+        // SAFETY: joined before the region is dropped, which it is not if that fails.
         unsafe { self.0.as_ref() }
     }
 }
@@ -76,15 +76,19 @@ impl Agent {
 
     /// Stops the thread; what it had. `None` in a forked child, which has no such thread, and
     /// shares the eventfd with its parent.
-    pub(super) fn stop(mut self) -> Option<Desk> {
+    ///
+    /// # Errors
+    ///
+    /// EBADF or EINVAL if the program has closed the eventfd: the thread runs on, and has the region.
+    pub(super) fn stop(mut self) -> rustix::io::Result<Option<Desk>> {
         if !self.is_ours() {
-            return None;
+            return Ok(None);
         }
+        rustix::io::write(&*self.stop, &1_u64.to_ne_bytes())?;
         // SAFETY: taken once, here.
         let thread = unsafe { ManuallyDrop::take(&mut self.thread) };
-        rustix::io::write(&*self.stop, &1_u64.to_ne_bytes()).ok()?;
-        let mut desk = thread.join().ok()?;
+        let Ok(mut desk) = thread.join() else { return Ok(None) };
         desk.name = desk.name.or(self.name.take());
-        Some(desk)
+        Ok(Some(desk))
     }
 }

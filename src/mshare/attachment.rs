@@ -172,7 +172,7 @@ impl Attachment {
         };
         if origin.rights == Rights::ALL {
             let began = super::held::began(std::process::id());
-            maps.ledger().slot(token).began.store(began, Ordering::Relaxed);
+            maps.ledger().participants().set_began(token, began);
         }
         let attachment = Self::put(&mut table, key, files, origin, shape, maps, token);
         let started = attachment.start(super::OPEN, Vec::new());

@@ -252,6 +252,8 @@ impl Builder {
         ledger.quota.store(self.quota, relaxed);
         ledger.per_user.store(self.per_user, relaxed);
         ledger.bound.store((self.lifetime == Lifetime::Creator).into(), relaxed);
+        // Of a file that comes back.
+        ledger.heap.store(held.header().next().load(relaxed), relaxed);
         let mut local = held.enter();
         let token = held.token(CREATE, &mut local)?;
         ledger.owner.store(token.word(), relaxed);

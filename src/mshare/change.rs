@@ -9,6 +9,7 @@
 //! | the server gets the descriptor of a new object | nothing happened | |
 //! | the new layout is mapped in this process | nothing happened to others | |
 //! | commit, by one store: see [`log`](super::log) | nothing happened | |
+//! | of a mapping that replaces something: the pages are taken away, then commit of the new layout; the first commit was of a hole | what lay there is gone, nothing lies there | nobody: whoever wants it maps again |
 //! | pages of what is unmapped are taken away | the change is done, memory may be left | the next who takes the lock: [`Held::tidy`]; who follows cuts objects that lie nowhere |
 //! | the bell is rung | the change is done, agents sleep | the server, which sees the death |
 //! | the others follow, each by itself | | |
@@ -16,13 +17,14 @@
 
 use super::backing::{Backing, Huge};
 use super::follow::{Gap, Round};
+use super::gate::Inside;
 use super::held::{Held, Local, Object};
 use super::holes;
 use super::layout::{SEGMENTS, Segment, parse, pieces, replace, words};
 use super::lock::Lock;
 use super::participants::Token;
 use super::span::aligned;
-use crate::error::{Context, Error, Result};
+use crate::error::{Error, Result};
 use crate::sync::Ordering;
 use crate::sys::map::Access;
 use core::ops::Range;
@@ -110,7 +112,8 @@ impl Held {
     ///
     /// EINVAL for a range that does not fit; EEXIST, ENOMEM, EBUSY, ENOSPC, EDQUOT as
     /// [`super::Region::map`] has them; those of mmap(2) in this process; ETIMEDOUT if another
-    /// process keeps the lock.
+    /// process keeps the lock; EIO and the like if what lay there is unmapped, and its pages could not
+    /// be taken away.
     pub(super) fn change(
         &self,
         operation: &'static str,
@@ -129,14 +132,21 @@ impl Held {
             followed => followed?,
         };
         let (_, old) = self.ledger().layout(operation, self.shape.size)?;
-        self.tidy(&old).op(operation)?;
+        self.tidy(&old);
         let plan = self.plan(operation, &old, &range, change, charge, generation)?;
-        let published = self.carry_out(operation, &mut local, &old, plan)?;
+        let (published, emptied) = self.carry_out(operation, &mut local, &old, plan)?;
         drop(taken);
-        self.report_following(token, published);
+        // It is made: whatever happened after it, the others are to follow, and so are we.
+        match emptied {
+            Ok(()) => self.report_following(token, published),
+            Err(_) => drop(self.follow(operation, &mut local)),
+        }
         drop(local);
         self.ring();
-        Ok(published)
+        emptied.map(|()| published).map_err(|errno| {
+            let why = "what lay there is unmapped, but its pages could not be taken away";
+            Error::because(operation, errno, why)
+        })
     }
 
     /// Does something with the layout that nobody changes meanwhile.
@@ -172,7 +182,8 @@ impl Held {
         deadline: Instant,
     ) -> Result<u64> {
         const GRACE: Duration = Duration::from_secs(1);
-        let end = Instant::now() + GRACE;
+        // Also over many short calls: a server has little time for each.
+        let end = *local.lost.get_or_insert_with(Instant::now) + GRACE;
         loop {
             match self.follow(operation, local) {
                 Err(error) if error.is_not_found() => {
@@ -250,6 +261,11 @@ impl Held {
                     return Err(Error::because(operation, Errno::BUSY, why));
                 }
                 emptied.extend(here.iter().copied().filter(|part| !hole(part)));
+                // Below an object may be what somebody wrote who followed late.
+                let is_object = |part: &Segment| matches!(part.backing, Backing::Object { .. });
+                if object.is_none() && here.iter().any(is_object) {
+                    emptied.push(Segment::plain(range.clone()));
+                }
                 let owner = charge.map_or(0, |charge| charge.slot as u16 + 1);
                 let plain = Segment::plain(range.clone());
                 let (access, huge) = (*access, *huge);
@@ -299,14 +315,15 @@ impl Held {
         Ok(Plan { first, layout, emptied })
     }
 
-    /// Maps it here, commits, and takes pages away.
+    /// Maps it here, commits, and takes pages away; the generation, and whether that was possible.
+    /// If not, nothing takes the place of what lay there.
     fn carry_out(
         &self,
         operation: &'static str,
         local: &mut Local,
         old: &[Segment],
         plan: Plan,
-    ) -> Result<u64> {
+    ) -> Result<(u64, rustix::io::Result<()>)> {
         let Plan { first, layout, emptied } = plan;
         // All that is there was found when we followed; nobody changes it now.
         let before = Round { generation: self.ledger().log().generation(), end: Instant::now() };
@@ -317,26 +334,40 @@ impl Held {
         }
         let mut generation = self.ledger().publish(first.as_ref().unwrap_or(&layout));
         let done = self.empty(&emptied);
-        if first.is_some() {
+        if first.is_some() && done.is_ok() {
             generation = self.ledger().publish(&layout);
         }
-        local.applied = generation;
-        self.forget_objects();
-        done.op(operation)?;
-        Ok(generation)
+        if first.is_none() || done.is_ok() {
+            local.applied = generation;
+            self.forget_objects();
+        }
+        Ok((generation, done))
     }
 
-    /// Ends the region: nothing lies in it any more, for anybody. Done once.
-    pub(super) fn end(&self) {
-        if !self.is_full() {
-            return;
+    /// Ends the region if it is to end with its creator, and that one is not there any more. Whether
+    /// there is nothing left to do: if another keeps the lock, this is to be tried again.
+    pub(super) fn end_with_creator(&self) -> bool {
+        /// The thread that asks has others to hear.
+        const PATIENCE: Duration = Duration::from_millis(50);
+        let (ledger, relaxed) = (self.ledger(), Ordering::Relaxed);
+        let is_bound = ledger.bound.load(relaxed) != 0 && ledger.ended.load(relaxed) == 0;
+        let has_creator = || ledger.participants().named(ledger.owner.load(relaxed)).is_some();
+        if !is_bound || !self.is_full() || has_creator() {
+            return true;
         }
-        let mut local = self.enter();
-        let deadline = Instant::now() + Duration::from_secs(1);
-        let Ok(token) = self.token(super::SYNC, &mut local) else { return };
-        let Ok(taken) = self.take(super::SYNC, token, deadline) else { return };
+        self.try_enter().is_some_and(|local| self.end(local, PATIENCE))
+    }
+
+    /// Ends the region: nothing lies in it any more, for anybody. Done once; whether it is.
+    pub(super) fn end(&self, mut local: Inside<'_, Local>, patience: Duration) -> bool {
+        if !self.is_full() {
+            return true;
+        }
+        let deadline = Instant::now() + patience;
+        let Ok(token) = self.token(super::SYNC, &mut local) else { return false };
+        let Ok(taken) = self.take(super::SYNC, token, deadline) else { return false };
         if self.ledger().ended.load(Ordering::Relaxed) != 0 {
-            return;
+            return true;
         }
         let (generation, size) = (self.ledger().log().generation(), self.shape.size);
         let hole = Segment::hole(0..size, generation + 1);
@@ -348,6 +379,7 @@ impl Held {
         self.report_following(token, published);
         drop(local);
         self.ring();
+        true
     }
 }
 

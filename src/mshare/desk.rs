@@ -53,6 +53,8 @@ pub(super) struct Desk {
     pub(super) watched: Vec<(Token, OwnedFd)>,
     /// The epoch whose server was offered our objects.
     offered: u64,
+    /// Whether it has not all of them.
+    owes: bool,
     /// Whether there is something to follow.
     due: bool,
     /// Since when an object is nowhere to be had.
@@ -102,6 +104,7 @@ impl Desk {
             name: None,
             callers: VecDeque::new(),
             watched: Vec::new(),
+            owes: false,
             due: true,
             is_nameless: false,
             lost: None,
@@ -236,19 +239,11 @@ impl Desk {
             return None;
         }
         self.due = false;
-        let ledger = self.held.ledger();
-        let leader = ledger.leader.load(Ordering::Acquire);
-        // It moves when somebody listens.
-        let epoch = ledger.epoch.load(Ordering::Acquire);
-        if epoch != self.offered && ledger.participants().named(leader).is_some() {
-            self.offered = epoch;
-            if !self.held.is_serving() {
-                self.held.offer_all();
-            }
-        }
+        let is_time = self.again.is_none_or(|(end, _)| end <= Instant::now());
+        self.offer(is_time);
         // Without a descriptor for a process, there may be one later.
         let watched = self.watch();
-        let is_time = self.again.is_none_or(|(end, _)| end <= Instant::now());
+        let is_over = self.held.end_with_creator();
         let hears = !self.is_deaf || (is_time && self.hear().is_ok());
         let is_named = !self.is_nameless || (is_time && self.take_name());
         // Perhaps this process serves by now.
@@ -268,7 +263,7 @@ impl Desk {
             self.held.ledger().participants().set_agent(token, thread::id());
         }
         drop(local);
-        if hears && is_named && feels && followed.is_ok() {
+        if hears && is_named && feels && is_over && !self.owes && followed.is_ok() {
             self.again = None;
         } else if is_lost && !gives_up {
             self.again = Some((Instant::now() + SOON, SOON));
@@ -282,6 +277,30 @@ impl Desk {
         self.due = !watched;
         let pause = self.again.map(|(end, _)| end.saturating_duration_since(Instant::now()));
         self.due.then_some(PAUSE).into_iter().chain(pause).min()
+    }
+
+    /// Offers our objects to a server that has just begun, and what it did not hear later once more.
+    fn offer(&mut self, is_time: bool) {
+        let ledger = self.held.ledger();
+        let leader = ledger.leader.load(Ordering::Acquire);
+        // It moves when somebody listens.
+        let epoch = ledger.epoch.load(Ordering::Acquire);
+        let is_new = epoch != self.offered && ledger.participants().named(leader).is_some();
+        if is_new {
+            self.offered = epoch;
+        }
+        self.owes = (self.owes || is_new) && !self.held.is_serving();
+        if self.owes && (is_new || is_time) {
+            // One that does not answer is not waited for long: we have to follow, and to stop.
+            let patience = if is_new { follow::PATIENCE } else { AGAIN.0 };
+            self.owes = !self.held.offer_all(Instant::now() + patience, || self.is_stopped());
+        }
+    }
+
+    /// Is this thread to stop?
+    fn is_stopped(&self) -> bool {
+        let mut fds = [PollFd::new(&*self.stop, PollFlags::IN)];
+        poll(&mut fds, Some(&Timespec::default())).is_ok_and(|count| count > 0)
     }
 
     /// Watches whom this process has to: who serves, all others; the others, who serves, and the
@@ -302,9 +321,6 @@ impl Desk {
         let mut done = self.look_at(&wanted);
         if !wanted.iter().any(|token| token.word() == leader) {
             done &= self.stand(leader);
-        }
-        if bound && !wanted.iter().any(|token| token.word() == owner) {
-            self.held.end();
         }
         done
     }
@@ -342,19 +358,15 @@ impl Desk {
 
     /// A process has ended: its slot is freed, what it held is others'.
     fn mourn(&mut self, token: Token) {
-        let ledger = self.held.ledger();
         if !self.held.is_full() {
             // It served us; another reaps it.
             self.is_deaf = true;
             self.due |= self.again.is_none();
             return;
         }
-        let bound = ledger.bound.load(Ordering::Relaxed) != 0;
-        let owned = bound && ledger.owner.load(Ordering::Relaxed) == token.word();
         self.held.reap(token);
-        if owned {
-            self.held.end();
-        }
+        // It was the creator, or had the lock when the creator ended.
+        self.held.end_with_creator();
         // Perhaps it was cut off before it rang, and perhaps it served.
         self.due = true;
         if self.held.is_serving() {

@@ -81,6 +81,7 @@ impl Held {
                 local.applied = generation;
                 self.forget_objects();
             }
+            local.lost = None;
             self.report_following(token, generation);
             return Ok(generation);
         }
@@ -223,14 +224,25 @@ impl Held {
         let _ = self.ask_patiently(super::SYNC, Ask::Follow, numbers, None, deadline);
     }
 
-    /// Offers every object that is here to whoever serves now.
-    pub(super) fn offer_all(&self) {
+    /// Offers every object that is here to whoever serves now, until it does not answer or the caller
+    /// `is_over`. Whether it has heard of all.
+    pub(super) fn offer_all(&self, deadline: Instant, is_over: impl Fn() -> bool) -> bool {
         let objects = self.objects.enter(Vec::new).clone();
-        for object in objects.iter().filter(|_| self.is_full()) {
+        objects.iter().filter(|_| self.is_full()).all(|object| {
             let numbers = [object.id, object.kind.code(), 0, 0, 0];
-            let (file, deadline) = (Some(object.file.as_fd()), Instant::now() + PATIENCE);
-            let _ = self.ask(super::SYNC, Ask::Offer, numbers, file, deadline);
-        }
+            let file = Some(object.file.as_fd());
+            if is_over() {
+                return false;
+            }
+            match self.ask(super::SYNC, Ask::Offer, numbers, file, deadline) {
+                Ok(_) => true,
+                // What it does not want now, it will not want later.
+                Err(error) => {
+                    [libc::EPERM, libc::EACCES, libc::EINVAL, libc::EBADMSG, libc::EPROTO]
+                        .contains(&error.raw_os_error())
+                }
+            }
+        })
     }
 
     /// Offers one object to whoever serves, so that the others can fetch it.
@@ -241,41 +253,43 @@ impl Held {
     }
 
     /// Takes the pages of these parts away from everybody: of memory and of holes what the
-    /// region has there, of our objects what they have.
+    /// region has there, of our objects what they have. A part that cannot be emptied does not keep
+    /// the rest.
     ///
     /// # Errors
     ///
-    /// Those of fallocate(2), but not that the file system cannot.
+    /// The first of those of [`memfd::clear`].
     pub(super) fn empty(&self, parts: &[Segment]) -> rustix::io::Result<()> {
+        let mut all = Ok(());
         for part in parts {
             let done = match part.backing {
                 Backing::Memory | Backing::Hole => {
-                    memfd::punch(self.data_file(), part.offset, part.len)
+                    memfd::clear(self.data_file(), part.offset, part.len)
                 }
                 Backing::Object { id, kind } if kind.is_memory() => match self.object(id) {
-                    Some(object) => memfd::punch(&object.file, part.at, part.len),
+                    Some(object) => memfd::clear(&object.file, part.at, part.len),
                     None => Ok(()),
                 },
                 Backing::Object { .. } => Ok(()),
             };
-            match done {
-                Ok(()) | Err(Errno::OPNOTSUPP) => {}
-                Err(errno) => return Err(errno),
-            }
+            all = all.and(done);
         }
-        Ok(())
+        all
     }
 
     /// What an operation that was cut off may have left: empties the holes that `layout` does
     /// not vouch for, and what no part of it names of our objects.
-    pub(super) fn tidy(&self, layout: &[Segment]) -> rustix::io::Result<()> {
+    ///
+    /// What cannot be emptied is left, and keeps nobody from changing the rest: nothing vouches for
+    /// such a hole, so its memory is not mapped again.
+    pub(super) fn tidy(&self, layout: &[Segment]) {
         let emptied = self.ledger().emptied.load(Ordering::Relaxed);
         let fresh = |part: &&Segment| part.backing == Backing::Hole && part.since > emptied;
         let holes: Vec<_> = layout.iter().filter(fresh).copied().collect();
         if holes.is_empty() {
-            return Ok(());
+            return;
         }
-        self.empty(&holes)?;
+        let _ = self.empty(&holes);
         let objects = self.objects.enter(Vec::new).clone();
         for object in objects.iter().filter(|object| object.kind.is_memory()) {
             let mut named: Vec<_> = layout
@@ -290,15 +304,15 @@ impl Held {
                 continue;
             }
             named.sort_by_key(|range| range.start);
-            let size = rustix::fs::fstat(&object.file)?.st_size.cast_unsigned();
+            let Ok(stat) = rustix::fs::fstat(&object.file) else { continue };
+            let size = stat.st_size.cast_unsigned();
             let mut next = 0;
             for range in named.into_iter().chain(core::iter::once(size..size)) {
                 if range.start > next {
-                    memfd::punch(&object.file, next, range.start - next)?;
+                    let _ = memfd::clear(&object.file, next, range.start - next);
                 }
                 next = next.max(range.end);
             }
         }
-        Ok(())
     }
 }

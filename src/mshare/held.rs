@@ -55,6 +55,8 @@ pub(super) struct Local {
     pub(super) layout: Option<Vec<Segment>>,
     /// The generation that this follows.
     pub(super) applied: u64,
+    /// Since when a change waits for an object that is nowhere to be had.
+    pub(super) lost: Option<std::time::Instant>,
     /// Whether the thread that follows is about to end, in order.
     pub(super) is_closing: bool,
 }
@@ -66,6 +68,7 @@ impl Local {
             token,
             layout: Some(Vec::new()),
             applied: 0,
+            lost: None,
             is_closing: false,
         }
     }
@@ -117,7 +120,7 @@ pub(super) struct Held {
 }
 
 /// Set in a participant's rights if it has an agent.
-pub(super) const HAS_AGENT: u32 = 1 << 31;
+pub(super) const HAS_AGENT: u32 = 1 << 15;
 
 impl Held {
     pub(super) fn header(&self) -> &Header {
@@ -240,7 +243,7 @@ impl Held {
                     return true;
                 }
                 // Or another process has its number.
-                let began = self.ledger().slot(token).began.load(Ordering::Relaxed);
+                let began = self.ledger().participants().began(token);
                 began != 0 && pidfd::began(token.pid()).is_ok_and(|now| now != began)
             }
         }

@@ -7,7 +7,7 @@
 use super::layout::{Segment, parse, words};
 use super::lock::Lock;
 use super::log::{COPY, Log};
-use super::participants::{PARTICIPANTS, Participants, Slot, Token};
+use super::participants::{PARTICIPANTS, Participants, Slot};
 use super::wire::VERSION;
 use crate::error::{Error, Result};
 use crate::sync::{AtomicU32, AtomicU64, Ordering, assert_layout};
@@ -50,7 +50,10 @@ pub(super) struct Ledger {
     pub(super) sockets: [[AtomicU64; 2]; 2],
     /// 1 when the region has ended with its creator.
     pub(super) ended: AtomicU64,
-    unused: [AtomicU64; 18],
+    /// The control page's word when a participant with all rights made the heap; see
+    /// [`extent`](super::heap). Every writer can write that one.
+    pub(super) heap: AtomicU64,
+    unused: [AtomicU64; 17],
     holder: AtomicU64,
     turns: AtomicU32,
     acks: AtomicU32,
@@ -128,11 +131,6 @@ impl Ledger {
         Participants { slots: &self.slots, serials: &self.serials, acks: &self.acks }
     }
 
-    /// The slot of a participant.
-    pub(super) fn slot(&self, token: Token) -> &Slot {
-        &self.slots[token.slot]
-    }
-
     /// The log, as words.
     pub(super) fn log(&self) -> Log<'_> {
         let [a, b] = &self.copies;
@@ -196,7 +194,8 @@ mod tests {
                 prop_assert!(layout.iter().all(|segment| segment.end() <= 1 << 30));
             }
             for token in ledger.participants().present() {
-                let _ = (ledger.participants().followed(token), ledger.slot(token).rights.load(Ordering::Relaxed));
+                let all = ledger.participants();
+                let _ = (all.followed(token), all.rights(token), all.began(token));
             }
             let _ = ledger.participants().named(ledger.leader.load(Ordering::Relaxed));
             let _ = ledger.participants().behind(seed);

@@ -79,7 +79,8 @@ impl<'a> Object<'a> {
     /// Zeroed memory in a file of its own.
     ///
     /// When all of it is unmapped the kernel takes it from every process at once: until a process
-    /// follows, a touch there is SIGBUS, and then SIGSEGV.
+    /// follows, a touch there is SIGBUS, and then SIGSEGV. Nobody can seal the file against that.
+    /// Who may write in the region can cut it too, and make a touch SIGBUS for everybody.
     pub fn revocable() -> Self {
         Self::new(What::Revocable)
     }
@@ -92,6 +93,12 @@ impl<'a> Object<'a> {
 
     /// A file from this offset on. Who cuts the file makes a touch beyond its end SIGBUS for
     /// everybody.
+    ///
+    /// Others get the descriptor, not the range: who may write in the region gets this very one, for
+    /// reading and writing if it is, whatever the protection of the part; who may read, one for
+    /// reading. Both reach all of the file. For a part of a file that is more secret than the
+    /// region, copy it; for one that others must not write, bring a descriptor for reading, which
+    /// can be mapped with [`Prot::READ`].
     pub fn file(file: &'a impl AsFd, offset: u64) -> Self {
         Self::new(What::File(file.as_fd(), offset))
     }
@@ -115,7 +122,8 @@ impl<'a> Object<'a> {
 pub enum Advice {
     /// Everywhere: takes the pages of memory away; the next touch finds zeros.
     Remove,
-    /// Everywhere: takes pages now that would be taken at the first touch.
+    /// Everywhere: takes pages now that would be taken at the first touch; needs the right to write.
+    /// Of a file of the caller's, what there is of it is read.
     Populate,
     /// Everywhere: makes huge pages of small ones, whose page tables all processes lose
     /// (`MADV_COLLAPSE`, Linux 6.1). What is left as it is is no error.

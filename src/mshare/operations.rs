@@ -48,7 +48,11 @@ pub(super) fn complete(operation: &'static str, acks: &Acks) -> Result<()> {
 /// on. The calls that end in `_within` answer who it is instead.
 ///
 /// If the process is killed in one of them, the change is made or it is not, and the
-/// other participants go on.
+/// other participants go on. A [`map`](Region::map) that replaces something is two changes: killed
+/// between them, what lay there is gone, and nothing lies there.
+///
+/// A change after which the pages of what lay there cannot be taken away, as by EIO of a file
+/// system, is that error, and what lay there is unmapped nevertheless.
 ///
 /// ```
 /// # fn main() -> unmerged::Result<()> {
@@ -179,7 +183,11 @@ impl Region {
         let name = format!("mshare-object:{}", self.name());
         let (file, kind, at) = match object.what {
             What::Memory => (None, Kind::Revocable, 0),
-            What::Revocable => (Some(memfd::create(&name, len).op(MAP)?), Kind::Revocable, 0),
+            What::Revocable => {
+                let file = memfd::create(&name, len).op(MAP)?;
+                memfd::keep_revocable(&file).op(MAP)?;
+                (Some(file), Kind::Revocable, 0)
+            }
             What::File(file, at) => {
                 let copy = rustix::io::fcntl_dupfd_cloexec(file, 0).op(MAP)?;
                 (Some(copy), Kind::File, at)
@@ -191,6 +199,7 @@ impl Region {
                 };
                 aligned(MAP, range, 0, kind)?;
                 let file = memfd::create_huge(&name, len, pages.page()).op(MAP)?;
+                memfd::keep_revocable(&file).op(MAP)?;
                 // A page that is missing is an error here, or SIGBUS later.
                 memfd::allocate(&file, 0, len).map_err(|errno| {
                     Error::with(MAP, errno, format_args!("{len} bytes of reserved huge pages"))

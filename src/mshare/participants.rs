@@ -13,7 +13,13 @@
 //! Who finds a dead one compares with the token, so exactly one of them reaps it.
 //!
 //! `applied` is the generation up to which the participant follows, with the low half of its
-//! serial in front: so nobody takes it for that of the next one in the slot.
+//! serial in front: so nobody takes it for that of the next one in the slot. The next one clears
+//! it besides, for some later serial has the same half.
+//!
+//! The other words of a slot are written after it is taken, and a participant that was declared
+//! dead and is not may write them even later. So those by which somebody is judged have bits of
+//! the serial too, and are written by compare-exchange once they are somebody's: `began`, or a
+//! newcomer would be as old as the one before it, and so be taken for dead; `rights`; `agent`.
 //!
 //! A participant that comes while an operation is published must not be missed by both: it
 //! takes its slot and then looks at the generation; an operation publishes its generation and
@@ -33,12 +39,12 @@ pub(super) const PER_USER: u32 = PARTICIPANTS as u32 / 8;
 pub(super) struct Slot {
     life: AtomicU64,
     applied: AtomicU64,
-    /// When its process began, in ticks since boot; 0 if nobody could tell.
-    pub(super) began: AtomicU64,
-    /// What it may do.
-    pub(super) rights: AtomicU32,
-    /// Whose process it is, if it has not all rights: as the kernel told who served then.
-    pub(super) uid: AtomicU32,
+    /// When its process began, in ticks since boot, or 0 if nobody could tell, in [`TICKS`] bits;
+    /// above, the low bits of the serial.
+    began: AtomicU64,
+    /// Whose process it is, if it has not all rights, as the kernel told who served then; in the
+    /// next 16 bits what it may do; above, the low bits of the serial.
+    rights: AtomicU64,
     /// Objects that it is about to map, one by its threads and one by its agent: others keep
     /// their descriptors although no layout has them yet.
     bringing: [AtomicU64; 2],
@@ -69,6 +75,16 @@ impl Token {
         self.life >> 32
     }
 
+    /// A word that says when this participant began.
+    fn began(self, ticks: u64) -> u64 {
+        self.serial() << TICKS | ticks & ((1 << TICKS) - 1)
+    }
+
+    /// A word that says what this participant may do, and whose it is.
+    fn rights(self, rights: u32, uid: u32) -> u64 {
+        self.serial() << 48 | u64::from(rights & 0xffff) << 32 | u64::from(uid)
+    }
+
     /// As one word that is never 0: for a place where one participant is named.
     pub(super) fn word(self) -> u64 {
         (self.serial() << 16) | (self.slot as u64 + 1)
@@ -76,6 +92,8 @@ impl Token {
 }
 
 const NUMBER: u64 = (1 << 48) - 1;
+/// Bits of the ticks since boot: three centuries of them.
+const TICKS: u32 = 40;
 
 /// The algorithm, over borrowed words.
 #[derive(Debug, Clone, Copy)]
@@ -98,15 +116,68 @@ impl Participants<'_> {
             slot.life.load(relaxed) == 0
                 && slot.life.compare_exchange(0, life, relaxed, relaxed).is_ok()
         })?;
-        self.slots[slot].began.store(began, relaxed);
-        self.slots[slot].rights.store(rights, relaxed);
+        let token = Token { slot, life };
+        self.slots[slot].applied.store(0, relaxed);
+        // Exchanges, as those of the one before in the slot: a late one comes before these, or fails.
+        self.slots[slot].began.swap(token.began(began), relaxed);
+        self.slots[slot].rights.swap(token.rights(rights, 0), relaxed);
         self.slots[slot].trouble.store(0, relaxed);
         self.slots[slot].agent.store(0, relaxed);
         self.slots[slot].bringing.iter().for_each(|word| word.store(0, relaxed));
         // Before the newcomer looks at the generation: see the protocol. And what the last one in
         // the slot did is done for us.
         fence(Ordering::SeqCst);
-        Some(Token { slot, life })
+        Some(token)
+    }
+
+    /// Says when this participant's process began, if nobody could tell at its coming.
+    pub(super) fn set_began(&self, token: Token, ticks: u64) {
+        let Some(slot) = self.slots.get(token.slot) else { return };
+        let (relaxed, unknown) = (Ordering::Relaxed, token.began(0));
+        // Another's slot, by now, has another's word, or will have.
+        let _ = slot.began.compare_exchange(unknown, token.began(ticks), relaxed, relaxed);
+    }
+
+    /// When its process began; 0 if nobody could tell, or has not yet.
+    pub(super) fn began(&self, token: Token) -> u64 {
+        let began = self.slots[token.slot].began.load(Ordering::Relaxed);
+        let ticks = began & ((1 << TICKS) - 1);
+        if began == token.began(ticks) { ticks } else { 0 }
+    }
+
+    /// What it may do: nothing, as long as nobody said so.
+    pub(super) fn rights(&self, token: Token) -> u32 {
+        self.told(token).map_or(0, |word| (word >> 32) as u32 & 0xffff)
+    }
+
+    /// Whose process it is: 0 as long as nobody said so.
+    pub(super) fn uid(&self, token: Token) -> u32 {
+        self.told(token).map_or(0, |word| word as u32)
+    }
+
+    /// Gives it more rights, if the slot is still its.
+    pub(super) fn add_rights(&self, token: Token, rights: u32) {
+        self.tell(token, token.rights(rights, 0));
+    }
+
+    /// Says whose process it is, if the slot is still its.
+    pub(super) fn set_uid(&self, token: Token, uid: u32) {
+        self.tell(token, token.rights(0, uid));
+    }
+
+    /// What is said of it in the slot, if the slot is its.
+    fn told(&self, token: Token) -> Option<u64> {
+        let word = self.slots[token.slot].rights.load(Ordering::Relaxed);
+        (word >> 48 == token.serial() & 0xffff).then_some(word)
+    }
+
+    fn tell(&self, token: Token, bits: u64) {
+        let (word, relaxed) = (&self.slots[token.slot].rights, Ordering::Relaxed);
+        while let Some(seen) = self.told(token) {
+            if word.compare_exchange(seen, seen | bits, relaxed, relaxed).is_ok() {
+                break;
+            }
+        }
     }
 
     /// Frees the slot, if it is still this participant's; whether it was.
@@ -146,9 +217,9 @@ impl Participants<'_> {
         lives.filter(|&(_, life)| life != 0).map(|(slot, life)| Token { slot, life }).collect()
     }
 
-    /// How many have such a slot.
-    pub(super) fn count(&self, is_one: impl Fn(&Slot) -> bool) -> usize {
-        self.present().iter().filter(|token| is_one(&self.slots[token.slot])).count()
+    /// How many are such.
+    pub(super) fn count(&self, is_one: impl Fn(Token) -> bool) -> usize {
+        self.present().iter().filter(|&&token| is_one(token)).count()
     }
 
     /// Says that this participant is about to map an object, as its `n`-th bringer: see
@@ -234,8 +305,7 @@ pub(super) mod tests {
                 life: AtomicU64::new(0),
                 applied: AtomicU64::new(0),
                 began: AtomicU64::new(0),
-                rights: AtomicU32::new(0),
-                uid: AtomicU32::new(0),
+                rights: AtomicU64::new(0),
                 bringing: [const { AtomicU64::new(0) }; 2],
                 trouble: AtomicU64::new(0),
                 agent: AtomicU64::new(0),
@@ -251,8 +321,8 @@ pub(super) mod tests {
         assert_eq!(all.join(9, 3, 3), None);
         assert_eq!(all.named(a.word()), Some(a));
         assert_eq!(all.of_process(8), Some(b));
-        let with = |rights| move |slot: &Slot| slot.rights.load(Ordering::Relaxed) == rights;
-        assert_eq!([3, 7].map(|rights| all.count(with(rights))), [2, 0]);
+        let with = |rights| all.count(|token| all.rights(token) == rights);
+        assert_eq!([3, 7].map(with), [2, 0]);
         all.follow(a, 5);
         assert_eq!(all.behind(5), [b]);
         assert!(all.leave(a) && !all.leave(a) && !all.is_present(a));
@@ -265,6 +335,15 @@ pub(super) mod tests {
         assert_eq!([4, 5, 6].map(|n| all.trouble(c, n)), [Some(24), Some(24), None]);
         all.set_trouble(c, 5, 0);
         assert_eq!(all.trouble(c, 5), None);
+        assert_eq!((all.began(a), all.began(c), all.rights(a), all.rights(c)), (0, 1, 0, 3));
+        all.set_began(a, 5);
+        all.set_began(c, 5);
+        all.add_rights(a, 4);
+        assert_eq!((all.began(c), all.rights(c)), (1, 3));
+        all.add_rights(c, 4);
+        all.set_uid(c, 1000);
+        all.set_uid(a, 1001);
+        assert_eq!((all.rights(c), all.uid(c)), (7, 1000));
         all.set_agent(a, 9);
         assert_eq!((all.agent(a), all.agent(c)), (Some(9), None));
         for lie in [0, 3, u64::MAX, 0xffff] {
@@ -303,8 +382,7 @@ mod models {
             life: word(),
             applied: word(),
             began: word(),
-            rights: half(),
-            uid: half(),
+            rights: word(),
             bringing: core::array::from_fn(|_| word()),
             trouble: word(),
             agent: word(),
@@ -334,6 +412,59 @@ mod models {
             shared.generation.store(1, Ordering::Relaxed);
             let waits = !shared.all().behind(1).is_empty();
             assert!(waits || newcomer.join().unwrap() == 1);
+        });
+    }
+
+    /// The same where the one before followed a later generation under a serial that looks the same.
+    /// Fails when `join` does not clear what that one followed.
+    #[test]
+    fn a_newcomer_has_not_followed_before() {
+        model(|| {
+            let shared = shared();
+            let second = shared.all().join(9, 0, 0).unwrap();
+            let before = shared.all().join(6, 0, 0).unwrap();
+            shared.all().follow(second, 5);
+            shared.all().follow(before, 5);
+            shared.all().leave(before);
+            // 65535 have come and gone meanwhile.
+            shared.serials.fetch_add((1 << 16) - 1, Ordering::Relaxed);
+            let newcomer = thread::spawn({
+                let shared = shared.clone();
+                move || {
+                    shared.all().join(7, 0, 0).unwrap();
+                    shared.generation.load(Ordering::Relaxed)
+                }
+            });
+            shared.generation.store(1, Ordering::Relaxed);
+            let waits = !shared.all().behind(1).is_empty();
+            assert!(waits || newcomer.join().unwrap() == 1);
+        });
+    }
+
+    /// A newcomer is never as old as the one before it in the slot, who may write its own beginning
+    /// late; nor does it get that one's rights. Fails when `began` or `rights` does not look
+    /// whose the word is, or `set_began` or `add_rights` is a store.
+    #[test]
+    fn what_a_newcomer_is_judged_by_is_its_own() {
+        model(|| {
+            let shared = shared();
+            let _second = shared.all().join(9, 1, 0).unwrap();
+            let before = shared.all().join(6, 0, 1).unwrap();
+            let newcomer = thread::spawn({
+                let shared = shared.clone();
+                move || {
+                    shared.all().leave(before);
+                    shared.all().join(7, 5, 2).unwrap()
+                }
+            });
+            shared.all().set_began(before, 3);
+            shared.all().add_rights(before, 4);
+            if let Some(seen) = shared.all().of_process(7) {
+                assert!([0, 5].contains(&shared.all().began(seen)));
+                assert!([0, 2].contains(&shared.all().rights(seen)));
+            }
+            let token = newcomer.join().unwrap();
+            assert_eq!((shared.all().began(token), shared.all().rights(token)), (5, 2));
         });
     }
 

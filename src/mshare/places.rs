@@ -1,8 +1,7 @@
 //! How many of a region's places users may take that are neither the owner nor root.
 
-use super::participants::{PARTICIPANTS, Participants, Slot};
+use super::participants::{PARTICIPANTS, Participants, Token};
 use super::rights::Rights;
-use crate::sync::Ordering;
 use rustix::io::Errno;
 
 /// May a user come once more that is neither the owner nor root? Those leave half of the slots to
@@ -16,13 +15,12 @@ pub(super) fn has_room(
     uid: u32,
     most: usize,
 ) -> Result<(), Errno> {
-    let relaxed = Ordering::Relaxed;
     let all = Rights::ALL.bits();
-    let is_other = |slot: &Slot| slot.rights.load(relaxed) & all != all;
+    let is_other = |token: Token| participants.rights(token) & all != all;
     if participants.count(is_other) >= PARTICIPANTS / 2 {
         return Err(Errno::USERS);
     }
-    let is_its = |slot: &Slot| is_other(slot) && slot.uid.load(relaxed) == uid;
+    let is_its = |token: Token| is_other(token) && participants.uid(token) == uid;
     if participants.count(is_its) < most { Ok(()) } else { Err(Errno::DQUOT) }
 }
 
@@ -38,7 +36,7 @@ mod tests {
         let all = Participants { slots: &slots, serials: &serials, acks: &acks };
         let come = |uid: u32, rights: Rights| {
             let token = all.join(7, 0, rights.bits()).unwrap();
-            slots[token.slot].uid.store(uid, Ordering::Relaxed);
+            all.set_uid(token, uid);
             token
         };
         let first: Vec<_> = (0..3).map(|_| come(1001, Rights::READ)).collect();

@@ -129,7 +129,7 @@ impl Region {
     /// # Errors
     ///
     /// ENOMEM with the numbers if the region is full (smaller layouts may still fit), if nothing
-    /// lies at the next bytes or they are protected, or for an alignment over 1 GiB.
+    /// lies at the next bytes, or an object, or they are protected, or for an alignment over 1 GiB.
     pub fn alloc(&self, layout: Layout) -> Result<NonNull<u8>> {
         self.writable("mshare::Region::alloc")?;
         let size = self.attachment.shape().size;
@@ -161,15 +161,18 @@ impl Region {
         }
     }
 
-    /// ENOMEM where the next bytes cannot be written: nothing lies there, or it is protected. What
-    /// is unmapped while this looks is not seen.
+    /// ENOMEM where the next bytes are not memory of the region that can be written: nothing lies
+    /// there, or an object, whose bytes are somebody's, or it is protected. What changes while this
+    /// looks is not seen.
     fn check_memory(&self, layout: Layout) -> Result<()> {
         const OP: &str = "mshare::Region::alloc";
         let (held, size) = (self.attachment.held(), self.attachment.shape().size);
         let Some((start, end)) = held.header().bump(size).peek(layout) else { return Ok(()) };
         let (_, parts) = held.ledger().layout(OP, size)?;
         let lacks = |part: &&super::layout::Segment| {
-            part.access != crate::sys::map::Access::Write && part.offset < end && start < part.end()
+            let is_ours = part.backing == super::backing::Backing::Memory;
+            let writes = part.access == crate::sys::map::Access::Write;
+            !(is_ours && writes) && part.offset < end && start < part.end()
         };
         match parts.iter().find(lacks) {
             None => Ok(()),
@@ -177,7 +180,7 @@ impl Region {
                 OP,
                 Errno::NOMEM,
                 format_args!(
-                    "{} bytes at {start:#x}: {:#x} to {:#x} is unmapped or protected",
+                    "{} bytes at {start:#x}: {:#x} to {:#x} is unmapped, protected or an object",
                     layout.size(),
                     part.offset,
                     part.end()

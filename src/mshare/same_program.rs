@@ -3,12 +3,13 @@
 use crate::error::{Error, Result};
 use crate::shm::Resident;
 use crate::sync::{AtomicU64, Ordering};
+use core::hash::{Hash, Hasher};
 use core::mem::MaybeUninit;
 use core::ptr;
 use rustix::io::Errno;
 
-/// A value of any type, with the mark of the program that made it: other programs are refused,
-/// because the compiler may lay out the type otherwise there.
+/// A value of any type, with the marks of the type and of the program that made it: other programs are
+/// refused, because the compiler may lay out the type otherwise there, and so are other types.
 ///
 /// So vectors and hash maps that allocate from a [`Heap`](super::Heap), which are not `repr(C)`,
 /// are published in a region.
@@ -49,6 +50,7 @@ use rustix::io::Errno;
 #[derive(Debug)]
 pub struct SameProgram<T> {
     program: AtomicU64,
+    kind: AtomicU64,
     value: core::cell::UnsafeCell<MaybeUninit<T>>,
 }
 
@@ -61,7 +63,7 @@ unsafe impl<T: 'static> Resident for SameProgram<T> {
 // SAFETY: it hands out a raw pointer only.
 unsafe impl<T: Send> Sync for SameProgram<T> {}
 
-impl<T> SameProgram<T> {
+impl<T: 'static> SameProgram<T> {
     /// A value to be moved into a region. It is not dropped with this.
     ///
     /// # Errors
@@ -74,7 +76,7 @@ impl<T> SameProgram<T> {
     /// memory of the region, no function pointer or vtable, no descriptor.
     pub unsafe fn new(value: T) -> Result<Self> {
         let value = core::cell::UnsafeCell::new(MaybeUninit::new(value));
-        Ok(Self { program: AtomicU64::new(program()?), value })
+        Ok(Self { program: AtomicU64::new(program()?), kind: AtomicU64::new(kind::<T>()), value })
     }
 
     /// The value, for the program that made it. Who uses it at a time, and who drops it, is the
@@ -82,18 +84,36 @@ impl<T> SameProgram<T> {
     ///
     /// # Errors
     ///
-    /// EPROTO if another program made it: another file, or the same one built or copied anew. Those
-    /// of [`new`](Self::new).
+    /// EPROTO if another program made it: another file, or the same one built or copied anew; or if
+    /// the value is of another type, as far as a hash tells. Those of [`new`](Self::new).
     pub fn get(&self) -> Result<*mut T> {
         const OP: &str = "mshare::SameProgram::get";
         match (self.program.load(Ordering::Relaxed), program()?) {
-            (made, runs) if made == runs => Ok(ptr::from_ref(&self.value).cast_mut().cast()),
+            (made, runs) if made == runs => {
+                match (self.kind.load(Ordering::Relaxed), kind::<T>()) {
+                    (made, asked) if made == asked => {
+                        Ok(ptr::from_ref(&self.value).cast_mut().cast())
+                    }
+                    (made, asked) => {
+                        let name = core::any::type_name::<T>();
+                        let numbers = format_args!("made of type {made:#x}, {name} is {asked:#x}");
+                        Err(Error::with(OP, Errno::PROTO, numbers))
+                    }
+                }
+            }
             (made, runs) => {
                 let numbers = format_args!("made by program {made:#x}, this is {runs:#x}");
                 Err(Error::with(OP, Errno::PROTO, numbers))
             }
         }
     }
+}
+
+/// A number for a type, the same as long as the program is.
+fn kind<T: 'static>() -> u64 {
+    let mut hasher = std::hash::DefaultHasher::new();
+    core::any::TypeId::of::<T>().hash(&mut hasher);
+    hasher.finish()
 }
 
 /// A number for the file that this process executes, never 0.
@@ -123,6 +143,11 @@ mod tests {
         let value = unsafe { SameProgram::new(7_u64) }.unwrap();
         // SAFETY: made above, used here alone.
         assert_eq!(unsafe { value.get().unwrap().read() }, 7);
+        // Another type, which looks the same from outside.
+        let other = ptr::from_ref(&value).cast::<SameProgram<*const u64>>();
+        // SAFETY: of the same layout, alive, and only its two words are looked at.
+        let error = unsafe { (*other).get() }.unwrap_err();
+        assert!(error.is_corrupt() && error.to_string().contains("*const u64"), "{error}");
         value.program.store(1, Ordering::Relaxed);
         assert!(value.get().unwrap_err().is_corrupt());
     }

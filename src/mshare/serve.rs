@@ -17,7 +17,7 @@ use crate::sys::socket::{self, Connection, Peer};
 use core::ops::Range;
 use core::time::Duration;
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::fs::{FileType, fcntl_get_seals, fstat, fstatfs};
+use rustix::fs::{FileType, fstat, fstatfs};
 use rustix::io::Errno;
 use std::sync::Arc;
 use std::time::Instant;
@@ -76,7 +76,7 @@ impl Desk {
         // Only who is there may say more, and only for itself.
         let participants = held.ledger().participants();
         let token = participants.of_process(peer.pid).ok_or(Errno::ACCESS)?;
-        let granted = held.ledger().slot(token).rights.load(Ordering::Relaxed);
+        let granted = participants.rights(token);
         let rights = Rights::of_bits(granted.into()).intersection(allowed);
         // A process may have two slots for a moment, so it says which.
         let claimed = || {
@@ -202,9 +202,8 @@ impl Desk {
             ledger.participants().of_process(peer.pid).filter(|&token| !held.is_dead(token));
         let token = match known {
             Some(token) => {
-                let before = &ledger.slot(token).rights;
                 // What it has in hand already it keeps.
-                before.fetch_or(bits, Ordering::Relaxed);
+                ledger.participants().add_rights(token, bits);
                 token
             }
             // Who has all rights says itself when it began.
@@ -218,7 +217,7 @@ impl Desk {
                 }
                 let token = join(super::OPEN, ledger, peer.pid, bits)
                     .map_err(|error| Errno::from_raw_os_error(error.raw_os_error()))?;
-                ledger.slot(token).uid.store(peer.uid, Ordering::Relaxed);
+                ledger.participants().set_uid(token, peer.uid);
                 token
             }
         };
@@ -342,9 +341,12 @@ fn is_of(file: &OwnedFd, kind: Kind) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
         && match kind {
             Kind::File => !in_huge_pages,
-            // Only memory files have seals.
-            Kind::Revocable => !in_huge_pages && fcntl_get_seals(file).is_ok(),
-            Kind::Huge2M | Kind::Huge1G => in_huge_pages && grain_is(kind.grain()),
+            // Only memory files have seals; and whoever has the file could add one that keeps its
+            // pages from being taken away.
+            Kind::Revocable => !in_huge_pages && memfd::keep_revocable(file).is_ok(),
+            Kind::Huge2M | Kind::Huge1G => {
+                in_huge_pages && grain_is(kind.grain()) && memfd::keep_revocable(file).is_ok()
+            }
         }
 }
 

@@ -51,9 +51,13 @@ pub(super) fn aligned(
 
 impl Held {
     /// What the heap manages is not for others to take away.
+    ///
+    /// A heap that only the control page names is none: any writer could name one, and so keep
+    /// everybody from changing anything.
     pub(super) fn check_heap(&self, operation: &'static str, range: &Range<u64>) -> Result<()> {
         let word = self.header().next().load(Ordering::Relaxed);
-        match super::heap::range(word, self.shape.size) {
+        let is_made = self.ledger().heap.load(Ordering::Relaxed) == word;
+        match super::heap::range(word, self.shape.size).filter(|_| is_made) {
             Some(heap) if heap.start < range.end && range.start < heap.end => Err(Error::with(
                 operation,
                 Errno::EXIST,

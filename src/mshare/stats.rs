@@ -82,7 +82,7 @@ impl Region {
             .into_iter()
             .map(|token| {
                 let status = status(token.pid());
-                let rights = ledger.slot(token).rights.load(Ordering::Relaxed);
+                let rights = ledger.participants().rights(token);
                 Participant {
                     pid: token.pid(),
                     rights: Rights::of_bits(rights.into()),

@@ -29,6 +29,7 @@ use crate::sys::socket::{self, Address};
 use core::time::Duration;
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
+use std::sync::Arc;
 use std::time::Instant;
 
 /// How long the thread that serves waits for the lock of the directory at a time.
@@ -179,7 +180,7 @@ impl Held {
     }
 
     /// The last handle of this process goes: another serves, or the name goes too.
-    pub(super) fn close(&self) {
+    pub(super) fn close(self: &Arc<Self>) {
         let mut local = self.enter();
         local.is_closing = true;
         if let Some(token) = local.token.filter(|_| self.is_full()) {
@@ -188,7 +189,12 @@ impl Held {
         }
         drop(local);
         let agent = self.agent.enter(|| None).take();
-        let desk = agent.and_then(super::agent::Agent::stop);
+        let Ok(desk) = agent.map_or(Ok(None), super::agent::Agent::stop) else {
+            // It runs on with what it was lent: so this process stays a participant, and the region
+            // mapped, until it ends.
+            core::mem::forget(Arc::clone(self));
+            return;
+        };
         // A heap may keep the region mapped, and it may be opened again.
         self.serving.store(0, Ordering::Relaxed);
         let mut local = self.enter();
@@ -204,14 +210,15 @@ impl Held {
         }
         let owns = ledger.owner.load(Ordering::Relaxed) == token.word();
         if owns && ledger.bound.load(Ordering::Relaxed) != 0 {
-            self.enter().token = Some(token);
-            self.end();
+            let mut local = self.enter();
+            local.token = Some(token);
+            self.end(local, PATIENCE);
             self.enter().token = None;
         }
         let able = Rights::ALL.bits() | HAS_AGENT;
         let has_heir = ledger.participants().present().into_iter().any(|other| {
             other != token
-                && ledger.slot(other).rights.load(Ordering::Relaxed) & able == able
+                && ledger.participants().rights(other) & able == able
                 && !self.is_dead(other)
         });
         let leader = ledger.leader.load(Ordering::Relaxed);

@@ -2,8 +2,9 @@
 
 use rustix::fd::{AsFd, AsRawFd, OwnedFd};
 use rustix::fs::{
-    AtFlags, FallocateFlags, MemfdFlags, Mode, OFlags, SealFlags, StatxFlags, fchmod,
-    fcntl_add_seals, fcntl_get_seals, fstat, fstatfs, ftruncate, makedev, memfd_create, statx,
+    AtFlags, FallocateFlags, MemfdFlags, Mode, OFlags, SealFlags, SeekFrom, StatxFlags, fchmod,
+    fcntl_add_seals, fcntl_get_seals, fcntl_getfl, fstat, fstatfs, ftruncate, makedev,
+    memfd_create, seek, statx,
 };
 use rustix::io::{Errno, Result};
 use rustix::process::{Resource, getrlimit};
@@ -70,6 +71,27 @@ pub fn allocate(file: impl AsFd, offset: u64, len: u64) -> Result<()> {
     rustix::fs::fallocate(file, FallocateFlags::empty(), offset, len)
 }
 
+/// `pread` of all that a file has in this range — its pages are in the page cache then, and the file is
+/// as it was.
+///
+/// # Errors
+///
+/// EBADF for a descriptor that cannot read, EIO.
+pub fn read_through(file: impl AsFd, offset: u64, len: u64) -> Result<()> {
+    let mut bytes = vec![0_u8; 1 << 16];
+    let (mut at, end) = (offset, offset.saturating_add(len));
+    while at < end {
+        let most = (end - at).min(bytes.len() as u64) as usize;
+        match rustix::io::pread(&file, &mut bytes[..most], at) {
+            Ok(0) => break,
+            Ok(read) => at += read as u64,
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}
+
 /// `fallocate(file, FALLOC_FL_PUNCH_HOLE|FALLOC_FL_KEEP_SIZE, offset, len)` — gives the pages
 /// back, and takes them out of every process that maps them: the next touch finds zeros.
 ///
@@ -85,6 +107,46 @@ pub fn punch(file: impl AsFd, offset: u64, len: u64) -> Result<()> {
             done => return done,
         }
     }
+}
+
+/// [`punch`], or on a file system that cannot, zeros written over what is there: the same to who
+/// reads, but the pages stay.
+///
+/// # Errors
+///
+/// Those of [`punch`] but EOPNOTSUPP; those of pwrite(2); EFBIG beyond the limit of this process,
+/// for which the kernel would also send it SIGXFSZ.
+pub fn clear(file: impl AsFd, offset: u64, len: u64) -> Result<()> {
+    match punch(&file, offset, len) {
+        Err(Errno::OPNOTSUPP | Errno::NOSYS) => zero(file, offset, len),
+        done => done,
+    }
+}
+
+fn zero(file: impl AsFd, offset: u64, len: u64) -> Result<()> {
+    static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
+    let size = u64::try_from(fstat(&file)?.st_size).map_err(|_| Errno::INVAL)?;
+    let end = offset.checked_add(len).ok_or(Errno::INVAL)?.min(size);
+    if getrlimit(Resource::Fsize).current.is_some_and(|most| end > most) {
+        return Err(Errno::FBIG);
+    }
+    let mut at = offset;
+    while at < end {
+        // What was never written is zero, and stays without memory.
+        match seek(&file, SeekFrom::Data(at)) {
+            Ok(data) => at = data.max(at),
+            Err(Errno::NXIO) => break,
+            Err(_) => {}
+        }
+        let left = end.saturating_sub(at).min(ZEROS.len() as u64) as usize;
+        match rustix::io::pwrite(&file, &ZEROS[..left], at) {
+            Ok(0) if left > 0 => return Err(Errno::IO),
+            Ok(written) => at += written as u64,
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
 }
 
 /// `open("/proc/self/fd/N", O_RDONLY|O_CLOEXEC)` — the same file, by a descriptor that can only
@@ -140,6 +202,25 @@ pub fn has_future_write() -> bool {
 /// `WRITE` while a writable mapping exists.
 pub fn seal(file: impl AsFd, seals: SealFlags) -> Result<()> {
     fcntl_add_seals(file, seals)
+}
+
+/// `fcntl(F_ADD_SEALS, F_SEAL_SEAL)`, `fcntl(F_GET_SEALS)`, `fcntl(F_GETFL)` — nobody seals the file
+/// from now on, and it has no seal that keeps its pages from being taken away by this
+/// descriptor, or the file from being cut.
+///
+/// # Errors
+///
+/// EPERM for a file that has such a seal, or a descriptor that cannot write; EINVAL for a file
+/// without seals.
+pub fn keep_revocable(file: impl AsFd) -> Result<()> {
+    if !fcntl_get_seals(&file)?.contains(SealFlags::SEAL) {
+        fcntl_add_seals(&file, SealFlags::SEAL)?;
+    }
+    // Only now: nobody adds one any more.
+    let seals = fcntl_get_seals(&file)?;
+    let against = SealFlags::WRITE | SealFlags::FUTURE_WRITE | SealFlags::SHRINK;
+    let writes = fcntl_getfl(&file)?.contains(OFlags::RDWR);
+    if writes && !seals.intersects(against) { Ok(()) } else { Err(Errno::PERM) }
 }
 
 /// `statx(AT_STATX_DONT_SYNC)` — the inode of a memory file behind `path`, a descriptor of
@@ -220,6 +301,36 @@ mod tests {
         assert_eq!(sealed_size(&file, SealFlags::SHRINK), Ok(8192));
         assert_eq!(ftruncate(&file, 4096), Err(Errno::PERM));
         ftruncate(&file, 16384).unwrap();
+    }
+
+    #[test]
+    fn revocable_for_good() {
+        let file = create("unmerged.test", 4096).unwrap();
+        keep_revocable(&file).unwrap();
+        keep_revocable(&file).unwrap();
+        assert_eq!(seal(&file, SealFlags::FUTURE_WRITE), Err(Errno::PERM));
+        assert_eq!(keep_revocable(reopen_for_reading(&file).unwrap()), Err(Errno::PERM));
+        for against in [SealFlags::WRITE, SealFlags::SHRINK] {
+            let file = create("unmerged.test", 4096).unwrap();
+            seal(&file, against).unwrap();
+            assert_eq!(keep_revocable(&file), Err(Errno::PERM));
+        }
+    }
+
+    #[test]
+    fn zeros_where_there_is_data() {
+        let file = create("unmerged.test", 1 << 20).unwrap();
+        let bytes = [7; 8192];
+        for at in [0, 200 << 10, (1 << 20) - 8192] {
+            assert_eq!(rustix::io::pwrite(&file, &bytes, at), Ok(8192));
+        }
+        zero(&file, 4096, u64::from(u32::MAX)).unwrap();
+        let mut found = vec![1; 1 << 20];
+        assert_eq!(rustix::io::pread(&file, &mut found[..], 0), Ok(1 << 20));
+        assert!(found[..4096].iter().all(|&byte| byte == 7));
+        assert!(found[4096..].iter().all(|&byte| byte == 0));
+        // It did not grow.
+        assert_eq!(fstat(&file).unwrap().st_size, 1 << 20);
     }
 
     #[test]

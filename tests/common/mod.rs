@@ -106,12 +106,21 @@ impl Drop for SetAtEnd<'_> {
 
 /// From here on this system call fails with `errno`, in this process and what it executes.
 pub(crate) fn refuse(call: libc::c_long, errno: i32) {
+    filter(call, libc::SECCOMP_RET_ERRNO | errno as u32);
+}
+
+/// From here on this system call of this thread is SIGSYS instead.
+pub(crate) fn trap(call: libc::c_long) {
+    filter(call, libc::SECCOMP_RET_TRAP);
+}
+
+fn filter(call: libc::c_long, verdict: u32) {
     use libc::{BPF_ABS, BPF_JEQ, BPF_JMP, BPF_K, BPF_LD, BPF_RET, BPF_W};
     let statement = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
     let mut filter = [
         statement(BPF_LD | BPF_W | BPF_ABS, 0, 0, 0), // the number of the call
         statement(BPF_JMP | BPF_JEQ | BPF_K, 0, 1, call as u32),
-        statement(BPF_RET | BPF_K, 0, 0, libc::SECCOMP_RET_ERRNO | errno as u32),
+        statement(BPF_RET | BPF_K, 0, 0, verdict),
         statement(BPF_RET | BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
     ];
     let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };

@@ -5,6 +5,10 @@
 //! there on, or so many bytes of it, the heap. There is nothing to fill in, because a heap
 //! of zeros is an empty one: so two creators cannot meet half-way, and none can be killed there.
 //!
+//! Every participant that may write can write the word. So whoever makes the heap, with all rights,
+//! writes it into the ledger too, before: a change of mappings believes the word only if both say
+//! the same.
+//!
 //! | bits | meaning, with bit 63 set |
 //! |---|---|
 //! | 0..33 | first page |

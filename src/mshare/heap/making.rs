@@ -78,6 +78,8 @@ impl Region {
                 }
                 // Relaxed: there is nothing behind it but zeros.
                 let relaxed = Ordering::Relaxed;
+                // Before: as long as the two differ, there is no heap for who changes mappings.
+                self.attachment().held().ledger().heap.store(extent.word(), relaxed);
                 match word.compare_exchange(seen, extent.word(), relaxed, relaxed) {
                     Ok(_) => return Ok(extent),
                     Err(now) => seen = now,
