@@ -486,7 +486,7 @@ fn receive(connection: impl AsFd) -> (Vec<u8>, Vec<OwnedFd>) {
 /// A request of version 3, byte by byte: a change of it is a change of version. It asks for all
 /// rights, and needs to read and write.
 fn request() -> Vec<u8> {
-    let mut bytes = b"umshareQ\x03\0\0\0\x01\0\0\0".to_vec();
+    let mut bytes = b"umshareQ\x04\0\0\0\x01\0\0\0".to_vec();
     bytes.extend([0; 16]);
     for number in [63, 3, u64::from(std::process::id()), 0, 0] {
         bytes.extend(number.to_le_bytes());
@@ -495,7 +495,7 @@ fn request() -> Vec<u8> {
 }
 
 fn errno(reply: &[u8]) -> i32 {
-    assert_eq!((reply.len(), &reply[..12]), (80, &b"umshareR\x03\0\0\0"[..]));
+    assert_eq!((reply.len(), &reply[..12]), (80, &b"umshareR\x04\0\0\0"[..]));
     i32::from_le_bytes(reply[12..16].try_into().unwrap())
 }
 
@@ -589,7 +589,7 @@ fn file(size: u64, seals: SealFlags) -> OwnedFd {
 
 /// A reply of version 3, byte by byte, with all rights.
 fn reply(size: u64, base: u64) -> Vec<u8> {
-    let mut bytes = b"umshareR\x03\0\0\0\0\0\0\0".to_vec();
+    let mut bytes = b"umshareR\x04\0\0\0\0\0\0\0".to_vec();
     bytes.extend([7; 16]);
     for number in [size, base, 0, 63, 0, 1 << 32] {
         bytes.extend(number.to_le_bytes());

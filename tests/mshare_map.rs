@@ -104,6 +104,10 @@ fn child() {
             let rights = Rights::READ | Rights::WRITE | Rights::MAP;
             Region::opener("region").rights(rights).open()
         }
+        "alter" => {
+            let all = Rights::READ | Rights::WRITE | Rights::MAP | Rights::UNMAP | Rights::PROTECT;
+            Region::opener("region").rights(all).open()
+        }
         "by hand" => Region::opener("region").agent(false).open(),
         other => panic!("no such role: {other}"),
     };
@@ -126,6 +130,7 @@ fn child() {
             "revocable" => result(region.map(pages(), Object::revocable()).map(drop)),
             "unmap" => result(region.unmap(pages())),
             "protect" => result(region.protect(pages(), Prot::READ)),
+            "huge" => result(region.advise(pages(), Advice::NoHugePage)),
             "sync" => result(region.sync().map(drop)),
             "serves" => region.is_server().to_string(),
             "id" => format!("{:?}", region.id()),
@@ -438,10 +443,12 @@ fn some_rights_and_a_quota() {
     assert_eq!(ask(&mut other, "unmap 0 1"), perm);
     assert_eq!(ask(&mut other, "protect 0 1"), perm);
     assert_eq!(ask(&mut other, "add 0 1"), libc::EEXIST.to_string());
+    // Each makes a part of the hole behind it.
     assert_eq!(ask(&mut other, "add 4 5"), "ok");
-    assert_eq!(ask(&mut other, "add 8 9"), libc::EDQUOT.to_string());
-    region.unmap(4 * PAGE..5 * PAGE).unwrap();
     assert_eq!(ask(&mut other, "add 8 9"), "ok");
+    assert_eq!(ask(&mut other, "add 12 13"), libc::EDQUOT.to_string());
+    region.unmap(4 * PAGE..5 * PAGE).unwrap();
+    assert_eq!(ask(&mut other, "add 12 13"), "ok");
     // The server is another: it asks that one.
     let mut heir = ready(&dir, "open");
     drop(region);
@@ -450,6 +457,33 @@ fn some_rights_and_a_quota() {
     assert_eq!(ask(&mut heir, "unmap 0 1"), "ok");
     assert_eq!(ask(&mut other, "touch 0"), "SIGSEGV 2");
     assert_eq!(ask(&mut other, "add 0 1"), "ok");
+}
+
+/// Whichever processes of a user make them, by whatever: they are the user's.
+#[test]
+fn a_quota_is_of_a_user() {
+    let dir = TempDir::new().unwrap();
+    let region = build(&dir).quota(4).create().unwrap();
+    let quota = libc::EDQUOT.to_string();
+    let mut first = ready(&dir, "alter");
+    assert_eq!(ask(&mut first, "revocable 0 1"), "ok");
+    assert_eq!(ask(&mut first, "protect 2 3"), "ok");
+    // Another slot, while the first is taken.
+    let mut second = ready(&dir, "alter");
+    first.end();
+    assert_eq!(ask(&mut second, "unmap 4 5"), "ok");
+    assert_eq!(ask(&mut second, "protect 6 7"), "ok");
+    for more in ["revocable 8 9", "protect 8 9", "unmap 8 9", "huge 8 9"] {
+        assert_eq!(ask(&mut second, more), quota, "{more}");
+    }
+    // What makes no part more is not refused, nor is one that the owner takes.
+    assert_eq!(ask(&mut second, "unmap 6 7"), "ok");
+    assert_eq!(ask(&mut second, "map 6 7"), "ok");
+    region.protect(16 * PAGE..24 * PAGE, Prot::READ).unwrap();
+    region.map(4 * PAGE..5 * PAGE, Object::anonymous()).unwrap();
+    assert_eq!(ask(&mut second, "unmap 17 18"), "ok");
+    assert_eq!(ask(&mut second, "unmap 20 21"), quota);
+    second.end();
 }
 
 #[test]

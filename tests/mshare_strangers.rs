@@ -133,7 +133,7 @@ fn request(region: &Region, ask: u32, numbers: [u64; 5], file: Option<&OwnedFd>)
     let connection = socket_with(unix, packets, SocketFlags::CLOEXEC, None).unwrap();
     let path = Path::new(&directory()).join(region.name());
     connect(&connection, &SocketAddrUnix::new(path).unwrap()).unwrap();
-    let mut bytes = b"umshareQ\x03\0\0\0".to_vec();
+    let mut bytes = b"umshareQ\x04\0\0\0".to_vec();
     bytes.extend(ask.to_le_bytes());
     bytes.extend(region.id());
     numbers.iter().for_each(|number| bytes.extend(number.to_le_bytes()));

@@ -66,7 +66,7 @@ impl Builder {
             directory: None,
             lifetime: Lifetime::Last,
             others: Rights::NONE,
-            quota: 64,
+            quota: 128,
             is_empty: false,
             room: 0,
             huge: None,
@@ -122,7 +122,13 @@ impl Builder {
         self
     }
 
-    /// How many parts a participant without all rights may have mapped. Default 64.
+    /// How many parts of the region the participants of one user may make, those with all rights
+    /// apart: by mapping, unmapping, protecting and lasting advice. Plain memory is no part; what is
+    /// left behind a part in the midst of another is one, so an object with nothing on both sides
+    /// counts as two. A part is the user's who changed it last, also when the process has left. More
+    /// is EDQUOT. Default 128, of 1024 for all.
+    ///
+    /// Bytes are limited by the size of the region alone.
     pub fn quota(mut self, parts: u32) -> Self {
         self.quota = parts;
         self

@@ -130,6 +130,7 @@ mod bring;
 mod builder;
 mod bump;
 mod change;
+mod charge;
 mod claim;
 mod directory;
 mod follow;

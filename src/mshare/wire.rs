@@ -30,7 +30,7 @@ use crate::error::{Error, Result};
 use rustix::io::Errno;
 
 /// Version of messages and of the control memory: both sides must agree.
-pub(super) const VERSION: u32 = 3;
+pub(super) const VERSION: u32 = 4;
 /// Bytes of a request.
 pub(super) const REQUEST_LEN: usize = 72;
 /// Bytes of a reply.

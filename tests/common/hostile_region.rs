@@ -88,7 +88,7 @@ fn receive(connection: &OwnedFd) -> (Vec<u8>, Vec<OwnedFd>) {
 }
 
 fn request(ask: u32, id: [u8; 16], numbers: [u64; 5]) -> Vec<u8> {
-    let mut bytes = b"umshareQ\x03\0\0\0".to_vec();
+    let mut bytes = b"umshareQ\x04\0\0\0".to_vec();
     bytes.extend(ask.to_le_bytes());
     bytes.extend(id);
     bytes.extend(numbers.iter().flat_map(|number| number.to_le_bytes()));
