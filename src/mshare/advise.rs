@@ -3,6 +3,7 @@
 use super::ADVISE;
 use super::backing::{Backing, Huge};
 use super::change::Change;
+use super::collapse;
 use super::layout::{Segment, pieces};
 use super::object::Advice;
 use super::operations::{PATIENCE, complete};
@@ -89,7 +90,7 @@ impl Region {
                 Err(errno) => return Err(Error::new(ADVISE, errno)),
             }
         }
-        if probe_collapse() {
+        if collapse::is_known() {
             return Ok(());
         }
         Err(Error::because(ADVISE, Errno::OPNOTSUPP, "MADV_COLLAPSE needs Linux 6.1"))
@@ -110,10 +111,4 @@ impl Region {
         }
         Ok(())
     }
-}
-
-/// Does this kernel know `MADV_COLLAPSE`? For no bytes it says yes or EINVAL.
-fn probe_collapse() -> bool {
-    // SAFETY: no bytes are touched.
-    unsafe { libc::madvise(core::ptr::null_mut(), 0, libc::MADV_COLLAPSE) == 0 }
 }

@@ -7,6 +7,7 @@
 //! away from the listeners for a moment.
 
 use super::claim::Name;
+use super::collapse::Collapsing;
 use super::follow;
 use super::held::Held;
 use super::lines::{self, Lines};
@@ -101,6 +102,7 @@ impl Agent {
             // So the server learns of this thread.
             is_deaf: !held.is_full(),
             is_settled: false,
+            collapsing: Collapsing::default(),
         };
         if !desk.listeners.is_empty() {
             held.serving.store(std::process::id(), Ordering::Relaxed);
@@ -166,6 +168,7 @@ pub(super) struct Desk {
     pub(super) is_nameless: bool,
     /// Whether this process serves, and has looked at all that were there before.
     is_settled: bool,
+    collapsing: Collapsing,
 }
 
 impl Desk {
@@ -180,9 +183,11 @@ impl Desk {
             pause = pause.filter(|&end| end > now);
             let deadline = self.callers.front().map(Connection::deadline);
             let again = again.map(|pause| now + pause);
-            let alarm = pause.into_iter().chain(deadline).chain(again).min();
+            let collapse = self.collapsing.attend(&self.held);
+            let alarm = pause.into_iter().chain(deadline).chain(again).chain(collapse).min();
 
-            let mut heard = self.wait(alarm.map(|at| at - now), pause.is_some()).into_iter();
+            let timeout = alarm.map(|at| at.saturating_duration_since(Instant::now()));
+            let mut heard = self.wait(timeout, pause.is_some()).into_iter();
             let mut next = || heard.next().unwrap_or(false);
             if next() {
                 return self;

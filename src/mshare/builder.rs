@@ -3,6 +3,7 @@
 use super::access::Access;
 use super::attach::SEALS;
 use super::attachment::{Attachment, Origin, nothing};
+use super::collapse;
 use super::directory::{Directory, GLANCE};
 use super::header::{CONTROL_LEN, Header};
 use super::held::Files;
@@ -17,6 +18,7 @@ use super::{CREATE, window};
 use crate::error::{Context, Error, Result};
 use crate::sync::Ordering;
 use crate::sys::memfd;
+use core::time::Duration;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::OwnedFd;
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, fstat, open};
@@ -54,6 +56,7 @@ pub struct Builder {
     room: usize,
     huge: Option<HugePages>,
     file: Option<PathBuf>,
+    collapse: Option<Duration>,
 }
 
 impl Builder {
@@ -71,6 +74,7 @@ impl Builder {
             room: 0,
             huge: None,
             file: None,
+            collapse: None,
         }
     }
 
@@ -157,6 +161,21 @@ impl Builder {
         self
     }
 
+    /// Huge pages are made of the region's own memory while it is used, as by
+    /// [`Advice::Collapse`](super::Advice::Collapse): by the thread of whoever serves, in turns with
+    /// so much time between them, of a millisecond at least. For a heap, that is most of its memory.
+    ///
+    /// It costs that thread a millisecond a turn, and less than one turn a second once all is done;
+    /// of each 2 MiB a copy, for about as long, in which a touch of them waits; and a free huge page
+    /// of the system for the copy. It takes no memory: places of which a page was never touched are
+    /// left alone. What is gained are page tables, of all processes, and faults: one for 2 MiB.
+    /// [`Advice::HugePage`](super::Advice::HugePage) makes huge pages at the first touch instead,
+    /// which costs up to 2 MiB for a byte. Default none.
+    pub fn collapse(mut self, pause: Duration) -> Self {
+        self.collapse = Some(pause);
+        self
+    }
+
     /// The region's own memory is this file, and its control page the file of this name
     /// with `.control` behind it: they stay when the last process has let go. If they are
     /// there, with the contents of a region of this size, it comes back at its old address, with
@@ -181,7 +200,8 @@ impl Builder {
     /// - ETIMEDOUT: another process keeps the lock of the directory.
     /// - EBUSY: another region has the file. EBADMSG: the file is another region's, or has
     ///   contents of none, or its control page is there and it is not.
-    /// - ENODEV: no huge pages of this size on this machine.
+    /// - ENODEV: no huge pages of this size on this machine. EOPNOTSUPP: no
+    ///   [collapsing](Self::collapse) before Linux 6.1, nor in a file that stays.
     /// - ENOMEM, EMFILE, ENFILE, EAGAIN, ENAMETOOLONG: a limit of the system.
     pub fn create(self) -> Result<Region> {
         check_name(CREATE, &self.name)?;
@@ -231,6 +251,8 @@ impl Builder {
         ledger.gid.store(getegid().as_raw(), relaxed);
         ledger.others.store(self.others.bits(), relaxed);
         ledger.quota.store(self.quota, relaxed);
+        let pause = self.collapse.map_or(0, |pause| pause.as_millis().clamp(1, u32::MAX.into()));
+        ledger.collapse.store(pause as u32, relaxed);
         ledger.bound.store((self.lifetime == Lifetime::Creator).into(), relaxed);
         let mut local = held.enter();
         let token = held.token(CREATE, &mut local)?;
@@ -269,6 +291,10 @@ impl Builder {
                 Errno::INVAL,
                 format_args!("mode {:#o} is not 0o600 with read and write bits more", self.mode),
             ));
+        }
+        if self.collapse.is_some() && (self.kind() != Memory::Ordinary || !collapse::is_known()) {
+            let why = "collapsing is of memory in small pages, and needs Linux 6.1";
+            return Err(Error::because(CREATE, Errno::OPNOTSUPP, why));
         }
         let grain = self.kind().grain();
         if !(self.room as u64).is_multiple_of(grain) || self.room as u64 >= size {

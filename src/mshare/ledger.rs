@@ -47,7 +47,11 @@ pub(super) struct Ledger {
     pub(super) sockets: [[AtomicU64; 2]; 2],
     /// 1 when the region has ended with its creator.
     pub(super) ended: AtomicU64,
-    unused: [AtomicU64; 19],
+    /// Milliseconds between two turns of the [thread that makes huge pages](super::collapse); 0 if
+    /// none does.
+    pub(super) collapse: AtomicU32,
+    unused_half: AtomicU32,
+    unused: [AtomicU64; 18],
     holder: AtomicU64,
     turns: AtomicU32,
     acks: AtomicU32,

@@ -132,6 +132,7 @@ mod bump;
 mod change;
 mod charge;
 mod claim;
+mod collapse;
 mod directory;
 mod follow;
 mod gate;

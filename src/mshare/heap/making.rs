@@ -17,7 +17,9 @@ impl Region {
     /// The heap of this region: all of its memory that [`alloc`](Self::alloc) and arenas had not
     /// taken when the first process asked, up to the first part that is no plain memory: an object,
     /// or the [room](crate::mshare::Builder::room) for some. From then on they take from the heap, and
-    /// nothing can be mapped, unmapped or protected there.
+    /// nothing can be mapped, unmapped or protected there. Its memory is in huge pages if the region's
+    /// [is](crate::mshare::Builder::huge_pages), or [becomes](crate::mshare::Builder::collapse) so
+    /// while it is used.
     ///
     /// # Errors
     ///
