@@ -13,6 +13,7 @@ fn the_table_names_tests_that_exist() {
         ("mshare_limits", include_str!("mshare_limits.rs")),
         ("mshare_map", include_str!("mshare_map.rs")),
         ("mshare_shell", include_str!("mshare_shell.rs")),
+        ("mshare_strangers", include_str!("mshare_strangers.rs")),
         ("access.rs", include_str!("../src/mshare/access.rs")),
         ("directory.rs", include_str!("../src/mshare/directory.rs")),
         ("window.rs", include_str!("../src/mshare/window.rs")),

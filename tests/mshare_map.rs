@@ -682,6 +682,24 @@ fn huge_pages_are_made_in_the_background() {
     are_collapsed(builder(), &dir, |_| ());
 }
 
+#[test]
+fn waits_are_counted_by_their_time() {
+    let dir = TempDir::new().unwrap();
+    let region = build(&dir).create().unwrap();
+    let other = ready(&dir, "open");
+    assert_eq!(region.stats().unwrap().wait_quantile(0.5), None);
+    for _ in 0..20 {
+        region.protect(0..PAGE, Prot::READ).unwrap();
+        region.protect(0..PAGE, Prot::READ_WRITE).unwrap();
+    }
+    other.end();
+    let stats = region.stats().unwrap();
+    assert_eq!((stats.waits, stats.waits_by_time.iter().sum()), (40, 40));
+    let [least, half, all] = [0.0, 0.5, 1.0].map(|share| stats.wait_quantile(share).unwrap());
+    assert!(least <= half && half <= all && stats.longest_wait < all, "{stats:?}");
+    assert!(all <= (stats.longest_wait * 2).max(Duration::from_micros(1)), "{stats:?}");
+}
+
 /// Advice that is to hold in each process holds in another one.
 #[test]
 fn advice_for_all() {

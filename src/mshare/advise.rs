@@ -57,7 +57,7 @@ impl Region {
                 held.check_heap(ADVISE, &whole)?;
                 return held.empty(&parts).op(ADVISE);
             }
-            // MADV_POPULATE_READ is of 5.14; what it does, a look at each page does.
+            // By fallocate(2), for MADV_POPULATE_WRITE is of 5.14.
             Advice::Populate => return self.populate(&parts),
             Advice::Collapse => libc::MADV_COLLAPSE,
             Advice::WillNeed => libc::MADV_WILLNEED,

@@ -21,7 +21,7 @@ use crate::sys::memfd;
 use core::time::Duration;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::OwnedFd;
-use rustix::fs::{FlockOperation, Mode, OFlags, flock, fstat, open};
+use rustix::fs::{FlockOperation, Mode, OFlags, flock, fstat, open, statfs};
 use rustix::io::Errno;
 use rustix::process::{getegid, geteuid};
 use rustix::rand::{GetRandomFlags, getrandom};
@@ -78,7 +78,7 @@ impl Builder {
         }
     }
 
-    /// Size in bytes: a multiple of 4096, up to 32 TiB. It is address space; memory is
+    /// Size in bytes: a multiple of 4096, up to [32 TiB](Region::MAX_SIZE). It is address space; memory is
     /// taken page by page as it is touched. There is no default.
     pub fn size(mut self, bytes: usize) -> Self {
         self.size = bytes;
@@ -130,7 +130,8 @@ impl Builder {
     /// apart: by mapping, unmapping, protecting and lasting advice. Plain memory is no part; what is
     /// left behind a part in the midst of another is one, so an object with nothing on both sides
     /// counts as two. A part is the user's who changed it last, also when the process has left. More
-    /// is EDQUOT. Default 128, of 1024 for all.
+    /// is EDQUOT. Default 128, of [1024](Region::MAX_PARTS) for
+    /// all.
     ///
     /// Bytes are limited by the size of the region alone.
     pub fn quota(mut self, parts: u32) -> Self {
@@ -176,13 +177,17 @@ impl Builder {
         self
     }
 
-    /// The region's own memory is this file, and its control page the file of this name
+    /// The region's own memory is this file, of tmpfs or of a disk, and its control page the file of this name
     /// with `.control` behind it: they stay when the last process has let go. If they are
     /// there, with the contents of a region of this size, it comes back at its old address, with
     /// its allocations and roots; what was mapped, unmapped and protected is forgotten. Files
     /// have no seals: who may write them may cut them, and a touch beyond the end is SIGBUS. So is
     /// one for which the file system has no room, also in [`Region::alloc`]; with
     /// [`Advice::Populate`](super::Advice::Populate) that is ENOSPC before.
+    ///
+    /// Huge pages do not stay: a file in hugetlbfs is EOPNOTSUPP. In a tmpfs that is mounted with
+    /// `huge=advise` or `always`, [`Advice::HugePage`](super::Advice::HugePage) has huge pages in a
+    /// file.
     pub fn file(mut self, path: impl AsRef<Path>) -> Self {
         self.file = Some(path.as_ref().into());
         self
@@ -200,7 +205,7 @@ impl Builder {
     /// - ETIMEDOUT: another process keeps the lock of the directory.
     /// - EBUSY: another region has the file. EBADMSG: the file is another region's, or has
     ///   contents of none, or its control page is there and it is not.
-    /// - ENODEV: no huge pages of this size on this machine. EOPNOTSUPP: no
+    /// - ENODEV: no huge pages of this size on this machine. EOPNOTSUPP: a file in hugetlbfs; no
     ///   [collapsing](Self::collapse) before Linux 6.1, nor in a file that stays.
     /// - ENOMEM, EMFILE, ENFILE, EAGAIN, ENAMETOOLONG: a limit of the system.
     pub fn create(self) -> Result<Region> {
@@ -238,6 +243,11 @@ impl Builder {
             }
         };
         let attachment = Attachment::create(files, origin, shape, bases.into_iter(), fill)?;
+        if old.is_some() {
+            // We have the file alone, so whoever had its heap is gone: also of another namespace.
+            let word = attachment.header().next().load(Ordering::Relaxed);
+            super::heap::abandon(CREATE, word, attachment.base(), self.size as u64);
+        }
         self.begin(&attachment, claim)?;
         Ok(Region::new(self.name, attachment))
     }
@@ -352,6 +362,7 @@ impl Builder {
     fn memory(&self) -> Result<(OwnedFd, OwnedFd, Memory)> {
         let size = self.size as u64;
         if let Some(path) = &self.file {
+            in_small_pages(path)?;
             let data = plain(path)?;
             let mut beside = path.clone().into_os_string();
             beside.push(".control");
@@ -385,6 +396,19 @@ fn file(name: &str, size: u64) -> Result<OwnedFd> {
 fn seal(file: &OwnedFd) -> Result<()> {
     // The last seal keeps participants from adding others, against later ones.
     memfd::seal(file, SEALS | rustix::fs::SealFlags::SEAL).op(CREATE)
+}
+
+/// A file of hugetlbfs has no part that is smaller than a page of it, and neither a control page
+/// beside it nor a mapping at any offset of 4096 bytes can be had there.
+fn in_small_pages(path: &Path) -> Result<()> {
+    const HUGETLBFS: u64 = 0x9584_58f6;
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let Ok(system) = statfs(directory.unwrap_or(Path::new("."))) else { return Ok(()) };
+    if system.f_type as u64 & 0xffff_ffff != HUGETLBFS {
+        return Ok(());
+    }
+    let why = format_args!("file {} would be in hugetlbfs", path.display());
+    Err(Error::with(CREATE, Errno::OPNOTSUPP, why))
 }
 
 /// A file that stays, that no other region has.
