@@ -384,7 +384,9 @@ fn a_wake_of_less_than_none() {
             assert_eq!(raw::wake(at, all, 0, flags).unwrap(), 0);
             assert_eq!(raw::wake(at, all, -1, flags).unwrap(), 1);
             assert_eq!(raw::wake(at, all, i32::MIN, flags).unwrap(), 1);
-            waiters.map(|waiter| waiter.join().unwrap().unwrap());
+            for waiter in waiters {
+                waiter.join().unwrap().unwrap();
+            }
         });
     }
 }

@@ -212,12 +212,32 @@ fn all_programs_have_it_at_one_address() {
     let region = create(&dir, "region", 1 << 40).unwrap();
     let here = format!("{:p}", region.base());
     // A thousand, when there is time.
-    let programs = if std::env::var_os("UNMERGED_STRESS_SECONDS").is_some() { 1000 } else { 100 };
+    let programs = if common::is_thorough() { 1000 } else { 100 };
     for _ in 0..programs {
         let mut other = player(&dir, "address");
         assert_eq!(other.line(), here);
         other.end();
     }
+}
+
+#[test]
+fn limits_are_told() {
+    let dir = dir();
+    let region = create(&dir, "region", Region::MAX_SIZE).unwrap();
+    assert_eq!((region.size(), region.base().addr().get() % Region::ALIGNMENT), (1 << 45, 0));
+    assert!(create(&dir, "larger", Region::MAX_SIZE + 4096).unwrap_err().is_invalid());
+    let value = region.base().cast::<u64>();
+    for n in 0..Region::MAX_ROOTS {
+        region.set_root(&format!("root {n}"), value).unwrap();
+    }
+    assert!(region.set_root("one more", value).unwrap_err().is_exhausted());
+    // Nothing is plain behind the first of these.
+    for n in 0..Region::MAX_PARTS {
+        region.protect(2 * n * 4096..(2 * n + 1) * 4096, unmerged::mshare::Prot::READ).unwrap();
+    }
+    let last = 2 * Region::MAX_PARTS * 4096;
+    let error = region.protect(last..last + 4096, unmerged::mshare::Prot::READ).unwrap_err();
+    assert_eq!(error.raw_os_error(), libc::ENOSPC, "{error}");
 }
 
 #[test]
@@ -376,11 +396,11 @@ fn pointers_are_checked() {
     region.set_root("root", region.base().cast::<u64>()).unwrap();
     let error = region.root::<u32>("root").unwrap_err();
     assert!(error.is_invalid() && error.to_string().contains("8 bytes"), "{error}");
-    for n in 1..16 {
+    for n in 1..Region::MAX_ROOTS {
         region.set_root(&format!("root {n}"), region.base()).unwrap();
     }
     let error = region.set_root("one more", region.base()).unwrap_err();
-    assert!(error.is_exhausted() && error.to_string().contains("16 roots"), "{error}");
+    assert!(error.is_exhausted() && error.to_string().contains("60 roots"), "{error}");
 }
 
 #[test]
@@ -640,7 +660,7 @@ fn a_server_that_lies_is_not_believed() {
         bytes[at] = byte;
         bytes
     };
-    check(&with(8, 9), four(), proto, "version 9");
+    check(&with(8, 99), four(), proto, "version 99");
     check(&with(12, libc::EACCES as u8), vec![], libc::EACCES, "refused");
     check(&with(48, 9), four(), bad, "memory of kind 9");
     check(&with(56, 1), four(), bad, "the rights read");
@@ -763,7 +783,7 @@ fn a_server_that_hangs_up_or_belongs_to_nobody() {
 #[test]
 fn a_peer_of_another_user() {
     if !rustix::process::geteuid().is_root() {
-        return eprintln!("not root: no other user to be");
+        return common::missing("root", "all processes are of one user");
     }
     let dir = dir();
     std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).unwrap();

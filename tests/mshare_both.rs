@@ -9,6 +9,7 @@ use core::alloc::Layout;
 use core::mem::MaybeUninit;
 use regions::{ask, ready};
 use std::io::BufRead;
+use std::os::unix::fs::FileExt;
 use tempfile::TempDir;
 use unmerged::mshare::{Advice, Builder, Heap, Object, Prot, Region, Resident, Rights, list_in};
 
@@ -313,6 +314,36 @@ fn a_heap_in_a_file_stays() {
     assert!(heap.check().unwrap().is_sound());
     assert!(region.map(MIB..2 * MIB, Object::anonymous()).unwrap_err().is_exists());
     region.map(16 * MIB..17 * MIB, Object::anonymous().no_replace()).unwrap();
+}
+
+/// All that had a file that comes back are gone, also those that cannot be seen from here: processes
+/// of another namespace that were killed together, in the lock of the heap's pages.
+#[test]
+fn who_had_a_file_that_comes_back_is_gone() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("memory.data");
+    let make = || build(&dir).file(&path).create().unwrap();
+    let region = make();
+    let heap = publish(&region);
+    let start = region.heap_range().unwrap().start;
+    drop(region);
+    // SAFETY: nobody uses it any more.
+    unsafe { heap.close() };
+    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    // Of process 1, with a namespace that is none, in slot 3, which has the lock.
+    let owner = 1_u64 << 63 | 1 << 44 | 1 << 22 | 1;
+    file.write_all_at(&owner.to_le_bytes(), (start + PAGE + 3 * 8) as u64).unwrap();
+    file.write_all_at(&4_u32.to_le_bytes(), start as u64).unwrap();
+    let region = make();
+    let heap = region.heap().unwrap();
+    let large = Layout::new::<[u8; MIB]>();
+    let block = heap.alloc(large).unwrap();
+    assert_eq!(heap.recover().unwrap(), 1);
+    assert_eq!(heap.stats().unwrap().participants, 1);
+    assert_eq!(sum(&region), SUM);
+    // SAFETY: allocated above.
+    unsafe { heap.free(block, large) }.unwrap();
+    assert!(heap.check().unwrap().is_sound());
 }
 
 /// An object that one is about to map is not forgotten by those that follow others meanwhile.

@@ -23,6 +23,11 @@ proptest! {
     }
 
     #[test]
+    fn the_heap_says_anything(bytes in bytes()) {
+        hostile_region::heap(&bytes);
+    }
+
+    #[test]
     fn the_control_memory_says_anything(bytes in bytes()) {
         hostile_region::control(&bytes);
     }

@@ -25,6 +25,26 @@ enum End {
 /// Runs `work` in a forked child until `calls` stops at system calls and then `instructions` more
 /// are done; then kills it.
 fn kill_at(calls: u32, instructions: u32, work: impl FnOnce() -> bool) -> End {
+    let work = || if work() { 0 } else { 1 };
+    at_step(calls, instructions, work, |pid| {
+        let mut status = 0;
+        // SAFETY: our own child.
+        unsafe {
+            libc::kill(pid, libc::SIGKILL);
+            while !libc::WIFSIGNALED(status) {
+                assert_eq!(libc::waitpid(pid, &raw mut status, 0), pid);
+            }
+        }
+    })
+}
+
+/// The same, with something else to be done at that step, where it is stopped.
+fn at_step(
+    calls: u32,
+    instructions: u32,
+    work: impl FnOnce() -> i32,
+    then: impl FnOnce(i32),
+) -> End {
     // SAFETY: the child works and ends by _exit.
     let pid = unsafe { libc::fork() };
     if pid == 0 {
@@ -33,7 +53,7 @@ fn kill_at(calls: u32, instructions: u32, work: impl FnOnce() -> bool) -> End {
             libc::ptrace(libc::PTRACE_TRACEME, 0, 0, 0);
             libc::raise(libc::SIGSTOP);
             let done = work();
-            libc::_exit(if done { 0 } else { 1 });
+            libc::_exit(done);
         }
     }
     let mut status = 0;
@@ -59,14 +79,12 @@ fn kill_at(calls: u32, instructions: u32, work: impl FnOnce() -> bool) -> End {
         }
         assert!(libc::WIFSTOPPED(status), "{status:#x}");
     }
-    // SAFETY: our own child.
-    unsafe { libc::kill(pid, libc::SIGKILL) };
-    while !libc::WIFSIGNALED(wait()) {}
+    then(pid);
     End::Killed
 }
 
-/// Steps at which to kill: all system calls (entry and exit of each) for the whole time that the
-/// stress is asked for, else some, and single instructions behind some of them.
+/// Steps at which to kill: all system calls (entry and exit of each) where it is to be thorough, else
+/// as many as there is time for, and single instructions behind some of them.
 fn for_each_step(mut round: impl FnMut(u32, u32) -> End) {
     let end = Instant::now() + common::stress(Duration::from_millis(1200));
     // How many there are.
@@ -100,7 +118,7 @@ fn for_each_step(mut round: impl FnMut(u32, u32) -> End) {
         round(call, 0);
         round(call, 1 + n * 37 % 400);
         rounds += 1;
-        if Instant::now() > end {
+        if Instant::now() > end && !common::is_thorough() {
             break;
         }
     }
@@ -352,6 +370,51 @@ fn in_attach() {
         end
     });
     server.end();
+}
+
+/// The creator is killed while another process is on its way in, at each of that one's steps: it
+/// comes in, and serves then, or is told that nobody does. The name is free at the end.
+#[test]
+fn in_the_creator_while_another_attaches() {
+    /// How an opener ends whose region does not work.
+    const BROKEN: i32 = 255;
+    let dir = TempDir::new().unwrap();
+    let path = dir.path();
+    let end = Instant::now() + common::stress(Duration::from_millis(1200));
+    // A creator for each: so not those that were looked at the last time, if not all.
+    let stride = if common::is_thorough() { 1 } else { 29 };
+    for calls in (1 + std::process::id() % stride..).step_by(stride as usize) {
+        let mut command = common::child("serve", "serve");
+        command.env("UNMERGED_RUNTIME_DIR", path);
+        let mut server = common::Player::start(command);
+        server.wait_for("ready");
+        let open = || match Region::open_in(path, "region") {
+            Ok(region) if region.unmap(0..PAGE).is_ok() => 0,
+            Ok(_) => BROKEN,
+            Err(error) => error.raw_os_error(),
+        };
+        let server = &mut server;
+        let done = at_step(calls, 0, open, |opener| {
+            server.kill();
+            let mut status = 0;
+            // SAFETY: our own child, which is stopped.
+            unsafe {
+                assert_eq!(libc::ptrace(libc::PTRACE_DETACH, opener, 0, 0), 0);
+                assert_eq!(libc::waitpid(opener, &raw mut status, 0), opener);
+            }
+            assert!(libc::WIFEXITED(status), "step {calls}: {status:#x}");
+            let how = libc::WEXITSTATUS(status);
+            let fine = [0, libc::ENOENT, libc::ECONNRESET].contains(&how);
+            assert!(fine, "step {calls}: {how}");
+        });
+        server.kill();
+        // Nobody is left behind the name.
+        drop(build(&dir));
+        if done != End::Killed || (Instant::now() > end && !common::is_thorough()) {
+            assert!([End::Killed, End::Through(0)].contains(&done), "{done:?}");
+            break;
+        }
+    }
 }
 
 /// Processes that change all they can and are killed again and again, the one that serves among

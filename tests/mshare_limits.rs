@@ -21,6 +21,7 @@ fn child() {
         Some("mappings") => mappings(),
         Some("follows without mappings") => follows_without_mappings(),
         Some("room") => room(),
+        Some("hugetlbfs") => hugetlbfs(),
         Some("group") => group(),
         _ => {}
     }
@@ -151,6 +152,50 @@ fn mount_small(path: &CString, [uid, gid]: [u32; 2]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// In a new process: a hugetlbfs at `path`, in a name space of its own.
+fn mount_huge(path: &CString) -> Result<()> {
+    // SAFETY: system calls, with strings that end.
+    unsafe {
+        let (kind, private) = (c"hugetlbfs".as_ptr(), libc::MS_REC | libc::MS_PRIVATE);
+        let nothing = core::ptr::null();
+        if libc::unshare(libc::CLONE_NEWNS) != 0
+            || libc::mount(nothing, c"/".as_ptr(), nothing, private, nothing.cast()) != 0
+            || libc::mount(kind, path.as_ptr(), kind, 0, nothing.cast()) != 0
+        {
+            return Err(Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+/// A file in hugetlbfs is refused by an error of its own, and nothing is left of it.
+#[test]
+fn no_file_in_hugetlbfs() {
+    let (dir, huge) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let path = CString::new(huge.path().to_str().unwrap()).unwrap();
+    let mut command = common::child("child", "hugetlbfs");
+    command.env("UNMERGED_RUNTIME_DIR", dir.path()).env("UNMERGED_TEST_SMALL", huge.path());
+    // SAFETY: as in the test below.
+    unsafe { command.pre_exec(move || mount_huge(&path)) };
+    match command.output() {
+        Ok(output) => {
+            let error = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "{error}");
+        }
+        Err(error) => common::missing("hugetlbfs", &error.to_string()),
+    }
+}
+
+/// In such a file system.
+fn hugetlbfs() {
+    let dir = std::env::var("UNMERGED_TEST_SMALL").unwrap();
+    let path = format!("{dir}/memory");
+    let error = Region::builder("region").size(4 << 20).file(&path).create().unwrap_err();
+    assert!(error.is_unsupported() && error.to_string().contains("hugetlbfs"), "{error}");
+    assert_eq!(std::fs::read_dir(dir).unwrap().count(), 0);
+    std::process::exit(0);
 }
 
 #[test]

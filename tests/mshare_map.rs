@@ -104,6 +104,10 @@ fn child() {
             let rights = Rights::READ | Rights::WRITE | Rights::MAP;
             Region::opener("region").rights(rights).open()
         }
+        "alter" => {
+            let all = Rights::READ | Rights::WRITE | Rights::MAP | Rights::UNMAP | Rights::PROTECT;
+            Region::opener("region").rights(all).open()
+        }
         "by hand" => Region::opener("region").agent(false).open(),
         other => panic!("no such role: {other}"),
     };
@@ -126,6 +130,11 @@ fn child() {
             "revocable" => result(region.map(pages(), Object::revocable()).map(drop)),
             "unmap" => result(region.unmap(pages())),
             "protect" => result(region.protect(pages(), Prot::READ)),
+            "huge" => result(region.advise(pages(), Advice::NoHugePage)),
+            "sum" => {
+                let right = (0..number(1)).all(|at| read(&region, at * PAGE) == (at * PAGE) as u64);
+                (if right { "ok" } else { "wrong" }).to_owned()
+            }
             "sync" => result(region.sync().map(drop)),
             "serves" => region.is_server().to_string(),
             "id" => format!("{:?}", region.id()),
@@ -438,10 +447,12 @@ fn some_rights_and_a_quota() {
     assert_eq!(ask(&mut other, "unmap 0 1"), perm);
     assert_eq!(ask(&mut other, "protect 0 1"), perm);
     assert_eq!(ask(&mut other, "add 0 1"), libc::EEXIST.to_string());
+    // Each makes a part of the hole behind it.
     assert_eq!(ask(&mut other, "add 4 5"), "ok");
-    assert_eq!(ask(&mut other, "add 8 9"), libc::EDQUOT.to_string());
-    region.unmap(4 * PAGE..5 * PAGE).unwrap();
     assert_eq!(ask(&mut other, "add 8 9"), "ok");
+    assert_eq!(ask(&mut other, "add 12 13"), libc::EDQUOT.to_string());
+    region.unmap(4 * PAGE..5 * PAGE).unwrap();
+    assert_eq!(ask(&mut other, "add 12 13"), "ok");
     // The server is another: it asks that one.
     let mut heir = ready(&dir, "open");
     drop(region);
@@ -450,6 +461,33 @@ fn some_rights_and_a_quota() {
     assert_eq!(ask(&mut heir, "unmap 0 1"), "ok");
     assert_eq!(ask(&mut other, "touch 0"), "SIGSEGV 2");
     assert_eq!(ask(&mut other, "add 0 1"), "ok");
+}
+
+/// Whichever processes of a user make them, by whatever: they are the user's.
+#[test]
+fn a_quota_is_of_a_user() {
+    let dir = TempDir::new().unwrap();
+    let region = build(&dir).quota(4).create().unwrap();
+    let quota = libc::EDQUOT.to_string();
+    let mut first = ready(&dir, "alter");
+    assert_eq!(ask(&mut first, "revocable 0 1"), "ok");
+    assert_eq!(ask(&mut first, "protect 2 3"), "ok");
+    // Another slot, while the first is taken.
+    let mut second = ready(&dir, "alter");
+    first.end();
+    assert_eq!(ask(&mut second, "unmap 4 5"), "ok");
+    assert_eq!(ask(&mut second, "protect 6 7"), "ok");
+    for more in ["revocable 8 9", "protect 8 9", "unmap 8 9", "huge 8 9"] {
+        assert_eq!(ask(&mut second, more), quota, "{more}");
+    }
+    // What makes no part more is not refused, nor is one that the owner takes.
+    assert_eq!(ask(&mut second, "unmap 6 7"), "ok");
+    assert_eq!(ask(&mut second, "map 6 7"), "ok");
+    region.protect(16 * PAGE..24 * PAGE, Prot::READ).unwrap();
+    region.map(4 * PAGE..5 * PAGE, Object::anonymous()).unwrap();
+    assert_eq!(ask(&mut second, "unmap 17 18"), "ok");
+    assert_eq!(ask(&mut second, "unmap 20 21"), quota);
+    second.end();
 }
 
 #[test]
@@ -575,6 +613,112 @@ fn advice() {
     region.advise(0..huge, Advice::Remove).unwrap();
     assert_eq!(ask(&mut other, "touch 0"), "0");
     assert!(region.stats().unwrap().memory < huge as u64);
+}
+
+/// What a mapping of the region's memory is for the kernel, in another process.
+fn flags(pid: u32, region: &Region) -> String {
+    let smaps = std::fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap();
+    let start = format!("{:x}-", region.base().addr().get());
+    let ours = smaps.lines().skip_while(|line| !line.starts_with(&start));
+    ours.into_iter().find(|line| line.starts_with("VmFlags:")).unwrap_or_default().to_owned()
+}
+
+/// Of page tables, as [`Region::stats`] says.
+fn page_tables(region: &Region, pid: u32) -> u64 {
+    let stats = region.stats().unwrap();
+    stats.participants.iter().find(|one| one.pid == pid).unwrap().page_tables.unwrap()
+}
+
+/// Two processes touch all of it, a page at a time; then huge pages are made, by whatever `make`
+/// does. In both, page tables go.
+fn are_collapsed(builder: Builder, dir: &TempDir, make: impl Fn(&Region)) {
+    const HUGE: usize = 2 << 20;
+    let region = builder.size(9 * HUGE).directory(dir.path()).create().unwrap();
+    let mut other = ready(dir, "open");
+    // The last one is touched in part.
+    let touched = 8 * HUGE + PAGE;
+    for offset in (0..touched).step_by(PAGE) {
+        write(&region, offset, offset as u64);
+    }
+    assert_eq!(ask(&mut other, &format!("sum {}", touched / PAGE)), "ok");
+    let before = page_tables(&region, other.pid());
+    let end = std::time::Instant::now() + Duration::from_secs(20);
+    while region.stats().unwrap().mapped_huge < 8 * HUGE as u64 {
+        make(&region);
+        if std::time::Instant::now() > end {
+            return common::missing("huge-pages-to-collapse", "small pages");
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(ask(&mut other, &format!("sum {}", touched / PAGE)), "ok");
+    let after = page_tables(&region, other.pid());
+    assert!(after + 5 * PAGE as u64 <= before, "{before} {after}");
+    assert!(region.stats().unwrap().memory <= (touched + PAGE) as u64);
+}
+
+#[test]
+fn huge_pages_are_made_for_all() {
+    let (dir, range) = (TempDir::new().unwrap(), 0..8 * (2 << 20));
+    let builder = Region::builder("region");
+    are_collapsed(builder, &dir, |region| match region.advise(range.clone(), Advice::Collapse) {
+        Ok(()) => {}
+        Err(error) => assert!(error.is_unsupported(), "{error}"),
+    });
+}
+
+#[test]
+fn huge_pages_are_made_in_the_background() {
+    let dir = TempDir::new().unwrap();
+    let builder = || Region::builder("region").collapse(Duration::from_millis(1));
+    let file = builder().size(SIZE).file(dir.path().join("memory")).directory(dir.path());
+    assert!(file.create().unwrap_err().is_unsupported());
+    match builder().size(SIZE).directory(dir.path()).create() {
+        Ok(region) => drop(region),
+        Err(error) => {
+            assert!(error.is_unsupported(), "{error}");
+            return common::missing("madv-collapse", "an error that says so");
+        }
+    }
+    are_collapsed(builder(), &dir, |_| ());
+}
+
+#[test]
+fn waits_are_counted_by_their_time() {
+    let dir = TempDir::new().unwrap();
+    let region = build(&dir).create().unwrap();
+    let other = ready(&dir, "open");
+    assert_eq!(region.stats().unwrap().wait_quantile(0.5), None);
+    for _ in 0..20 {
+        region.protect(0..PAGE, Prot::READ).unwrap();
+        region.protect(0..PAGE, Prot::READ_WRITE).unwrap();
+    }
+    other.end();
+    let stats = region.stats().unwrap();
+    assert_eq!((stats.waits, stats.waits_by_time.iter().sum()), (40, 40));
+    let [least, half, all] = [0.0, 0.5, 1.0].map(|share| stats.wait_quantile(share).unwrap());
+    assert!(least <= half && half <= all && stats.longest_wait < all, "{stats:?}");
+    assert!(all <= (stats.longest_wait * 2).max(Duration::from_micros(1)), "{stats:?}");
+}
+
+/// Advice that is to hold in each process holds in another one.
+#[test]
+fn advice_for_all() {
+    let dir = TempDir::new().unwrap();
+    let region = Region::builder("region").size(4 << 20).directory(dir.path()).create().unwrap();
+    let other = ready(&dir, "open");
+    for (advice, flag) in [(Advice::HugePage, " hg"), (Advice::NoHugePage, " nh")] {
+        region.advise(0..4 << 20, advice).unwrap();
+        let later = ready(&dir, "open");
+        for pid in [std::process::id(), other.pid(), later.pid()] {
+            let flags = flags(pid, &region);
+            if !flags.contains(flag)
+                && !std::path::Path::new("/sys/kernel/mm/transparent_hugepage").exists()
+            {
+                return common::missing("transparent-huge-pages", "small pages");
+            }
+            assert!(flags.contains(flag), "{advice:?} {flags}");
+        }
+    }
 }
 
 #[test]

@@ -61,6 +61,7 @@ fn child() {
             let says_why = error.to_string().contains("processes_per_user");
             assert!(error.raw_os_error() == libc::EDQUOT && says_why, "{error}");
         }
+        Some("opens again for writing") => opens_again_for_writing(),
         Some("opens") => stay(Region::open("region").unwrap()),
         Some("reads") => stay(Region::opener("region").read_only().open().unwrap()),
         None => {}
@@ -267,6 +268,48 @@ fn who_is_in_another_network_namespace() {
         }
         Err(error) => common::missing("user-namespaces", &error.to_string()),
     }
+}
+
+/// A reader of another user: the modes of the files are not its to change, and keep it from opening
+/// them otherwise.
+fn opens_again_for_writing() {
+    let region = Region::opener("region").read_only().open().unwrap();
+    // An object as well.
+    region.sync().unwrap();
+    let mut found = 0;
+    for entry in std::fs::read_dir("/proc/self/fd").unwrap() {
+        let path = entry.unwrap().path();
+        let link = std::fs::read_link(&path).unwrap_or_default();
+        if !link.to_string_lossy().contains("memfd:mshare") {
+            continue;
+        }
+        found += 1;
+        let error = std::fs::OpenOptions::new().write(true).open(&path).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EACCES), "{link:?}");
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+        let error = std::fs::set_permissions(&path, mode).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EPERM), "{link:?}");
+    }
+    assert!(found >= 4, "{found}");
+    stay(region);
+}
+
+#[test]
+fn a_reader_of_another_user_stays_one() {
+    if !rustix::process::geteuid().is_root() {
+        return common::missing("root", "all processes are of one user");
+    }
+    let dir = TempDir::new().unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o711);
+    std::fs::set_permissions(dir.path(), mode).unwrap();
+    let builder = Region::builder("region").size(SIZE).mode(0o644);
+    let region = builder.directory(dir.path()).create().unwrap();
+    region.map(0..PAGE, Object::revocable()).unwrap();
+    let mut command = common::child("child", "opens again for writing");
+    command.env("UNMERGED_RUNTIME_DIR", dir.path()).uid(1000).gid(1000);
+    let mut other = Player::start(command);
+    other.wait_for("ready");
+    other.end();
 }
 
 #[test]

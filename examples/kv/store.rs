@@ -2,16 +2,16 @@
 //!
 //! Buckets are chains of nodes that are never changed once they are linked: a change links a new
 //! node by one store and frees the old one. So a process that is killed in the middle leaves the old
-//! chain or the new one, and at most one node that nobody links. A stripe of buckets has a lock, whose
-//! word is the process that holds it: one that finds its holder dead takes it over.
+//! chain or the new one, and at most one node that nobody links. A stripe of buckets has a lock that
+//! tells of its holder's death: there is nothing to repair then, and the next one goes on.
 
 use core::alloc::Layout;
 use core::hash::BuildHasher;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
-use std::time::Instant;
-use unmerged::futex2::{Futex, Shared};
+use unmerged::futex2::lock::{RobustGuard, RobustMutex};
+use unmerged::futex2::{Deadline, Shared};
 use unmerged::mshare::{Heap, Region, Resident};
 use unmerged::{Error, Result};
 
@@ -22,13 +22,13 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 #[repr(C)]
 struct Table {
-    locks: [Futex<u64, Shared>; STRIPES],
+    locks: [RobustMutex<(), Shared>; STRIPES],
     /// Addresses of the first nodes.
     buckets: [AtomicU64; BUCKETS],
     len: AtomicU64,
 }
 
-// SAFETY: words that are changed by atomics; zeros are an empty table.
+// SAFETY: words that are changed by atomics, and locks of words; zeros are an empty table.
 unsafe impl Resident for Table {}
 
 /// What is in front of a key and its value.
@@ -73,8 +73,6 @@ pub(crate) struct Store {
     region: Region,
     heap: Heap,
     table: NonNull<Table>,
-    /// This process, as the lock of a stripe names its holder.
-    me: u64,
 }
 
 // SAFETY: the table is all atomics, and stays mapped as long as the region.
@@ -85,8 +83,9 @@ unsafe impl Sync for Store {}
 /// The links of a bucket, locked.
 struct Bucket<'s> {
     store: &'s Store,
-    lock: &'s Futex<u64, Shared>,
     first: &'s AtomicU64,
+    /// `None` where nobody changes anything.
+    _lock: Option<RobustGuard<'s, (), Shared>>,
 }
 
 impl Store {
@@ -108,7 +107,7 @@ impl Store {
                 }
             }
         };
-        Ok(Self { region, heap, table, me: me() })
+        Ok(Self { region, heap, table })
     }
 
     pub(crate) fn heap(&self) -> Heap {
@@ -124,25 +123,13 @@ impl Store {
         let hash = foldhash::fast::FixedState::default().hash_one(key) as usize;
         let lock = &self.table().locks[hash % STRIPES];
         let first = &self.table().buckets[hash % BUCKETS];
-        let begin = Instant::now();
-        loop {
-            let holder =
-                match lock.compare_exchange(0, self.me, Ordering::Acquire, Ordering::Relaxed) {
-                    Ok(_) => return Ok(Bucket { store: self, lock, first }),
-                    Err(holder) => holder,
-                };
-            if begin.elapsed() > Duration::from_millis(10) && is_gone(holder) {
-                let (acquire, relaxed) = (Ordering::Acquire, Ordering::Relaxed);
-                if lock.compare_exchange(holder, self.me, acquire, relaxed).is_ok() {
-                    return Ok(Bucket { store: self, lock, first });
-                }
-            }
-            if begin.elapsed() > PATIENCE {
-                return Err(Failure::Stopped);
-            }
-            // A stripe is held for less than a microsecond.
-            std::thread::yield_now();
-        }
+        let locked = match lock.try_lock_until(Deadline::after(PATIENCE)) {
+            Err(error) if error.is_timed_out() => return Err(Failure::Stopped),
+            locked => locked?,
+        };
+        // SAFETY: there is no data, and no thread leaks its guard.
+        let guard = unsafe { locked.or_repair(|()| ()) };
+        Ok(Bucket { store: self, first, _lock: Some(guard) })
     }
 
     /// Does something with the value of a key, where it is.
@@ -191,7 +178,7 @@ impl Store {
     pub(crate) fn collect(&self) -> core::result::Result<usize, Failure> {
         let mut known = std::collections::HashSet::from([self.table.addr().get()]);
         for first in &self.table().buckets {
-            let bucket = Bucket { store: self, lock: &self.table().locks[0], first };
+            let bucket = Bucket { store: self, first, _lock: None };
             let mut next = first.load(Ordering::Acquire);
             while let Some(node) = bucket.node(next) {
                 known.insert(node.addr().get());
@@ -219,27 +206,6 @@ impl Store {
     pub(crate) fn len(&self) -> u64 {
         self.table().len.load(Ordering::Relaxed)
     }
-}
-
-/// When a process began, in ticks; `None` if it has ended, also if nobody has waited for it.
-fn began(pid: u32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let mut fields = stat.rsplit(") ").next()?.split(' ');
-    if fields.next()?.starts_with(['Z', 'X']) {
-        return None;
-    }
-    fields.nth(18)?.parse().ok()
-}
-
-/// Process id and beginning: another process that is given the id later is not taken for us.
-fn me() -> u64 {
-    let pid = std::process::id();
-    began(pid).unwrap_or(0) << 32 | u64::from(pid)
-}
-
-/// Has the process of this word ended?
-fn is_gone(word: u64) -> bool {
-    began(word as u32).is_none_or(|began| began << 32 != word >> 32 << 32)
 }
 
 impl<'s> Bucket<'s> {
@@ -325,11 +291,5 @@ impl<'s> Bucket<'s> {
         let layout = Self::layout(key.len(), value.len());
         // SAFETY: allocated with this layout, and only who has the lock knows it.
         Ok(unsafe { self.store.heap.free(node.cast(), layout) }?)
-    }
-}
-
-impl Drop for Bucket<'_> {
-    fn drop(&mut self) {
-        self.lock.store(0, Ordering::Release);
     }
 }

@@ -1,7 +1,7 @@
 //! Waiting until the others follow a change, and what can be done once they do.
 
 use super::backing::Backing;
-use super::held::{Held, Waits};
+use super::held::{Held, WAITS, Waits};
 use super::layout::Segment;
 use super::object::{Acks, Late};
 use super::participants::Token;
@@ -74,6 +74,8 @@ impl Waits {
         let nanoseconds = u64::try_from(waited.as_nanos()).unwrap_or(u64::MAX);
         self.count.fetch_add(1, Ordering::Relaxed);
         self.nanoseconds.fetch_add(nanoseconds, Ordering::Relaxed);
+        let length = (u64::BITS - (nanoseconds / 1000).leading_zeros()) as usize;
+        self.by_time[length.min(WAITS - 1)].fetch_add(1, Ordering::Relaxed);
         if !complete {
             self.incomplete.fetch_add(1, Ordering::Relaxed);
         }

@@ -3,6 +3,7 @@
 use super::ADVISE;
 use super::backing::{Backing, Huge, Kind};
 use super::change::Change;
+use super::collapse;
 use super::layout::{Segment, pieces};
 use super::object::Advice;
 use super::operations::{PATIENCE, complete};
@@ -56,6 +57,7 @@ impl Region {
                 held.check_heap(ADVISE, &whole)?;
                 return held.empty(&parts).op(ADVISE);
             }
+            // By fallocate(2), for MADV_POPULATE_WRITE is of 5.14.
             Advice::Populate => {
                 drop(local);
                 return self.populate(&parts);
@@ -96,7 +98,7 @@ impl Region {
                 Err(errno) => return Err(Error::new(ADVISE, errno)),
             }
         }
-        if probe_collapse() {
+        if collapse::is_known() {
             return Ok(());
         }
         Err(Error::because(ADVISE, Errno::OPNOTSUPP, "MADV_COLLAPSE needs Linux 6.1"))
@@ -125,10 +127,4 @@ impl Region {
         }
         Ok(())
     }
-}
-
-/// Does this kernel know `MADV_COLLAPSE`? For no bytes it says yes or EINVAL.
-fn probe_collapse() -> bool {
-    // SAFETY: no bytes are touched.
-    unsafe { libc::madvise(core::ptr::null_mut(), 0, libc::MADV_COLLAPSE) == 0 }
 }

@@ -4,6 +4,7 @@ use super::access::Access;
 use super::attach::SEALS;
 use super::attachment::{Attachment, Origin, nothing};
 use super::claim::Claim;
+use super::collapse;
 use super::directory::Directory;
 use super::header::{CONTROL_LEN, Header};
 use super::held::Files;
@@ -20,6 +21,7 @@ use super::{CREATE, window};
 use crate::error::{Context, Error, Result};
 use crate::sync::Ordering;
 use crate::sys::memfd;
+use core::time::Duration;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
@@ -56,6 +58,7 @@ pub struct Builder {
     room: usize,
     huge: Option<HugePages>,
     file: Option<PathBuf>,
+    collapse: Option<Duration>,
 }
 
 impl Builder {
@@ -68,16 +71,17 @@ impl Builder {
             directory: None,
             lifetime: Lifetime::Last,
             others: Rights::NONE,
-            quota: 64,
+            quota: 128,
             per_user: PER_USER,
             is_empty: false,
             room: 0,
             huge: None,
             file: None,
+            collapse: None,
         }
     }
 
-    /// Size in bytes: a multiple of 4096, up to 32 TiB. It is address space; memory is
+    /// Size in bytes: a multiple of 4096, up to [32 TiB](Region::MAX_SIZE). It is address space; memory is
     /// taken page by page as it is touched. There is no default.
     pub fn size(mut self, bytes: usize) -> Self {
         self.size = bytes;
@@ -123,7 +127,14 @@ impl Builder {
         self
     }
 
-    /// How many parts a participant without all rights may have mapped. Default 64.
+    /// How many parts of the region the participants of one user may make, those with all rights
+    /// apart: by mapping, unmapping, protecting and lasting advice. Plain memory is no part; what is
+    /// left behind a part in the midst of another is one, so an object with nothing on both sides
+    /// counts as two. A part is the user's who changed it last, also when the process has left. More
+    /// is EDQUOT. Default 128, of [1024](Region::MAX_PARTS) for
+    /// all.
+    ///
+    /// Bytes are limited by the size of the region alone.
     pub fn quota(mut self, parts: u32) -> Self {
         self.quota = parts;
         self
@@ -160,7 +171,22 @@ impl Builder {
         self
     }
 
-    /// The region's own memory is this file, and its control page the file of this name
+    /// Huge pages are made of the region's own memory while it is used, as by
+    /// [`Advice::Collapse`](super::Advice::Collapse): by the thread of whoever serves, in turns with
+    /// so much time between them, of a millisecond at least. For a heap, that is most of its memory.
+    ///
+    /// It costs that thread a millisecond a turn, and less than one turn a second once all is done;
+    /// of each 2 MiB a copy, for about as long, in which a touch of them waits; and a free huge page
+    /// of the system for the copy. It takes no memory: places of which a page was never touched are
+    /// left alone. What is gained are page tables, of all processes, and faults: one for 2 MiB.
+    /// [`Advice::HugePage`](super::Advice::HugePage) makes huge pages at the first touch instead,
+    /// which costs up to 2 MiB for a byte. Default none.
+    pub fn collapse(mut self, pause: Duration) -> Self {
+        self.collapse = Some(pause);
+        self
+    }
+
+    /// The region's own memory is this file, of tmpfs or of a disk, and its control page the file of this name
     /// with `.control` behind it: they stay when the last process has let go. If they are
     /// there, with the contents of a region of this size, it comes back at its old address, with
     /// its allocations and roots; what was mapped, unmapped and protected is forgotten.
@@ -174,6 +200,10 @@ impl Builder {
     /// have no seals: who may write them may cut them, and a touch beyond the end is SIGBUS. So is
     /// one for which the file system has no room, also in [`Region::alloc`]; with
     /// [`Advice::Populate`](super::Advice::Populate) that is ENOSPC before.
+    ///
+    /// Huge pages do not stay: a file in hugetlbfs is EOPNOTSUPP. In a tmpfs that is mounted with
+    /// `huge=advise` or `always`, [`Advice::HugePage`](super::Advice::HugePage) has huge pages in a
+    /// file.
     pub fn file(mut self, path: impl AsRef<Path>) -> Self {
         self.file = Some(path.as_ref().into());
         self
@@ -193,7 +223,8 @@ impl Builder {
     /// - ETIMEDOUT: another process keeps the lock of the directory.
     /// - EBUSY: another region has the file. EBADMSG: the file is a region's of another size, or has
     ///   contents of none; it or its control file is not there; they are of two regions, or times.
-    /// - ENODEV: no huge pages of this size on this machine.
+    /// - ENODEV: no huge pages of this size on this machine. EOPNOTSUPP: a file in hugetlbfs; no
+    ///   [collapsing](Self::collapse) before Linux 6.1, nor in a file that stays.
     /// - ENOMEM, EMFILE, ENFILE, EAGAIN, ENAMETOOLONG: a limit of the system.
     pub fn create(self) -> Result<Region> {
         self.check()?;
@@ -237,6 +268,11 @@ impl Builder {
             }
         };
         let attachment = Attachment::create(files, origin, shape, bases.into_iter(), fill)?;
+        if old.is_some() {
+            // We have the file alone, so whoever had its heap is gone: also of another namespace.
+            let word = attachment.header().next().load(Ordering::Relaxed);
+            super::heap::abandon(CREATE, word, attachment.base(), self.size as u64);
+        }
         self.begin(&attachment, claim)?;
         Ok(Region::new(self.name, attachment))
     }
@@ -251,6 +287,8 @@ impl Builder {
         ledger.others.store(self.others.bits(), relaxed);
         ledger.quota.store(self.quota, relaxed);
         ledger.per_user.store(self.per_user, relaxed);
+        let pause = self.collapse.map_or(0, |pause| pause.as_millis().clamp(1, u32::MAX.into()));
+        ledger.collapse.store(pause as u32, relaxed);
         ledger.bound.store((self.lifetime == Lifetime::Creator).into(), relaxed);
         // Of a file that comes back.
         ledger.heap.store(held.header().next().load(relaxed), relaxed);
@@ -293,6 +331,10 @@ impl Builder {
                 Errno::INVAL,
                 format_args!("mode {:#o} is not 0o600 with read and write bits more", self.mode),
             ));
+        }
+        if self.collapse.is_some() && (self.kind() != Memory::Ordinary || !collapse::is_known()) {
+            let why = "collapsing is of memory in small pages, and needs Linux 6.1";
+            return Err(Error::because(CREATE, Errno::OPNOTSUPP, why));
         }
         let grain = self.kind().grain();
         if !(self.room as u64).is_multiple_of(grain) || self.room as u64 >= size {

@@ -16,6 +16,7 @@
 //! | what they touched meanwhile in holes is taken away; the holes count as empty | such pages are left | the next who takes the lock |
 
 use super::backing::{Backing, Huge};
+use super::charge::{self, Charge};
 use super::follow::{Gap, Round};
 use super::gate::Inside;
 use super::held::{Held, Local, Object};
@@ -46,13 +47,6 @@ pub(super) enum Change {
     Unmap,
     Protect(Access),
     Advise(Huge),
-}
-
-/// Who changes: for the quota.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Charge {
-    pub(super) slot: usize,
-    pub(super) quota: usize,
 }
 
 /// The lock of the log, until this is dropped.
@@ -132,7 +126,15 @@ impl Held {
             followed => followed?,
         };
         let (_, old) = self.ledger().layout(operation, self.shape.size)?;
-        self.tidy(&old);
+        // Who may not write the ledger waits for the others too, but only we can say that holes are
+        // empty from then on.
+        let emptied = &self.ledger().emptied;
+        let vouched = emptied.load(Ordering::Relaxed);
+        let settles = old.iter().any(|part| part.backing == Backing::Hole && part.since > vouched)
+            && self.ledger().participants().behind(generation).is_empty();
+        if self.tidy(&old) && settles {
+            emptied.store(generation, Ordering::Relaxed);
+        }
         let plan = self.plan(operation, &old, &range, change, charge, generation)?;
         let (published, emptied) = self.carry_out(operation, &mut local, &old, plan)?;
         drop(taken);
@@ -266,14 +268,13 @@ impl Held {
                 if object.is_none() && here.iter().any(is_object) {
                     emptied.push(Segment::plain(range.clone()));
                 }
-                let owner = charge.map_or(0, |charge| charge.slot as u16 + 1);
                 let plain = Segment::plain(range.clone());
                 let (access, huge) = (*access, *huge);
                 vec![match object {
-                    None => Segment { access, huge, owner, ..plain },
+                    None => Segment { access, huge, ..plain },
                     Some(Object { id, kind, .. }) => {
                         let backing = Backing::Object { id: *id, kind: *kind };
-                        Segment { backing, at: *at, access, huge, owner, ..plain }
+                        Segment { backing, at: *at, access, huge, ..plain }
                     }
                 }]
             }
@@ -294,13 +295,9 @@ impl Held {
                 here.iter().map(|part| Segment { huge: *huge, ..*part }).collect()
             }
         };
-        let layout = holes::merge(&replace(old, range, &new), vouched);
-        if let Some(Charge { slot, quota }) = charge {
-            let own = layout.iter().filter(|part| usize::from(part.owner) == slot + 1).count();
-            if own > quota {
-                let why = format_args!("{own} parts of this process, at most {quota}");
-                return Err(Error::with(operation, Errno::DQUOT, why));
-            }
+        let layout = holes::merge(&charge::replace(old, range, new, charge), vouched);
+        if let Some(charge) = charge {
+            charge.check(operation, old, &layout)?;
         }
         // Memory that is mapped begins with zeros: what was there goes in a step of its own, so
         // that nobody who dies leaves it.

@@ -8,6 +8,7 @@
 
 use super::agent::Lent;
 use super::claim::Name;
+use super::collapse::Collapsing;
 use super::follow;
 use super::lines::{self, Lines};
 use super::participants::Token;
@@ -75,6 +76,7 @@ pub(super) struct Desk {
     pub(super) pulse: Pulse,
     /// What this process feels of the one that serves.
     pub(super) felt: Option<Felt>,
+    collapsing: Collapsing,
 }
 
 impl Desk {
@@ -114,6 +116,7 @@ impl Desk {
             is_settled: false,
             pulse: Pulse::default(),
             felt: None,
+            collapsing: Collapsing::default(),
         })
     }
 
@@ -129,9 +132,11 @@ impl Desk {
             pause = pause.filter(|&end| end > now);
             let deadline = self.callers.front().map(Connection::deadline);
             let again = again.map(|pause| now + pause);
-            let alarm = pause.into_iter().chain(deadline).chain(again).min();
+            let collapse = self.collapsing.attend(&self.held);
+            let alarm = pause.into_iter().chain(deadline).chain(again).chain(collapse).min();
 
-            let mut heard = self.wait(alarm.map(|at| at - now), pause.is_some()).into_iter();
+            let timeout = alarm.map(|at| at.saturating_duration_since(Instant::now()));
+            let mut heard = self.wait(timeout, pause.is_some()).into_iter();
             let mut next = || heard.next().unwrap_or(false);
             if next() {
                 return self;

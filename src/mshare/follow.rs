@@ -281,15 +281,15 @@ impl Held {
     /// not vouch for, and what no part of it names of our objects.
     ///
     /// What cannot be emptied is left, and keeps nobody from changing the rest: nothing vouches for
-    /// such a hole, so its memory is not mapped again.
-    pub(super) fn tidy(&self, layout: &[Segment]) {
+    /// such a hole, so its memory is not mapped again. Whether the holes are empty.
+    pub(super) fn tidy(&self, layout: &[Segment]) -> bool {
         let emptied = self.ledger().emptied.load(Ordering::Relaxed);
         let fresh = |part: &&Segment| part.backing == Backing::Hole && part.since > emptied;
         let holes: Vec<_> = layout.iter().filter(fresh).copied().collect();
         if holes.is_empty() {
-            return;
+            return true;
         }
-        let _ = self.empty(&holes);
+        let are_empty = self.empty(&holes).is_ok();
         let objects = self.objects.enter(Vec::new).clone();
         for object in objects.iter().filter(|object| object.kind.is_memory()) {
             let mut named: Vec<_> = layout
@@ -314,5 +314,6 @@ impl Held {
                 next = next.max(range.end);
             }
         }
+        are_empty
     }
 }

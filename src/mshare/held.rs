@@ -85,12 +85,23 @@ pub(super) struct Waits {
     pub(super) nanoseconds: AtomicU64,
     pub(super) longest: AtomicU64,
     pub(super) incomplete: AtomicU64,
+    /// How many took less than 2^n microseconds, and no less than half of that.
+    pub(super) by_time: [AtomicU64; WAITS],
 }
+
+/// Lengths that waits are told apart by: the last is of more than half a minute.
+pub(super) const WAITS: usize = 26;
 
 impl Waits {
     pub(super) fn new() -> Self {
         let word = || AtomicU64::new(0);
-        Self { count: word(), nanoseconds: word(), longest: word(), incomplete: word() }
+        Self {
+            count: word(),
+            nanoseconds: word(),
+            longest: word(),
+            incomplete: word(),
+            by_time: core::array::from_fn(|_| word()),
+        }
     }
 }
 
@@ -312,7 +323,7 @@ pub(super) fn join(
 pub(super) fn began(pid: u32) -> u64 {
     /// Process id and beginning of the process that asked last, in one word.
     static OWN: AtomicU64 = AtomicU64::new(0);
-    /// Ticks of 10 ms fit for 13 years.
+    /// Those of 10 ms fit for 497 days; who began later is looked up each time.
     const TICKS: u64 = (1 << 32) - 1;
     let look = || pidfd::began(pid).unwrap_or(0);
     if pid != std::process::id() {

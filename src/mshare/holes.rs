@@ -30,7 +30,6 @@ fn join(
                 if last.backing == Backing::Hole
                     && part.backing == Backing::Hole
                     && last.end() == part.offset
-                    && last.owner == part.owner
                     && last.huge == part.huge
                     && may(last, &part) =>
             {

@@ -25,7 +25,7 @@ use crate::sys::memfd;
 use core::time::Duration;
 use rustix::fd::OwnedFd;
 use rustix::fs::{
-    FileType, FlockOperation, Mode, OFlags, SeekFrom, flock, fstat, lstat, open, seek,
+    FileType, FlockOperation, Mode, OFlags, SeekFrom, flock, fstat, lstat, open, seek, statfs,
 };
 use rustix::io::{Errno, pread, pwrite};
 use rustix::rand::{GetRandomFlags, getrandom};
@@ -58,8 +58,9 @@ impl Kept {
     /// # Errors
     ///
     /// EBUSY if another region has them, EBADMSG if one of them is not there, or they do not belong
-    /// together; EFBIG, ENOSPC; those of open(2).
+    /// together; EOPNOTSUPP in hugetlbfs; EFBIG, ENOSPC; those of open(2).
     pub(super) fn open(path: &Path, size: u64) -> Result<Self> {
+        in_small_pages(path)?;
         let mut beside = path.to_path_buf().into_os_string();
         beside.push(".control");
         let beside = PathBuf::from(beside);
@@ -109,6 +110,20 @@ impl Kept {
         put(0, MAGIC)?;
         Ok(Self { data, control, found })
     }
+}
+
+/// A file of hugetlbfs has no part that is smaller than a page of it, and neither a control page
+/// beside it nor a mapping at any offset of 4096 bytes can be had there.
+fn in_small_pages(path: &Path) -> Result<()> {
+    const HUGETLBFS: u64 = 0x9584_58f6;
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    // Where there is none, the file cannot be opened either.
+    let Ok(system) = statfs(directory.unwrap_or(Path::new("."))) else { return Ok(()) };
+    if system.f_type as u64 & 0xffff_ffff != HUGETLBFS {
+        return Ok(());
+    }
+    let why = format_args!("file {} would be in hugetlbfs", path.display());
+    Err(Error::with(CREATE, Errno::OPNOTSUPP, why))
 }
 
 /// A file that no other region has; `None` if it is not there, and not to be made.

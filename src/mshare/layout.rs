@@ -23,8 +23,8 @@ pub(super) struct Segment {
     pub(super) at: u64,
     pub(super) access: Access,
     pub(super) huge: Huge,
-    /// Slot of the participant that mapped it, plus 1; 0 if nobody is charged.
-    pub(super) owner: u16,
+    /// User to whom it is charged, plus 1; 0 if nobody is: see [`charge`](super::charge).
+    pub(super) owner: u64,
     /// The generation that made a hole.
     pub(super) since: u64,
 }
@@ -63,8 +63,9 @@ impl Segment {
         self.offset..self.end()
     }
 
+    /// Then it is no part of the list, whoever made it so.
     fn is_plain(&self) -> bool {
-        *self == Self::plain(self.range())
+        *self == Self { owner: self.owner, ..Self::plain(self.range()) }
     }
 
     /// The part of it in `range`, which meets it.
@@ -74,9 +75,9 @@ impl Segment {
         Self { offset: start, len: end - start, at, ..*self }
     }
 
-    /// Can `next` be the second half of it?
+    /// Can `next` be the second half of it? Whoever is charged: two parts become one.
     fn continues_in(&self, next: &Self) -> bool {
-        let joined = Self { len: self.len + next.len, ..*self };
+        let joined = Self { len: self.len + next.len, owner: next.owner, ..*self };
         self.end() == next.offset && joined.part(&next.range()) == *next
     }
 
@@ -101,7 +102,7 @@ impl Segment {
             Huge::Yes => 1,
             Huge::No => 2,
         };
-        let flags = access | huge << 2 | u64::from(self.owner) << 16;
+        let flags = access | huge << 2 | self.owner << 16;
         [self.offset, self.len, what, self.at, flags, self.since]
     }
 
@@ -124,8 +125,8 @@ impl Segment {
             2 => Huge::No,
             _ => return None,
         };
-        let owner = u16::try_from(flags >> 16).ok()?;
-        (flags & 0xfff0 == 0).then_some(Self {
+        let owner = flags >> 16;
+        (flags & 0xfff0 == 0 && owner <= 1 << 32).then_some(Self {
             offset,
             len,
             backing,
@@ -209,7 +210,7 @@ pub(super) fn pieces(segments: &[Segment], range: Range<u64>) -> Vec<Segment> {
 /// none. Advice makes no difference.
 pub(super) fn plain_until(segments: &[Segment], start: u64, size: u64) -> u64 {
     let other = |part: &&Segment| {
-        let plain = Segment { huge: part.huge, ..Segment::plain(part.range()) };
+        let plain = Segment { huge: part.huge, owner: part.owner, ..Segment::plain(part.range()) };
         part.end() > start && **part != plain
     };
     segments.iter().find(other).map_or(size, |part| part.offset.max(start))
@@ -294,7 +295,7 @@ mod tests {
                     1 => Segment::hole(range, id),
                     2 => {
                         let backing = Backing::Object { id, kind: Kind::File };
-                        Segment { backing, at: id * P, access, owner: id as u16, ..plain }
+                        Segment { backing, at: id * P, access, owner: id, ..plain }
                     }
                     _ => {
                         let backing = Backing::Object { id, kind: Kind::Revocable };

@@ -53,7 +53,11 @@ pub(super) struct Ledger {
     /// The control page's word when a participant with all rights made the heap; see
     /// [`extent`](super::heap). Every writer can write that one.
     pub(super) heap: AtomicU64,
-    unused: [AtomicU64; 17],
+    /// Milliseconds between two turns of the [thread that makes huge pages](super::collapse); 0 if
+    /// none does.
+    pub(super) collapse: AtomicU32,
+    other_half: AtomicU32,
+    unused: [AtomicU64; 16],
     holder: AtomicU64,
     turns: AtomicU32,
     acks: AtomicU32,

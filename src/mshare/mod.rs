@@ -52,13 +52,14 @@
 //! | mappings | [objects](Object) are [mapped](Region::map), [unmapped](Region::unmap) and [protected](Region::protect) by one process for all, while they run |
 //! | mode | bits of owner, group and other, judged by the server from `SO_PEERCRED`; a class with the bit to read alone gets descriptors for reading alone; root may always |
 //! | rights | [`Rights`] of each participant, chosen by the [opener](Region::opener), limited by the mode and by [`Builder::others`] |
-//! | who serves | the creator; when it ends or is killed, another participant takes over |
+//! | who serves | the creator; when it ends or is killed, another participant of the owner or root that has [all rights](Rights::ALL) and [a thread](Opener::agent) takes over |
 //! | lifetime | until the last process that holds it lets go, or [with its creator](Lifetime::Creator) |
 //! | lifetime of the name | the same, or until [`unlink`]; when all are killed, the name is unknown, and the next creator may have it |
 //! | second opening | in one process: another handle on the same mapping |
 //! | fork | the child has the mapping at the same address, as it was at the fork, and may use its handles; it becomes a participant with the first change that it makes, or with [`Region::sync`], and is waited for from then on; dropping its handles does not touch its parent's; it must not use the parent's arenas, and is a participant of its own in the heap |
 //! | exec | nothing is left of the region; open it again. If it served, another takes over at once, or with the next change if a child that it forked lives on without an exec; the others notice it at the next change. One without [a thread](Opener::agent) counts as there until it ends |
 //! | pid and network namespaces | all participants are of one: else EXDEV |
+//! | limits | [32 TiB](Region::MAX_SIZE), [1024 processes](Region::MAX_PARTICIPANTS), of which users other than the owner and root are 512 at most: else EUSERS; [1024 parts](Region::MAX_PARTS), [60 roots](Region::MAX_ROOTS): else ENOSPC |
 //!
 //! Who may attach for writing may destroy what is in the region for all. Whatever is
 //! written to the control memory or sent over a socket, no other process follows an address
@@ -130,7 +131,9 @@ mod bring;
 mod builder;
 mod bump;
 mod change;
+mod charge;
 mod claim;
+mod collapse;
 mod desk;
 mod directory;
 mod directory_lock;

@@ -2,7 +2,7 @@
 
 use super::region::Region;
 use super::root_key::{Key, Kind};
-use super::roots::{Listed, ROOTS, Refusal};
+use super::roots::{Listed, Refusal};
 use crate::error::{Error, Result};
 use crate::shm::Resident;
 use core::ptr::NonNull;
@@ -10,13 +10,15 @@ use rustix::io::Errno;
 
 impl Region {
     /// Publishes `value`, and all that was written before, as the root of this name, instead
-    /// of what was there. There are 16 roots; the first who sets a name takes one for good,
-    /// and with it size and alignment of the type.
+    /// of what was there. There are [60 roots](Self::MAX_ROOTS); the first who sets a
+    /// name takes one for good, and with it size and alignment of the type. It is not given to
+    /// another name when the root is removed, for another process may be about to set it again.
     ///
     /// # Errors
     ///
     /// EINVAL with the numbers if the value is not inside and aligned, or if the root was set
-    /// with a type of other size, alignment or [tag](Resident::TAG). ENOSPC if all roots have other names.
+    /// with a type of other size, alignment or [tag](Resident::TAG). ENOSPC if all roots have other
+    /// names; EEXIST if another name has the same hash.
     pub fn set_root<T: Resident>(&self, name: &str, value: NonNull<T>) -> Result<()> {
         const OP: &str = "mshare::Region::set_root";
         self.writable(OP)?;
@@ -158,7 +160,12 @@ fn refused(operation: &'static str, name: &str, kind: Kind, refusal: Refusal) ->
         Refusal::Full => Error::with(
             operation,
             Errno::NOSPC,
-            format_args!("all {} roots have other names than \"{name}\"", ROOTS),
+            format_args!("all {} roots have other names than \"{name}\"", Region::MAX_ROOTS),
+        ),
+        Refusal::Name => Error::with(
+            operation,
+            Errno::EXIST,
+            format_args!("another name has the hash of \"{name}\""),
         ),
         Refusal::Kind(other) => Error::with(
             operation,

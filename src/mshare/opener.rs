@@ -58,7 +58,8 @@ impl Opener {
     ///
     /// # Errors
     ///
-    /// Those of [`Region::open`]; EBUSY if this process has the region with fewer rights.
+    /// Those of [`Region::open`], EUSERS and EXDEV among them; EBUSY if this process has the region
+    /// with fewer rights.
     pub fn open(self) -> Result<Region> {
         self.open_within(GRACE)
     }

@@ -84,8 +84,8 @@ impl Region {
     /// - EPERM: this process has not the right to map, or to unmap what lies there.
     /// - EACCES, EPERM, ENODEV: mmap(2) does not take the file so.
     /// - EBUSY: memory, where a stopped process does not follow the unmapping yet.
-    /// - ENOSPC: more than 1024 parts; no room for pages. EDQUOT: more than this process may
-    ///   have. ENOMEM: no huge page free, or a limit of this process.
+    /// - ENOSPC: more than 1024 parts; no room for pages. EDQUOT: more than [this user](super::Builder::quota)
+    ///   may have. ENOMEM: no huge page free, or a limit of this process.
     /// - ENODEV: no huge pages of this size on this machine.
     /// - ETIMEDOUT: as above, or another process keeps the lock.
     /// - ENOENT: nobody serves the region, so a descriptor cannot be passed on.
@@ -221,7 +221,8 @@ impl Region {
     ///
     /// EINVAL for no whole pages or outside of the region; EEXIST where the [heap](Self::heap)
     /// lies; EPERM without the right; ENOSPC if
-    /// the rest would be more than 1024 parts; ETIMEDOUT.
+    /// the rest would be more than 1024 parts, EDQUOT if it would be more than
+    /// [this user](super::Builder::quota) may have; ETIMEDOUT.
     pub fn unmap(&self, range: Range<usize>) -> Result<()> {
         complete(UNMAP, &self.unmap_within(range, PATIENCE)?)
     }

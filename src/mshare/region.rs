@@ -29,6 +29,18 @@ pub struct Region {
 }
 
 impl Region {
+    /// Bytes of which the address of a region is a multiple.
+    pub const ALIGNMENT: usize = super::window::ALIGN as usize;
+    /// Most bytes of a region.
+    pub const MAX_SIZE: usize = super::window::SIZE_MAX as usize;
+    /// Most processes that have a region at a time.
+    pub const MAX_PARTICIPANTS: usize = super::participants::PARTICIPANTS;
+    /// Most parts of a region that are not plain memory: objects, protected ones, those that are
+    /// advised to be otherwise, and nothing. See [`parts`](Self::parts).
+    pub const MAX_PARTS: usize = super::layout::SEGMENTS;
+    /// Most [names](Self::set_root) of a region.
+    pub const MAX_ROOTS: usize = super::roots::ROOTS;
+
     pub(super) fn new(name: String, attachment: Attachment) -> Self {
         Self { name, attachment }
     }
@@ -58,6 +70,9 @@ impl Region {
     /// - EDQUOT: as many processes of this user have it as [may](Builder::processes_per_user);
     ///   EUSERS: no place is left for one more process.
     /// - ETIMEDOUT: the server does not answer for 10 s, for instance because it is stopped.
+    /// - EUSERS: [1024 processes](Self::MAX_PARTICIPANTS) have it; or half as many, of which those
+    ///   of other users than the owner and root are not more. EXDEV: it is of another pid or network
+    ///   namespace.
     /// - ECONNRESET: it cuts off every connection. ENOMEM, EMFILE, ENFILE: a limit of the
     ///   system.
     pub fn open(name: &str) -> Result<Self> {

@@ -9,7 +9,7 @@
 //! | `key` | hash of the name, never 0 | once, by compare-exchange |
 //! | `kind` | size and alignment of the type, bit 63 set | once, by compare-exchange |
 //! | `tag` | of the type, [`Resident::TAG`](crate::shm::Resident::TAG) | once, by compare-exchange |
-//! | `name` | the first 32 bytes of it, for whoever lists the roots | by each setter, to the same |
+//! | `name` | the first 32 bytes of it; another of the same hash is refused by them | by each setter, to the same |
 //! | `pointer` | address of the value, 0 for none | any time, by an exchange or a release store |
 //!
 //! Roots are taken from the first one on and never given back; so a name is found by
@@ -26,7 +26,7 @@ use super::root_key::{Key, Kind, NAME};
 use crate::sync::{AtomicU64, Ordering};
 
 /// Number of roots in a region.
-pub(super) const ROOTS: usize = 16;
+pub(super) const ROOTS: usize = 60;
 
 /// One root, in the control header.
 #[repr(C)]
@@ -48,9 +48,17 @@ pub(super) enum Refusal {
     Full,
     /// It was set with a type of this size and alignment.
     Kind(Kind),
+    /// Its place is that of another name of the same hash.
+    Name,
 }
 
 impl Root {
+    /// Whether it is of this name and no other of the same hash; after its pointer.
+    fn is_named(&self, key: &Key) -> bool {
+        let mut words = self.name.iter().zip(key.name);
+        words.all(|(word, bytes)| word.load(Ordering::Relaxed) == bytes)
+    }
+
     fn kind(&self) -> Kind {
         Kind::of_words(self.kind.load(Ordering::Relaxed), self.tag.load(Ordering::Relaxed))
     }
@@ -91,8 +99,8 @@ impl Roots<'_> {
     /// Makes the root of `key` name nothing; what it named, 0 for nothing.
     pub(super) fn remove(&self, key: Key, kind: Kind) -> Result<u64, Refusal> {
         self.get(key, kind)?;
-        let key = key.hash;
-        Ok(self.find(key).map_or(0, |root| root.pointer.swap(0, Ordering::AcqRel)))
+        let root = self.find(key.hash).filter(|root| root.is_named(&key));
+        Ok(root.map_or(0, |root| root.pointer.swap(0, Ordering::AcqRel)))
     }
 
     /// What was published last under `key`, and all that was written before it; 0 if there
@@ -102,7 +110,7 @@ impl Roots<'_> {
             return Ok(0);
         };
         let pointer = root.pointer.load(Ordering::Acquire);
-        if pointer == 0 {
+        if pointer == 0 || !root.is_named(&key) {
             return Ok(0);
         }
         match root.kind() {
@@ -135,7 +143,11 @@ impl Roots<'_> {
                 return Err(Refusal::Kind(root.kind()));
             }
         }
-        for (word, bytes) in root.name.iter().zip(key.name) {
+        // Two setters of one name write the same; a name that is not whole is of one that died.
+        for (word, bytes) in root.name.iter().zip(key.name).filter(|&(_, bytes)| bytes != 0) {
+            if ![0, bytes].contains(&word.load(relaxed)) {
+                return Err(Refusal::Name);
+            }
             word.store(bytes, relaxed);
         }
         Ok(root)
@@ -186,7 +198,7 @@ mod tests {
         assert_eq!(roots.set(99.into(), kind, 8), Err(Refusal::Full));
         roots.set(3.into(), kind, 800).unwrap();
         assert_eq!(roots.get(3.into(), kind), Ok(800));
-        assert_eq!(roots.get(16.into(), kind), Ok(128));
+        assert_eq!(roots.get((ROOTS as u64).into(), kind), Ok(ROOTS as u64 * 8));
         assert_eq!(roots.get(99.into(), kind), Ok(0));
     }
 
@@ -230,6 +242,18 @@ mod tests {
         assert_eq!((roots.remove(short, kind), roots.remove(short, kind)), (Ok(24), Ok(0)));
         assert_eq!(roots.list().len(), 1);
         assert_eq!(roots.replace(short, kind, 0, 40), Ok(Ok(0)));
+    }
+
+    #[test]
+    fn another_name_of_the_same_hash_is_another() {
+        let words = roots();
+        let (roots, kind) = (Roots(&words), Kind::of::<u64>());
+        let one = Key::of("one");
+        let two = Key { hash: one.hash, ..Key::of("two") };
+        roots.set(one, kind, 8).unwrap();
+        assert_eq!(roots.set(two, kind, 16), Err(Refusal::Name));
+        assert_eq!((roots.get(two, kind), roots.remove(two, kind)), (Ok(0), Ok(0)));
+        assert_eq!(roots.get(one, kind), Ok(8));
     }
 
     #[test]

@@ -3,7 +3,8 @@
 
 use super::backing::{Huge, Kind};
 use super::bring::{Bringer, Brought};
-use super::change::{Change, Charge};
+use super::change::Change;
+use super::charge::Charge;
 use super::desk::Desk;
 use super::held::{Object, join};
 use super::participants::Token;
@@ -155,13 +156,15 @@ impl Desk {
                 } else {
                     Rights::MAP | Rights::UNMAP
                 };
-                let done = self.for_another(token, rights, needed, range()?, &change)?;
+                let done = self.for_another(peer.uid, rights, needed, range()?, &change)?;
                 if let Some(brought) = brought {
                     brought.mapped();
                 }
                 Ok(done)
             }
-            Ask::Unmap => self.for_another(token, rights, Rights::UNMAP, range()?, &Change::Unmap),
+            Ask::Unmap => {
+                self.for_another(peer.uid, rights, Rights::UNMAP, range()?, &Change::Unmap)
+            }
             Ask::Protect => {
                 let (access, huge) = unpack(numbers[2])?;
                 let change = if numbers[2] & ADVICE == 0 {
@@ -169,7 +172,7 @@ impl Desk {
                 } else {
                     Change::Advise(huge)
                 };
-                self.for_another(token, rights, Rights::PROTECT, range()?, &change)
+                self.for_another(peer.uid, rights, Rights::PROTECT, range()?, &change)
             }
         }
     }
@@ -242,10 +245,10 @@ impl Desk {
         Ok(([rights.bits().into(), token.slot as u64, token.life], shared))
     }
 
-    /// A change in the name of a participant that may not write the log.
+    /// A change in the name of a user's participant that may not write the log.
     fn for_another(
         &self,
-        token: Token,
+        user: u32,
         rights: Rights,
         needed: Rights,
         range: Range<u64>,
@@ -258,7 +261,7 @@ impl Desk {
         super::span::check(super::MAP, &range, held.shape.size)
             .map_err(|error| Errno::from_raw_os_error(error.raw_os_error()))?;
         let quota = held.ledger().quota.load(Ordering::Relaxed) as usize;
-        let charge = Some(Charge { slot: token.slot, quota });
+        let charge = Some(Charge { user, quota });
         // Who is inside waits for us, perhaps; the caller asks again.
         if held.try_enter().is_none() {
             return Err(Errno::AGAIN);

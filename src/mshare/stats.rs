@@ -20,8 +20,8 @@ pub struct Participant {
     pub has_agent: bool,
     /// The number of the last change that it follows.
     pub generation: u64,
-    /// Bytes of its page tables, for this region and all else that it maps; `None` if the kernel
-    /// does not let us look.
+    /// Bytes of its page tables (`VmPTE`), for this region and all else that it maps, those that it
+    /// shares with others among them; `None` if the kernel does not let us look.
     pub page_tables: Option<u64>,
     /// Bytes of huge pages (hugetlb) that it has mapped by itself; those behind a page table
     /// that it shares with another process do not count.
@@ -36,7 +36,9 @@ pub struct Participant {
 pub struct Stats {
     /// The processes.
     pub participants: Vec<Participant>,
-    /// Bytes of page tables of all of them.
+    /// Bytes of page tables of all of them: for this region and all else that each maps, and a
+    /// table that hugetlb pages share once for each. The kernel does not tell those of one region,
+    /// so what a region costs is the difference between before and after.
     pub page_tables: u64,
     /// Bytes of the region in memory that this process has mapped, in pages of any size.
     pub resident: u64,
@@ -54,7 +56,8 @@ pub struct Stats {
     pub reaped: u64,
     /// How many times a process began to serve.
     pub epoch: u64,
-    /// How often this process waited for the others.
+    /// How often this process waited for the others. What it counts ends with it, and nobody counts
+    /// for all processes.
     pub waits: u64,
     /// How often not all of them followed in time.
     pub incomplete: u64,
@@ -62,6 +65,24 @@ pub struct Stats {
     pub mean_wait: Duration,
     /// How long at most.
     pub longest_wait: Duration,
+    /// How many of these waits took so long: number `n` those of less than 2^`n` microseconds and
+    /// not less than half of that, the last one all that took longer.
+    pub waits_by_time: Vec<u64>,
+}
+
+impl Stats {
+    /// A time within which at least this share of the waits, from 0 to 1, were over; it is less
+    /// than twice the least such time. `None` without any, or beyond half a minute.
+    pub fn wait_quantile(&self, share: f64) -> Option<Duration> {
+        let all: u64 = self.waits_by_time.iter().sum();
+        let wanted = ((share * all as f64).ceil() as u64).max(1);
+        let mut counted = 0;
+        let length = self.waits_by_time.iter().position(|&count| {
+            counted += count;
+            counted >= wanted
+        })?;
+        (length + 1 < self.waits_by_time.len()).then(|| Duration::from_micros(1 << length))
+    }
 }
 
 impl Region {
@@ -117,6 +138,7 @@ impl Region {
             incomplete: held.waits.incomplete.load(Ordering::Relaxed),
             mean_wait: Duration::from_nanos(total.checked_div(waits).unwrap_or(0)),
             longest_wait: Duration::from_nanos(held.waits.longest.load(Ordering::Relaxed)),
+            waits_by_time: held.waits.by_time.iter().map(|n| n.load(Ordering::Relaxed)).collect(),
         })
     }
 }

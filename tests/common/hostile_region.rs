@@ -5,6 +5,7 @@ use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
 };
+use std::alloc::Layout;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
@@ -213,10 +214,12 @@ pub(crate) fn replies(bytes: &[u8]) {
 /// Writes a word somewhere into the control page or the ledger.
 fn scribble(script: &mut Script<'_>, fds: &[OwnedFd]) {
     let which = usize::from(script.byte() % 2);
-    let offset = match script.byte() % 4 {
-        // Headers, the first slots and the words of the layout.
+    let offset = match script.byte() % 5 {
+        // Headers, what the log goes by (lock, turns, acks, generation, serials), the first slots and
+        // the words of the layout.
         0 => u64::from(script.byte()),
         1 => 512 + u64::from(script.byte()),
+        4 => 256 + u64::from(script.byte()) % 64,
         2 => 512 + 65_536 + u64::from(script.byte()),
         _ => 512 + 65_536 + 8 * 6145 + u64::from(script.byte()),
     };
@@ -235,7 +238,7 @@ fn play(region: &Region, dir: &TempDir, script: &mut Script<'_>) {
     for _ in 0..4 {
         let at = usize::from(script.byte()) * PAGE;
         let range = at..at + PAGE * (1 + usize::from(script.byte() % 4));
-        let _ = match script.byte() % 10 {
+        let _ = match script.byte() % 11 {
             0 => region.sync().map(drop),
             1 => region.map_within(range, Object::revocable(), SOON).map(drop),
             2 => region.map_within(range, Object::anonymous(), SOON).map(drop),
@@ -245,11 +248,72 @@ fn play(region: &Region, dir: &TempDir, script: &mut Script<'_>) {
             6 => region.parts().map(drop),
             7 => list_in(dir.path()).map(drop),
             8 => region.advise(range, Advice::DontNeed),
+            9 => {
+                let layout = Layout::from_size_align(range.end, 1 << (script.byte() % 13)).unwrap();
+                region.alloc(layout).map(|bytes| {
+                    assert!(region.contains(bytes.as_ptr(), layout.size()));
+                })
+            }
             _ => region.root::<u64>("root").map(drop),
         };
         let _ = (region.roots(), region.heap_range(), region.rights());
         let _ = region.set_root("root", region.base().cast::<u64>());
     }
+}
+
+/// Whoever may write the region writes what the bytes say over the words of its heap: what is given
+/// out lies in the region all the same, aligned, and every call returns.
+pub(crate) fn heap(bytes: &[u8]) {
+    let dir = tempfile::tempdir().unwrap();
+    let region = Region::builder("region").size(SIZE).directory(dir.path()).create().unwrap();
+    let heap = region.heap().unwrap();
+    let start = region.heap_range().unwrap().start;
+    let mut script = Script(bytes);
+    let mut blocks = Vec::new();
+    while !script.is_over() {
+        for _ in 0..script.byte() % 4 {
+            // Head and owners, slots, and the words behind them.
+            let offset = match script.byte() % 4 {
+                0 => usize::from(script.byte()) / 4 * 8,
+                1 => 4096 + usize::from(script.byte()) * 8,
+                2 => 4096 + (script.number() as usize) % (64 << 10),
+                _ => script.number() as usize % (SIZE - start - 8),
+            };
+            let value = script.number();
+            // SAFETY: a word of the region, which everybody may write.
+            unsafe { region.base().add(start + offset & !7).cast::<u64>().write_volatile(value) };
+        }
+        let size = usize::from(script.byte()) << (script.byte() % 12);
+        let layout = Layout::from_size_align(size, 1 << (script.byte() % 14)).unwrap();
+        match script.byte() % 8 {
+            0 => drop(heap.recover()),
+            1 => drop(heap.trim()),
+            2 => drop(heap.check().map(|report| report.to_string())),
+            3 => drop((heap.stats(), heap.blocks())),
+            4 | 5 => {
+                if let Ok(block) = heap.alloc(layout) {
+                    let at = block.as_ptr();
+                    assert!(size == 0 || region.contains(at, size), "{at:?} {size}");
+                    assert!(block.addr().get().is_multiple_of(layout.align()));
+                    blocks.push((block, layout));
+                }
+            }
+            6 if !blocks.is_empty() => {
+                let (block, layout) = blocks[size % blocks.len()];
+                // SAFETY: its size is changed to no more than what it has, or refused.
+                drop(unsafe { heap.resize(block, layout, size) });
+            }
+            _ => {
+                if let Some((block, layout)) = blocks.pop() {
+                    // SAFETY: allocated above with this layout.
+                    drop(unsafe { heap.free(block, layout) });
+                }
+            }
+        }
+    }
+    drop(region);
+    // SAFETY: nobody uses it any more.
+    unsafe { heap.close() };
 }
 
 /// A participant goes on while the control memory changes under it.

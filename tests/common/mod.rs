@@ -94,6 +94,12 @@ pub(crate) fn stress(usual: Duration) -> Duration {
     seconds.map_or(usual, |seconds| Duration::from_secs(seconds.parse().unwrap()))
 }
 
+/// Whether every step and every round is to be gone through, however long it takes: where
+/// `UNMERGED_STRESS_THOROUGH` is set, as by `ci/stress.sh`.
+pub(crate) fn is_thorough() -> bool {
+    std::env::var_os("UNMERGED_STRESS_THOROUGH").is_some()
+}
+
 /// Sets its flag at the end, a panic's too: threads that work until then would otherwise work on
 /// after a failed assertion, and the scope that waits for them hide it.
 pub(crate) struct SetAtEnd<'a>(pub(crate) &'a AtomicBool);

@@ -9,6 +9,7 @@ use crate::mshare::region::Region;
 use crate::sync::Ordering;
 use crate::sys::map::PAGE;
 use core::ops::Range;
+use core::ptr::NonNull;
 use rustix::io::Errno;
 
 const OPEN: &str = "mshare::Region::heap";
@@ -17,7 +18,9 @@ impl Region {
     /// The heap of this region: all of its memory that [`alloc`](Self::alloc) and arenas had not
     /// taken when the first process asked, up to the first part that is no plain memory: an object,
     /// or the [room](crate::mshare::Builder::room) for some. From then on they take from the heap, and
-    /// nothing can be mapped, unmapped or protected there.
+    /// nothing can be mapped, unmapped or protected there. Its memory is in huge pages if the region's
+    /// [is](crate::mshare::Builder::huge_pages), or [becomes](crate::mshare::Builder::collapse) so
+    /// while it is used.
     ///
     /// # Errors
     ///
@@ -91,6 +94,21 @@ impl Region {
     /// Does the bump pointer say that the rest is a heap of this region?
     pub(in crate::mshare) fn is_heap(&self, word: u64) -> bool {
         matches!(Extent::of(word, self.size() as u64), Ok(Some(_)))
+    }
+}
+
+/// All that had the heap of this region have ended, whatever can be seen of them from here: what they
+/// had is taken back by the next that looks. The region is mapped at `base`, by nobody else.
+pub(in crate::mshare) fn abandon(operation: &'static str, word: u64, base: NonNull<u8>, size: u64) {
+    /// An owner that is no thread: see [`owner`](super::owner).
+    const NOBODY: u64 = 1;
+    let Ok(Some(extent)) = Extent::of(word, size) else { return };
+    // SAFETY: mapped, as the caller says.
+    let Ok(space) = (unsafe { Space::new(operation, base, extent) }) else { return };
+    for owner in space.owners() {
+        if owner.load(Ordering::Relaxed) != 0 {
+            owner.store(NOBODY, Ordering::Relaxed);
+        }
     }
 }
 

@@ -43,7 +43,7 @@ mod allocator;
 #[cfg(all(test, not(loom)))]
 mod tests;
 
-pub(super) use making::range;
+pub(super) use making::{abandon, range};
 pub use report::{HeapStats, Problem, Report};
 
 use crate::error::{Error, Result};
