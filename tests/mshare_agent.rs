@@ -168,7 +168,7 @@ fn the_region_ends_although_the_lock_was_kept() {
     let (mut creator, mut keeper) = (ready(&dir, "opens"), ready(&dir, "opens"));
     // Somebody else made it, and this process serves it by now.
     // SAFETY: a word of the ledger.
-    unsafe { ledger(&region, 5).write_volatile(token(&region, &creator)) };
+    unsafe { ledger(&region, 6).write_volatile(token(&region, &creator)) };
     // SAFETY: our own child.
     unsafe { libc::kill(keeper.pid() as i32, libc::SIGSTOP) };
     // SAFETY: the word of the lock, which nobody has.
@@ -198,14 +198,14 @@ fn a_new_server_that_does_not_answer() {
         region.map(page * PAGE..(page + 1) * PAGE, Object::revocable()).unwrap();
     }
     // SAFETY: a word of the ledger.
-    let epoch = unsafe { ledger(&region, 7).read_volatile() } + 1;
+    let epoch = unsafe { ledger(&region, 8).read_volatile() } + 1;
     let name = format!("unmerged/mshare/{:032x}/{epoch}", u128::from_be_bytes(region.id()));
     let (unix, packets) = (AddressFamily::UNIX, SocketType::SEQPACKET);
     let listener = socket_with(unix, packets, SocketFlags::CLOEXEC, None).unwrap();
     bind(&listener, &SocketAddrUnix::new_abstract_name(name.as_bytes()).unwrap()).unwrap();
     listen(&listener, 128).unwrap();
     // SAFETY: as above; the server does not look at it.
-    unsafe { ledger(&region, 7).write_volatile(epoch) };
+    unsafe { ledger(&region, 8).write_volatile(epoch) };
     // It rings.
     assert_eq!(ask(&mut server, "unmap"), "true");
     let (done, is_done) = std::sync::mpsc::channel();

@@ -279,7 +279,7 @@ fn in_the_end() {
     for_each_step(|calls, instructions| {
         let builder = Region::builder("region").size(SIZE).lifetime(Lifetime::Creator);
         let region = builder.directory(dir.path()).create().unwrap();
-        // The sixth word of the ledger names the creator: see ledger.rs.
+        // The seventh word of the ledger names the creator: see ledger.rs.
         let word = |n: usize| {
             let ledger = region.base().as_ptr().wrapping_sub(PAGE + 167_936);
             ledger.cast::<u64>().wrapping_add(n)
@@ -287,19 +287,19 @@ fn in_the_end() {
         // SAFETY: words of the ledger: the lives in the slots.
         let life = |slot: usize| unsafe { word((512 + slot * 64) / 8).read_volatile() };
         // SAFETY: as above.
-        let first = unsafe { word(5).read_volatile() };
+        let first = unsafe { word(6).read_volatile() };
         let end = kill_at(calls, instructions, || {
             region.sync().unwrap();
             let slot = (0..1024).find(|&slot| life(slot) as u32 == std::process::id()).unwrap();
             // SAFETY: as above; and the copy of a child, which does not use the handle any more.
             unsafe {
-                word(5).write_volatile(life(slot) >> 32 << 16 | (slot as u64 + 1));
+                word(6).write_volatile(life(slot) >> 32 << 16 | (slot as u64 + 1));
                 drop(core::ptr::read(&region));
             }
             true
         });
         // SAFETY: as above.
-        if unsafe { word(5).read_volatile() } == first {
+        if unsafe { word(6).read_volatile() } == first {
             works(&region);
             assert_eq!(end, End::Killed);
             return end;

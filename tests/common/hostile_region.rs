@@ -281,7 +281,7 @@ pub(crate) fn heap(bytes: &[u8]) {
             };
             let value = script.number();
             // SAFETY: a word of the region, which everybody may write.
-            unsafe { region.base().add(start + offset & !7).cast::<u64>().write_volatile(value) };
+            unsafe { region.base().add((start + offset) & !7).cast::<u64>().write_volatile(value) };
         }
         let size = usize::from(script.byte()) << (script.byte() % 12);
         let layout = Layout::from_size_align(size, 1 << (script.byte() % 14)).unwrap();
