@@ -294,7 +294,7 @@ fn in_the_end() {
             // SAFETY: as above; and the copy of a child, which does not use the handle any more.
             unsafe {
                 word(6).write_volatile(life(slot) >> 32 << 16 | (slot as u64 + 1));
-                drop(core::ptr::read(&region));
+                drop(core::ptr::from_ref(&region).read());
             }
             true
         });
