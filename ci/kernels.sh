@@ -63,7 +63,7 @@ suites_of() {
 require_of() {
     local list=rseq,fsgsbase,ptrace,two-cpus,membarrier,membarrier-rseq,membarrier-global,pidfd,seal-future-write,schedstat
     case $1 in 6.1 | 6.12* | 7) list+=,futex-waitv ;; esac
-    case $1 in 6.12* | 7) list+=,memfd-noexec,futex2,rseq-extended ;; esac
+    case $1 in 6.12* | 7) list+=,memfd-noexec,futex2,rseq-extended,io-uring,collapse-for-others ;; esac
     case $1 in 7) list+=,futex-numa,rseq-v2,huge-pages ;; esac
     case $1 in */hard) list=${list/,fsgsbase/},numa ;; esac
     echo "$list"

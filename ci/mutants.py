@@ -10,6 +10,8 @@ A mutant is a block of lines, separated from the next by an empty line:
     - text of the source
     + text that replaces it    # none: it is taken out
 
+With two numbers behind the list, from the first of them on and each of so many.
+
 Run by ci/loom.sh, which sets the environment of a loom build.
 """
 
@@ -112,6 +114,8 @@ def main():
             copies.put(copy)
 
     mutants = list(blocks(pathlib.Path(sys.argv[1])))
+    if len(sys.argv) > 2:
+        mutants = mutants[int(sys.argv[2]) :: int(sys.argv[3])]
     noticed = failed = 0
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         for mutant, reason in zip(mutants, pool.map(judge, mutants)):

@@ -222,6 +222,10 @@ fn all_programs_have_it_at_one_address() {
 
 #[test]
 fn limits_are_told() {
+    // Nothing else may lie in so large a part of the addresses.
+    if common::role().is_none() {
+        return common::succeed(common::child("limits_are_told", "alone"));
+    }
     let dir = dir();
     let region = create(&dir, "region", Region::MAX_SIZE).unwrap();
     assert_eq!((region.size(), region.base().addr().get() % Region::ALIGNMENT), (1 << 45, 0));

@@ -652,7 +652,9 @@ fn are_collapsed(builder: Builder, dir: &TempDir, make: impl Fn(&Region)) {
     }
     assert_eq!(ask(&mut other, &format!("sum {}", touched / PAGE)), "ok");
     let after = page_tables(&region, other.pid());
-    assert!(after + 5 * PAGE as u64 <= before, "{before} {after}");
+    if after + 5 * PAGE as u64 > before {
+        common::missing("collapse-for-others", "the page tables of others stay");
+    }
     assert!(region.stats().unwrap().memory <= (touched + PAGE) as u64);
 }
 

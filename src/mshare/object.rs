@@ -126,7 +126,8 @@ pub enum Advice {
     /// Of a file of the caller's, what there is of it is read.
     Populate,
     /// Everywhere: makes huge pages of small ones, whose page tables all processes lose
-    /// (`MADV_COLLAPSE`, Linux 6.1). What is left as it is is no error.
+    /// (`MADV_COLLAPSE`, Linux 6.1; there those of other processes were seen to stay, on 6.12 and
+    /// later to go). What is left as it is is no error.
     Collapse,
     /// In each process, also in those to come: the kernel should make huge pages at the
     /// first touch (`MADV_HUGEPAGE`).

@@ -34,17 +34,20 @@ struct Entry {
     /// Address of the region; 0 for none. Set after the pointer, and cleared before it.
     region: AtomicUsize,
     known: AtomicPtr<Known>,
+    /// How often one was closed here: what threads remember from before is not used.
+    closed: AtomicU32,
 }
 
-static KNOWN: [Entry; HEAPS] =
-    [const { Entry { region: AtomicUsize::new(0), known: AtomicPtr::new(ptr::null_mut()) } };
-        HEAPS];
+static KNOWN: [Entry; HEAPS] = [const {
+    Entry {
+        region: AtomicUsize::new(0),
+        known: AtomicPtr::new(ptr::null_mut()),
+        closed: AtomicU32::new(0),
+    }
+}; HEAPS];
 
-/// How often one was closed: what threads remember from before is not used.
-static CLOSED: AtomicU32 = AtomicU32::new(0);
-
-/// The heap of the region at this address.
-fn known(region: usize) -> Option<Space> {
+/// The heap of the region at this address, and its place.
+fn known(region: usize) -> Option<(&'static Entry, Space)> {
     KNOWN.iter().find_map(|entry| {
         if entry.region.load(Ordering::Acquire) != region {
             return None;
@@ -52,7 +55,7 @@ fn known(region: usize) -> Option<Space> {
         // SAFETY: what is published is a leaked box, which is never changed, and is freed only when
         // nobody uses this heap any more.
         let known = unsafe { entry.known.load(Ordering::Acquire).as_ref() }?;
-        Some(known.space)
+        Some((entry, known.space))
     })
 }
 
@@ -78,15 +81,15 @@ pub(super) fn learn(operation: &'static str, space: Space, attachment: &Attachme
 
 /// Forgets the heap of a region, and lets go of what this process's threads had in hand.
 pub(super) fn forget(region: usize) {
-    let Some(space) = known(region) else { return };
+    let Some((_, space)) = known(region) else { return };
     if let Some(member) = Member::join(space) {
         member.leave_for_all();
     }
-    CLOSED.fetch_add(1, Ordering::Relaxed);
     for entry in &KNOWN {
         if entry.region.load(Ordering::Acquire) != region {
             continue;
         }
+        entry.closed.fetch_add(1, Ordering::Relaxed);
         entry.region.store(0, Ordering::Relaxed);
         let found = entry.known.swap(ptr::null_mut(), Ordering::AcqRel);
         if let Some(found) = NonNull::new(found) {
@@ -103,24 +106,26 @@ pub(super) struct Cache {
     pub(super) locals: [Local; CLASSES],
     pub(super) kept: Kept,
     tag: u32,
+    entry: &'static Entry,
     closed: u32,
 }
 
 impl Cache {
-    fn join(space: Space) -> Option<Self> {
-        let closed = CLOSED.load(Ordering::Relaxed);
+    fn join((entry, space): (&'static Entry, Space)) -> Option<Self> {
+        let closed = entry.closed.load(Ordering::Relaxed);
         Some(Self {
             member: Member::join(space)?,
             locals: [Local::default(); CLASSES],
             kept: Kept::default(),
             tag: tag(),
+            entry,
             closed,
         })
     }
 
     #[inline]
     fn is_current(&self) -> bool {
-        self.tag == tag() && self.closed == CLOSED.load(Ordering::Relaxed)
+        self.tag == tag() && self.closed == self.entry.closed.load(Ordering::Relaxed)
     }
 }
 
@@ -217,7 +222,7 @@ fn refused(operation: &'static str, region: usize) -> Error {
             Errno::NXIO,
             format_args!("no heap of a region at {region:#x} in this process"),
         ),
-        Some(space) => Error::with(
+        Some((_, space)) => Error::with(
             operation,
             Errno::AGAIN,
             format_args!("all {} participants of the heap are alive", space.slots()),

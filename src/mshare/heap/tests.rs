@@ -270,6 +270,22 @@ fn exhaustion_names_the_numbers() {
     assert!(heap.alloc(layout(isize::MAX as usize, 1)).unwrap_err().is_exhausted());
 }
 
+/// Who goes on with this one has still in hand what it kept.
+#[test]
+fn another_heap_is_closed() {
+    let (fixture, other) = (fixture(1 << 20), fixture(1 << 20));
+    let heap = fixture.heap;
+    let three = layout(12_000, 8);
+    for block in [heap.alloc(three).unwrap(), heap.alloc(three).unwrap()] {
+        free(&heap, block, three).unwrap();
+    }
+    let kept = sound(&heap).in_hand;
+    drop(other);
+    let block = heap.alloc(three).unwrap();
+    assert_eq!(sound(&heap).in_hand, kept - 12_288);
+    free(&heap, block, three).unwrap();
+}
+
 /// What one thread keeps is had by another when nothing else is left, and taken once.
 #[test]
 fn what_a_thread_keeps_is_the_heaps() {
