@@ -63,9 +63,9 @@ fn tables(count: usize, word: &str) -> f64 {
     peers.iter().map(of).sum()
 }
 
-/// kB of page tables of the whole machine, while so many processes do that; nobody else should
-/// do much meanwhile.
-fn tables_of_all(count: usize, word: &str) -> f64 {
+/// kB of page tables of the whole machine, while so many processes do what `word` says to each;
+/// nobody else should do much meanwhile.
+fn tables_of_all(count: usize, word: impl Fn(usize) -> String) -> f64 {
     let all = || {
         // The kernel counts on each CPU, and sums up once a second.
         std::thread::sleep(std::time::Duration::from_millis(2500));
@@ -75,7 +75,7 @@ fn tables_of_all(count: usize, word: &str) -> f64 {
         figure.expect("the kernel counts them")
     };
     let before = all();
-    let peers: Vec<_> = (0..count).map(|_| Peer::start_with(TOUCHER, word)).collect();
+    let peers: Vec<_> = (0..count).map(|n| Peer::start_with(TOUCHER, &word(n))).collect();
     let after = all();
     drop(peers);
     after - before
@@ -119,8 +119,10 @@ fn small_pages(options: &Options, row: &'static str, count: usize) {
         .run(options);
 }
 
-/// Each process reads a byte in each GiB of a region of huge pages, whose tables are shared; the
-/// peers map the same memory 2 MiB beside that, where they cannot be.
+/// Each process reads a byte in each GiB of a region of huge pages, whose tables are shared, as the
+/// one that made it has done before, whose tables are not counted; the
+/// peers map the same memory elsewhere in a GiB, each 2 MiB beside the one before, where they
+/// cannot be.
 fn huge_pages(options: &Options) {
     const ROW: &str = "mshare/page-tables-hugetlb";
     if !options.wants(ROW) {
@@ -132,6 +134,8 @@ fn huge_pages(options: &Options) {
         let region = Region::builder(&name).size(size).huge_pages(HugePages::M2).create()?;
         for at in (0..size).step_by(GIB) {
             region.advise(at..at + (2 << 20), Advice::Populate)?;
+            // SAFETY: inside; what is read is nobody's.
+            unsafe { region.base().as_ptr().wrapping_add(at).read_volatile() };
         }
         Ok(region)
     };
@@ -146,10 +150,11 @@ fn huge_pages(options: &Options) {
     });
     let file = file.expect("the region has its memory").file_name();
     let path = format!("/proc/{}/fd/{}", std::process::id(), file.to_string_lossy());
-    let skewed = (0x1000_usize << 30) + (2 << 20);
-    let bare = tables_of_all(count, &format!("{name} 0 4096 0"));
-    let ours = tables_of_all(count, &format!("{name} {size} {GIB} 0")) - bare;
-    let theirs = tables_of_all(count, &format!("{path} {size} {GIB} {skewed}")) - bare;
+    let skewed = |n: usize| (0x1000_usize << 30) + ((n + 1) << 21);
+    let bare = tables_of_all(count, |_| format!("{name} 0 4096 0"));
+    let ours = tables_of_all(count, |_| format!("{name} {size} {GIB} 0")) - bare;
+    let bare = tables_of_all(count, |n| format!("{path} 0 4096 {}", skewed(n)));
+    let theirs = tables_of_all(count, |n| format!("{path} {size} {GIB} {}", skewed(n))) - bare;
     drop(region);
     Row::new(ROW, figure(ours))
         .unit("kB")
