@@ -5,12 +5,13 @@ use std::process::Command;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Instant;
-use unmerged::futex2::{Domain, Futex, Private, Shared};
+use unmerged::futex2::{Domain, Fences, Futex, Private, Shared, choose_fences};
 use unmerged::sys::futex::{Clock, wait_bitset, wake_bitset};
 
 /// In a process that was asked for it: idle wakes with the other fences, and the end.
 pub(crate) fn play() {
     if let Ok(n) = std::env::var(ASYMMETRIC) {
+        choose_fences(Fences::Membarrier).expect("the kernel grants it");
         pinned(0, || println!("{}", wakes(n.parse().expect("a number"))));
         std::process::exit(0);
     }
@@ -79,7 +80,7 @@ fn wakes(n: u64) -> f64 {
 fn asymmetric(n: u64) -> f64 {
     let program = std::env::current_exe().expect("this program has a path");
     let mut command = Command::new(program);
-    command.env(ASYMMETRIC, n.to_string()).env("UNMERGED_FUTEX2_FENCE", "membarrier");
+    command.env(ASYMMETRIC, n.to_string());
     let output = command.output().expect("this program can be executed");
     String::from_utf8_lossy(&output.stdout).trim().parse().expect("it says the time")
 }
