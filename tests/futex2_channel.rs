@@ -6,7 +6,7 @@ mod ends;
 #[path = "common/processes.rs"]
 mod processes;
 
-use ends::{Make, in_both, soon};
+use ends::{Make, soon};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
@@ -14,6 +14,14 @@ use std::thread::{scope, sleep, spawn, yield_now};
 use std::time::Duration;
 use unmerged::futex2::lock::{Channel, channel};
 use unmerged::futex2::{Deadline, Scope, Shared};
+
+/// Each of these in both scopes.
+macro_rules! in_both {
+    ($($test:ident),+ $(,)?) => {
+        mod in_private { $(#[test] fn $test() { super::$test(crate::ends::private); })+ }
+        mod in_shared { $(#[test] fn $test() { super::$test(crate::ends::shared); })+ }
+    };
+}
 
 in_both!(
     smoke,

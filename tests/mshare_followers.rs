@@ -1,8 +1,11 @@
 //! Participants that cannot follow a change at once, and those who wait for them.
 
 mod common;
+#[path = "common/region.rs"]
+mod regions;
 
 use common::{Player, say};
+use regions::{ask, lies, ready};
 use std::alloc::Layout;
 use std::io::BufRead;
 use std::os::fd::AsRawFd;
@@ -17,19 +20,6 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 fn create(dir: &Path) -> Region {
     Region::builder("region").size(SIZE).room(SIZE / 2).directory(dir).create().unwrap()
-}
-
-fn player(dir: &Path, role: &str) -> Player {
-    let mut command = common::child("child", role);
-    command.env("UNMERGED_RUNTIME_DIR", dir);
-    let mut player = Player::start(command);
-    player.wait_for("ready");
-    player
-}
-
-fn ask(player: &mut Player, what: &str) -> String {
-    player.tell(what);
-    player.line()
 }
 
 /// Not a test: another process.
@@ -69,18 +59,6 @@ fn limit_descriptors(none: bool) -> String {
     "done".into()
 }
 
-/// Can this process read the page?
-fn lies(region: &Region, offset: usize) -> bool {
-    let start = region.base().addr().get() + offset;
-    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
-    maps.lines().any(|line| {
-        let (range, rest) = line.split_once(' ').unwrap();
-        let (from, to) = range.split_once('-').unwrap();
-        let number = |text| usize::from_str_radix(text, 16).unwrap();
-        (number(from)..number(to)).contains(&start) && rest.starts_with('r')
-    })
-}
-
 /// One that changes the region all the time.
 fn change(region: &Region, role: &str) {
     let end = Instant::now() + common::stress(Duration::from_millis(1200));
@@ -105,7 +83,7 @@ fn an_object_is_gone_before_all_have_it() {
     let dir = TempDir::new().unwrap();
     let _region = create(dir.path());
     let roles = ["maps", "unmaps", "protects", "protects"];
-    let players = roles.map(|role| player(dir.path(), role));
+    let players = roles.map(|role| ready(&dir, role));
     players.into_iter().for_each(Player::end);
 }
 
@@ -113,7 +91,7 @@ fn an_object_is_gone_before_all_have_it() {
 fn trouble_is_of_one_change_and_ends() {
     let dir = TempDir::new().unwrap();
     let region = create(dir.path());
-    let mut other = player(dir.path(), "told");
+    let mut other = ready(&dir, "told");
     let object = SIZE / 2..SIZE / 2 + PAGE;
     ask(&mut other, "fill");
     let (_, acks) = region.map_within(object.clone(), Object::revocable(), PATIENCE).unwrap();
@@ -149,7 +127,7 @@ fn many_pages_come_and_go() {
     }
     assert!(region.stats().unwrap().parts <= 3, "{}", region.stats().unwrap().parts);
     // From here on one is late.
-    let other = player(dir.path(), "told");
+    let other = ready(&dir, "told");
     // SAFETY: our own child.
     assert_eq!(unsafe { libc::kill(other.pid() as i32, libc::SIGSTOP) }, 0);
     for page in (0..520).map(|page| 2 * page * PAGE) {
@@ -166,7 +144,7 @@ fn many_pages_come_and_go() {
 #[test]
 fn a_server_that_is_stopped_is_named() {
     let dir = TempDir::new().unwrap();
-    let other = player(dir.path(), "creates");
+    let other = ready(&dir, "creates");
     let region = Region::open_in(dir.path(), "region").unwrap();
     let signal = |signal| {
         // SAFETY: our own child.

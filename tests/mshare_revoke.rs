@@ -5,7 +5,7 @@ mod common;
 mod regions;
 
 use common::say;
-use regions::{ask, ready};
+use regions::{ask, lies, ready};
 use rustix::fs::{SealFlags, fcntl_add_seals};
 use rustix::io::Errno;
 use std::io::BufRead;
@@ -42,18 +42,6 @@ fn memory(name: &str) -> BorrowedFd<'static> {
     let fd = found.unwrap().file_name().unwrap().to_str().unwrap().parse().unwrap();
     // SAFETY: open as long as the region is, which the tests hold.
     unsafe { BorrowedFd::borrow_raw(fd) }
-}
-
-/// Can this process read the page?
-fn lies(region: &Region, page: usize) -> bool {
-    let start = region.base().addr().get() + page * PAGE;
-    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
-    maps.lines().any(|line| {
-        let (range, rest) = line.split_once(' ').unwrap();
-        let (from, to) = range.split_once('-').unwrap();
-        let number = |text| usize::from_str_radix(text, 16).unwrap();
-        (number(from)..number(to)).contains(&start) && rest.starts_with('r')
-    })
 }
 
 /// Not a test: another process, which does what it is told.
@@ -121,7 +109,7 @@ fn a_change_that_cannot_empty_is_made() {
         assert_eq!(ask(&mut other, word), libc::EIO.to_string());
         // Our thread was woken.
         let end = Instant::now() + Duration::from_secs(20);
-        while lies(&region, page) {
+        while lies(&region, page * PAGE) {
             assert!(Instant::now() < end, "{word}: nobody told us");
             std::thread::sleep(Duration::from_millis(1));
         }

@@ -294,22 +294,38 @@ fn opens_again_for_writing() {
     stay(region);
 }
 
+/// A directory that other users may look up names in.
+fn open_to_others() -> TempDir {
+    let dir = TempDir::new().unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o711);
+    std::fs::set_permissions(dir.path(), mode).unwrap();
+    dir
+}
+
+/// What `child` is to do as this user.
+fn child_of(dir: &TempDir, uid: u32, role: &str) -> std::process::Command {
+    let mut command = common::child("child", role);
+    command.env("UNMERGED_RUNTIME_DIR", dir.path()).uid(uid).gid(uid);
+    command
+}
+
+/// The same, once it is ready.
+fn of_user(dir: &TempDir, uid: u32, role: &str) -> Player {
+    let mut player = Player::start(child_of(dir, uid, role));
+    player.wait_for("ready");
+    player
+}
+
 #[test]
 fn a_reader_of_another_user_stays_one() {
     if !rustix::process::geteuid().is_root() {
         return common::missing("root", "all processes are of one user");
     }
-    let dir = TempDir::new().unwrap();
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o711);
-    std::fs::set_permissions(dir.path(), mode).unwrap();
+    let dir = open_to_others();
     let builder = Region::builder("region").size(SIZE).mode(0o644);
     let region = builder.directory(dir.path()).create().unwrap();
     region.map(0..PAGE, Object::revocable()).unwrap();
-    let mut command = common::child("child", "opens again for writing");
-    command.env("UNMERGED_RUNTIME_DIR", dir.path()).uid(1000).gid(1000);
-    let mut other = Player::start(command);
-    other.wait_for("ready");
-    other.end();
+    of_user(&dir, 1000, "opens again for writing").end();
 }
 
 #[test]
@@ -317,16 +333,10 @@ fn who_may_only_read_is_told_so() {
     if !rustix::process::geteuid().is_root() {
         return common::missing("root", "all processes are of one user");
     }
-    let dir = TempDir::new().unwrap();
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o711);
-    std::fs::set_permissions(dir.path(), mode).unwrap();
+    let dir = open_to_others();
     let builder = Region::builder("region").size(SIZE).mode(0o644);
     let _region = builder.directory(dir.path()).create().unwrap();
-    let mut command = common::child("child", "may read");
-    command.env("UNMERGED_RUNTIME_DIR", dir.path()).uid(1000).gid(1000);
-    let mut other = Player::start(command);
-    other.wait_for("ready");
-    other.end();
+    of_user(&dir, 1000, "may read").end();
 }
 
 #[test]
@@ -334,23 +344,12 @@ fn one_user_does_not_take_all_places() {
     if !rustix::process::geteuid().is_root() {
         return common::missing("root", "all processes are of one user");
     }
-    let dir = TempDir::new().unwrap();
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o711);
-    std::fs::set_permissions(dir.path(), mode).unwrap();
+    let dir = open_to_others();
     let builder = Region::builder("region").size(SIZE).mode(0o644).processes_per_user(2);
     let _region = builder.directory(dir.path()).create().unwrap();
-    let of_user = |uid: u32, role: &str| {
-        let mut command = common::child("child", role);
-        command.env("UNMERGED_RUNTIME_DIR", dir.path()).uid(uid).gid(uid);
-        command
-    };
-    let start = |uid| {
-        let mut player = Player::start(of_user(uid, "reads"));
-        player.wait_for("ready");
-        player
-    };
+    let start = |uid| of_user(&dir, uid, "reads");
     let (first, second) = (start(1000), start(1000));
-    common::succeed(of_user(1000, "is one too many"));
+    common::succeed(child_of(&dir, 1000, "is one too many"));
     start(1001).end();
     first.end();
     start(1000).end();

@@ -1,5 +1,4 @@
 //! Channels of either scope, for tests that run in both.
-#![allow(unused_imports, unused_macros, reason = "each test binary uses its own part")]
 
 use crate::common::map;
 use crate::processes::file;
@@ -22,12 +21,3 @@ pub(crate) fn shared(capacity: u32) -> Channel<u64, Shared> {
 pub(crate) fn soon() -> Deadline {
     Deadline::after(Duration::from_millis(5))
 }
-
-/// Each of these in both scopes.
-macro_rules! in_both {
-    ($($test:ident),+ $(,)?) => {
-        mod in_private { $(#[test] fn $test() { super::$test(crate::ends::private); })+ }
-        mod in_shared { $(#[test] fn $test() { super::$test(crate::ends::shared); })+ }
-    };
-}
-pub(crate) use in_both;
